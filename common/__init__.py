@@ -1,0 +1,1 @@
+"""What the five papers take for granted: features, corpora, the Conformer, exact CTC, and the plumbing of a run."""

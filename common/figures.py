@@ -1,0 +1,44 @@
+"""Figures of a run, drawn from what the run wrote. matplotlib is imported here only, and needs no screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+
+
+def loss_curve(path: str | Path, steps: list[int], losses: list[float], dev: list[tuple[int, float]], title: str) -> None:
+    """Training loss per update (thin) with its running mean (thick), and the dev error rate on a second axis."""
+    figure = Figure(figsize=(7, 3.5))
+    axis = figure.subplots()
+    axis.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.7)
+    span = max(1, len(losses) // 50)
+    smooth = np.convolve(losses, np.ones(span) / span, mode="valid")
+    axis.plot(steps[span - 1 :], smooth, color="C0", label=f"training loss, mean of {span}")
+    axis.set(xlabel="update", ylabel="loss per utterance", title=title, yscale="log")
+    if dev:
+        other = axis.twinx()
+        other.plot(*zip(*dev, strict=True), "o-", color="C1", markersize=3)
+        other.set_ylabel("dev token error rate, %", color="C1")
+        other.set_ylim(bottom=0)
+    axis.legend(loc="upper right")
+    _save(figure, path)
+
+
+def posteriors(path: str | Path, probabilities: np.ndarray, names: list[str], seconds_per_frame: float, title: str) -> None:
+    """probabilities (T, N) of N labels over time, one row per label in the order given."""
+    figure = Figure(figsize=(8, 0.8 + 0.24 * len(names)))
+    axis = figure.subplots()
+    T, N = probabilities.shape
+    image = axis.imshow(
+        probabilities.T, aspect="auto", cmap="magma_r", vmin=0, vmax=1, extent=(0, T * seconds_per_frame, N - 0.5, -0.5)
+    )
+    axis.set(xlabel="seconds", yticks=range(N), yticklabels=names, title=title)
+    axis.tick_params(axis="y", labelsize=8)
+    figure.colorbar(image, ax=axis, label="probability", pad=0.01)
+    _save(figure, path)

@@ -1,0 +1,345 @@
+"""What a run needs around its training loop: ranks, seeds, learning rates, gradients, checkpoints, logs.
+
+Functions that the loop calls, and that call nothing back: the model, the loss and the order of things stay in the script.
+
+Several ranks (torchrun): each backpropagates the sum of its own losses, `sum_gradients` adds the gradients of all ranks
+and divides by the number of utterances of the whole update. That is done by hand rather than by DistributedDataParallel,
+because the divisor is known only after every rank has read its audio, and because a rank whose batch came out empty has no
+forward pass to synchronise; one all-reduce per update serves both, however many micro-batches the update has.
+
+Randomness is not a state here but a function of (seed, epoch, update, part, rank), see `reseed`: a resumed run needs no
+generator states, and reading ahead in worker processes changes nothing.
+
+Files of a run: config.json, log.jsonl (one line per update and per epoch), last.pt (everything needed to go on),
+epochs/ (weights of the best epochs), model.safetensors and tokenizer.json (the product), hyp_<split>.txt, result.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from common.flags import RunConfig, UserError, config_as_dict, differences, load_config
+
+# ----------------------------------------------------------------------------------------------- where a run runs
+
+
+class Place(NamedTuple):
+    """This process among `ranks`, its device, and the type of the forward pass (None: fp32)."""
+
+    rank: int
+    ranks: int
+    device: torch.device
+    autocast: torch.dtype | None
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def start(config: RunConfig) -> Place:
+    """Joins the other ranks if torchrun started this process, and picks the device. Raises UserError."""
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this machine (or this build of torch) has no CUDA: use --device cpu.")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is not a device: use cuda, cuda:1 or cpu.") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if ranks > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    return Place(rank, ranks, device, torch.bfloat16 if bf16 else None)
+
+
+def finish() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def first_rank_first(place: Place):
+    """The first rank goes through the block alone (it may download or build something), then all the others."""
+    if not place.first:
+        barrier(place)
+    yield
+    if place.first:
+        barrier(place)
+
+
+def barrier(place: Place) -> None:
+    """Waits for all ranks."""
+    if place.ranks > 1:
+        dist.barrier()
+
+
+def reseed(*parts: int) -> None:
+    """Seeds every generator of torch from whole numbers, the same on every machine."""
+    torch.manual_seed(random.Random(repr(parts)).getrandbits(60))
+
+
+def sum_over_ranks(counts: dict[str, float], place: Place) -> dict[str, float]:
+    """Every count added over all ranks."""
+    if place.ranks == 1:
+        return counts
+    total = torch.tensor(list(counts.values()), dtype=torch.float64, device=place.device)
+    dist.all_reduce(total)
+    return dict(zip(counts, total.tolist(), strict=True))
+
+
+def gather(item, place: Place) -> list:
+    """Any picklable object of every rank, in the order of ranks."""
+    if place.ranks == 1:
+        return [item]
+    items = [None] * place.ranks
+    dist.all_gather_object(items, item)
+    return items
+
+
+def sum_gradients(parameters: list[nn.Parameter], utterances: float, place: Place) -> None:
+    """Gradients of summed losses, added over all ranks and divided by the number of utterances of the whole update."""
+    for parameter in parameters:
+        if parameter.grad is None:  # an empty batch, or a part that the update did not use
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters]
+    if place.ranks > 1:
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        sizes = [g.numel() for g in gradients]
+        torch._foreach_copy_(gradients, [f.view_as(g) for f, g in zip(flat.split(sizes), gradients, strict=True)])
+    torch._foreach_div_(gradients, max(utterances, 1.0))
+
+
+# -------------------------------------------------------------------------------------------------- learning rates
+
+
+def one_cycle(share: float, warmup: float) -> float:
+    """Linear from 0 to 1 over the first `warmup` of the run, then half a cosine to 0. share: 0 at the start, 1 at the end."""
+    if share < warmup:
+        return share / warmup
+    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (share - warmup) / (1 - warmup)))
+
+
+def inverse_sqrt(step: int, warmup: float) -> float:
+    """Linear to 1 over `warmup` steps, then falling with 1 / sqrt(step). Vaswani et al. 2017. step counts from 0."""
+    return min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))
+
+
+# ----------------------------------------------------------------------------------------------------- being stopped
+
+_stop = False
+
+
+def stop_on_signals() -> None:
+    """From now on SIGTERM and the first Ctrl-C only ask the run to stop; the loop looks with `stop_requested`."""
+
+    def request(signum, frame):
+        global _stop
+        _stop = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+
+    signal.signal(signal.SIGTERM, request)
+    signal.signal(signal.SIGINT, request)
+
+
+def stop_requested() -> bool:
+    return _stop
+
+
+# ---------------------------------------------------------------------------------------------------- the run's folder
+
+
+@dataclass
+class Progress:
+    """How far a run is: all that a continuation needs beside weights and optimiser."""
+
+    step: int = 0  # updates done
+    epoch: int = 0
+    update: int = 0  # updates done in this epoch
+    done: bool = False
+    skipped: int = 0  # updates not applied because their gradient was not finite
+    infeasible: int = 0  # utterances left out because CTC could not align them, counted at every pass
+    audio_seconds: float = 0.0  # audio learnt from
+    train_seconds: float = 0.0  # clock time of the training loop, scoring excluded
+    bad: dict[str, str] = field(default_factory=dict)  # utterance -> why its audio could not be read
+    best: list[list[float]] = field(default_factory=list)  # [dev error, epoch] of the epochs to be averaged
+    log_lines: int = 0
+
+
+def open_folder(config: RunConfig, place: Place) -> Path:
+    """Creates --out with its config.json, or checks that --resume finds there the run it names. Raises UserError."""
+    folder = Path(config.out)
+    if config.resume:
+        changed = differences(load_config(type(config), folder), config)
+        if changed:
+            raise UserError(f"{folder} holds a run with another configuration ({'; '.join(changed)}).")
+    elif place.first:
+        if (folder / "config.json").exists():
+            raise UserError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out.")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.json", json.dumps({"config": config_as_dict(config)}, indent=1) + "\n")
+    barrier(place)
+    return folder
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """The file is either as before or complete, whenever the machine stops."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with open(temporary, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    temporary = folder / ".last.pt.partial"
+    with open(temporary, "wb") as file:
+        content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "progress": asdict(progress)}
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / "last.pt")
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> Progress:
+    """Puts model and optimiser back where the last checkpoint left them, and cuts log.jsonl back to it.
+
+    A run that was stopped before its first checkpoint starts from the beginning. Raises UserError.
+    """
+    progress = Progress()
+    if (folder / "last.pt").exists():
+        try:
+            state = torch.load(folder / "last.pt", map_location=place.device, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            progress = Progress(**state["progress"])
+        except (RuntimeError, KeyError, TypeError, EOFError, ValueError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"{folder / 'last.pt'} cannot be resumed from ({reason}): start anew with another --out.") from None
+    barrier(place)
+    log = folder / "log.jsonl"
+    if place.first and log.exists():
+        lines = log.read_text().splitlines(keepends=True)[: progress.log_lines]
+        write_atomically(log, "".join(lines))
+    return progress
+
+
+def write_log(folder: Path, progress: Progress, **entry) -> None:
+    """One line in log.jsonl. All that depends on the clock stands under `clock`; the rest repeats with the seed."""
+    with open(folder / "log.jsonl", "a") as file:
+        file.write(json.dumps(entry) + "\n")
+    progress.log_lines += 1
+
+
+def read_log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def keep_best_epochs(folder: Path, model: nn.Module, error: float, keep: int, progress: Progress) -> None:
+    """Writes this epoch's weights and drops those of epochs no longer among the `keep` with the lowest error."""
+    (folder / "epochs").mkdir(exist_ok=True)
+    save_weights(folder / "epochs" / f"{progress.epoch:04d}.safetensors", model.state_dict())
+    progress.best = sorted([*progress.best, [error, progress.epoch]])[:keep]
+    kept = {f"{epoch:04d}.safetensors" for _, epoch in progress.best}
+    for path in (folder / "epochs").glob("*.safetensors"):
+        if path.name not in kept:
+            path.unlink()
+
+
+def average_best_epochs(folder: Path, progress: Progress) -> dict[str, Tensor]:
+    """The mean of the kept epochs' weights."""
+    states = [load_weights(folder / "epochs" / f"{epoch:04d}.safetensors") for _, epoch in progress.best]
+    return {name: torch.stack([s[name].double() for s in states]).mean(0).to(states[0][name].dtype) for name in states[0]}
+
+
+def save_weights(path: Path, state: dict[str, Tensor]) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
+    os.replace(temporary, path)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Raises UserError where the file is missing, cut off or not safetensors."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"there is no {path}: that run is not finished, go on with it by --resume.") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): the run has to be repeated or resumed.") from None
+
+
+def remember_bad(bad: dict[str, str], progress: Progress, utterances: int, place: Place) -> None:
+    """Names and remembers the utterances (of all ranks) whose audio could not be read, so that nobody tries them again.
+
+    Raises UserError with the list once they are more than max(10, 1 %) of the utterances.
+    """
+    for found in gather(bad, place):
+        for name, reason in found.items():
+            if place.first:
+                note(f"left out {name}: {reason}")
+        progress.bad |= found
+    if len(progress.bad) > max(10, utterances // 100):
+        reasons = "\n  ".join(progress.bad.values())
+        raise UserError(f"{len(progress.bad)} of {utterances} utterances cannot be read; mend or remove them:\n  {reasons}")
+
+
+# ------------------------------------------------------------------------------------------------------------ reports
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """{part: parameters} for the model's direct children, then `total`."""
+    parts = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
+    return parts | {"total": sum(p.numel() for p in model.parameters())}
+
+
+def speed(progress: Progress) -> dict:
+    """What RESULT says about a training run; empty where this process did not train."""
+    if not progress.train_seconds:
+        return {}
+    left_out = {"skipped_updates": progress.skipped, "infeasible": progress.infeasible, "bad_files": len(progress.bad)}
+    rate = progress.audio_seconds / progress.train_seconds
+    return {"train_seconds": round(progress.train_seconds, 1), "audio_seconds_per_second": round(rate, 1)} | left_out
+
+
+def synchronise(place: Place) -> float:
+    """The clock in seconds, once the device has done all it was asked."""
+    if place.device.type == "cuda":
+        torch.cuda.synchronize(place.device)
+    return time.perf_counter()
+
+
+def note(message: str) -> None:
+    """One line on stderr, above any progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)
+
+
+def report(folder: Path, result: dict) -> dict:
+    """Writes result.json and prints the RESULT line, the last of a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "result.json", json.dumps(result, indent=1) + "\n")
+    print("RESULT " + json.dumps(result), flush=True)
+    return result

@@ -1,0 +1,191 @@
+"""Text in, labels out: characters, SentencePiece, and a teacher's WordPiece pruned to what a corpus needs.
+
+All tokenizers speak the same language:
+
+    tokenizer.encode("the knight") -> [17, 4]      labels from 1 to size - 1
+    tokenizer.decode([17, 4])      -> "the knight"
+    tokenizer.size                                 number of outputs V of a model, label 0 included
+    tokenizer.save(folder); load_tokenizer(folder)
+
+Label 0 is never a piece of text: it is the CTC blank, and for attention decoders the sentence boundary <sos>/<eos>,
+so that both heads have V outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.flags import UserError
+
+APOSTROPHES = str.maketrans("’‘ʼ`´", "'''''")
+
+
+def normalise(text: str) -> str:
+    """The normaliser `basic`: NFKC, lower case, one kind of apostrophe, every other sign becomes a space.
+
+    Used on every transcript before training and on references and hypotheses before scoring. Apostrophes stay where they
+    touch a letter or digit ("don't", "boys'", "'tis"); combining marks stay with their letter.
+    """
+    text = unicodedata.normalize("NFKC", text).lower().translate(APOSTROPHES)
+    text = "".join(c if c == "'" or unicodedata.category(c)[0] in "LNM" else " " for c in text)
+    return " ".join(word for word in text.split() if word.strip("'"))
+
+
+class Characters:
+    """One label per character, the space included."""
+
+    def __init__(self, characters: str):
+        self.characters = characters
+        self.ids = {c: i for i, c in enumerate(characters, start=1)}
+        self.size = len(characters) + 1
+
+    @classmethod
+    def build(cls, texts: Iterable[str]) -> Characters:
+        return cls("".join(sorted(set().union(*texts) | {" "})))
+
+    def encode(self, text: str) -> list[int]:
+        """Raises UserError on a character the training text never had."""
+        return [_lookup(self.ids, c, text) for c in text]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return "".join(self.characters[i - 1] for i in ids)
+
+    def save(self, folder: str | Path) -> None:
+        _write_json(folder, {"kind": "characters", "characters": self.characters})
+
+
+class SentencePiece:
+    """A SentencePiece model (unigram) trained on the transcripts; its ids shifted by one to make room for label 0."""
+
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self.model = model
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.size = self.processor.get_piece_size() + 1
+
+    @classmethod
+    def build(cls, texts: Iterable[str], units: int) -> SentencePiece:
+        """units: vocabulary size; where the text cannot fill it, SentencePiece gives fewer."""
+        import io
+
+        import sentencepiece
+
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_writer=model, vocab_size=units, hard_vocab_limit=False,
+            character_coverage=1.0, bos_id=-1, eos_id=-1, minloglevel=2,
+        )  # fmt: skip
+        return cls(model.getvalue())
+
+    def encode(self, text: str) -> list[int]:
+        return [i + 1 for i in self.processor.encode(text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.processor.decode([i - 1 for i in ids])
+
+    def save(self, folder: str | Path) -> None:
+        (Path(folder) / "tokenizer.model").write_bytes(self.model)
+        _write_json(folder, {"kind": "sentencepiece"})
+
+
+class WordPiece:
+    """A subset of a BERT vocabulary, applied by greedy longest match, that round-trips apostrophes.
+
+    BERT makes an apostrophe a word of its own and forgets where it was glued. The student needs to know, so it has three,
+    and all three are BERT's one to the teacher:
+
+        don't  ->  don ##'## t          boys'  ->  boys ##'          'tis  ->  '## tis
+
+    A piece that starts with ## is glued to its left neighbour, one that ends with ## to its right one.
+    """
+
+    INSIDE, INITIAL, FINAL = "##'##", "'##", "##'"
+
+    def __init__(self, pieces: list[str]):
+        self.pieces = pieces
+        self.ids = {piece: i for i, piece in enumerate(pieces, start=1)}
+        self.size = len(pieces) + 1
+        self.longest = max(map(len, pieces))
+
+    @classmethod
+    def from_vocabulary(cls, vocabulary: Iterable[str]) -> WordPiece:
+        """All of a BERT vocabulary but its special and unused tokens, with the three apostrophes for its one."""
+        kept = [p for p in vocabulary if p != "'" and not re.fullmatch(r"\[.*\]", p)]
+        return cls([*kept, cls.INSIDE, cls.INITIAL, cls.FINAL])
+
+    @classmethod
+    def prune(cls, vocabulary: Iterable[str], texts: Iterable[str], units: int) -> WordPiece:
+        """Keeps the `units` pieces most frequent in `texts`, and every character of them in both forms (c and ##c).
+
+        Characters come on top of `units` and are kept even where the teacher lacks them: nothing is ever unknown.
+        [choice] The paper's vocabulary is not known to us.
+        """
+        words = Counter(word for text in texts for word in text.split())
+        characters = sorted(set("".join(words)) - {"'"})
+        everything = [p for p in vocabulary if len(p.removeprefix("##")) > 1]
+        full = cls.from_vocabulary([*everything, *characters, *("##" + c for c in characters)])
+        counts = Counter()
+        for word, n in words.items():
+            for piece in full.split(word):
+                counts[piece] += n
+        whole = [p for p, _ in sorted(counts.items(), key=lambda x: (-x[1], x[0])) if len(p.strip("#'")) > 1]
+        return cls.from_vocabulary([*whole[:units], *characters, *("##" + c for c in characters)])
+
+    def split(self, word: str) -> list[str]:
+        """The pieces of one word. Raises UserError on a character the vocabulary has not."""
+        body = word.strip("'")
+        before, after = word.index(body), len(word) - len(body) - word.index(body)
+        pieces = [self.INITIAL] * before
+        for i, part in enumerate(body.split("'")):
+            pieces += [self.INSIDE] * (i > 0)
+            start = 0
+            while start < len(part):
+                prefix = "##" if start else ""
+                ends = range(min(len(part), start + self.longest), start, -1)
+                end = next((e for e in ends if prefix + part[start:e] in self.ids), None)
+                if end is None:
+                    _lookup({}, part[start], word)
+                pieces.append(prefix + part[start:end])
+                start = end
+        return pieces + [self.FINAL] * after
+
+    def encode(self, text: str) -> list[int]:
+        return [self.ids[piece] for word in text.split() for piece in self.split(word)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        text = " ".join(self.pieces[i - 1] for i in ids)
+        return text.replace("## ##", "").replace(" ##", "").replace("## ", "").replace("##", "")
+
+    def save(self, folder: str | Path) -> None:
+        _write_json(folder, {"kind": "wordpiece", "pieces": self.pieces})
+
+
+def load_tokenizer(folder: str | Path) -> Characters | SentencePiece | WordPiece:
+    """The tokenizer a run wrote into its folder. Raises UserError where there is none."""
+    path = Path(folder) / "tokenizer.json"
+    try:
+        stored = json.loads(path.read_text())
+        if stored["kind"] == "characters":
+            return Characters(stored["characters"])
+        if stored["kind"] == "wordpiece":
+            return WordPiece(stored["pieces"])
+        return SentencePiece((Path(folder) / "tokenizer.model").read_bytes())
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"{folder} holds no readable tokenizer: give the folder of a finished run.") from None
+
+
+def _write_json(folder: str | Path, content: dict) -> None:
+    (Path(folder) / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False) + "\n")
+
+
+def _lookup(ids: dict[str, int], character: str, text: str) -> int:
+    if character not in ids:
+        raise UserError(f"{text!r} holds {character!r}, which the training transcripts never had: normalise the text, "
+                        "or train with transcripts that have it.")  # fmt: skip
+    return ids[character]
