@@ -2,13 +2,12 @@
 
 Michael Hentschel, Yuta Nishikawa, Tatsuya Komatsu, Yusuke Fujita. ICASSP 2024. arXiv 2401.11700.
 
-Idea
-----
-CTC writes all words of an utterance at once: fast, but no word can look at the others, so CTC knows little about language.
-The paper lets a language model teach it. During training, an attention decoder reads the encoder at intermediate layers
-and at the last one and learns the probabilities that BERT gives every token; the gradient carries this knowledge into the
-encoder, down to its lower layers. At test time the decoder is thrown away, and CTC decodes in parallel as before.
-This file so far holds the two rows without a decoder, ctc and interctc, and everything around them.
+Idea ---- CTC writes all words of an utterance at once: fast, but no word can look at the others, so CTC knows
+little about language. The paper lets a language model teach it. During training, an attention decoder reads the
+encoder at intermediate layers and at the last one and learns the probabilities that BERT gives every token; the
+gradient carries this knowledge into the encoder, down to its lower layers. At test time the decoder is thrown away,
+and CTC decodes in parallel as before. This file so far holds the two rows without a decoder, ctc and interctc, and
+everything around them.
 
 Diagram
 -------
@@ -21,13 +20,11 @@ Diagram
 Equations (names are this file's own)
 ---------
     ctc_l = -log sum over paths that collapse to y of prod_t p_l(path_t | x)      common.ctc.ctc_loss   test_ctc.py
-    loss  = lam [ (1-w) ctc_last + w mean over taps of ctc_l ]                    total_loss            test_interaed_kd.py
+    loss  = lam [ (1-w) ctc_last + w mean over taps of ctc_l ]                   total_loss          test_interaed_kd.py
 
-Sources
--------
-Written from the abstract, the digest of a second reader, and the recipes of toolkits that train the same kind of model; we
-have not seen the paper's body. Every constant says where it comes from: [paper] the abstract, [digest] a second-hand
-summary, [peer] a toolkit's published recipe, [choice] ours.
+Sources ------- Written from the abstract, the digest of a second reader, and the recipes of toolkits that train the
+same kind of model; we have not seen the paper's body. Every constant says where it comes from: [paper] the
+abstract, [digest] a second-hand summary, [peer] a toolkit's published recipe, [choice] ours.
 
 Symbols
 -------
@@ -46,7 +43,7 @@ Metrics
     norm    of the gradient before clipping          lr    learning rate
     dev     word error rate of greedy CTC on the dev set, %, after every epoch
     wer     the same on the test sets, with the average of the best epochs' weights
-    homophone_error   of the homophones in the reference that came out as themselves or their twin, the share of twins, %
+    homophone_error   of the reference's homophones that came out as themselves or their twin, the share of twins, %
     rtf     seconds to transcribe a second of audio: features + encoder + decoding, one utterance at a time
 
 Run
@@ -106,11 +103,14 @@ class Config(RunConfig):
 
 
 DEMO = dict(  # [choice] sizes that learn to recognise 24 minutes of speech within two minutes on two cores
-    teacher="demo", max_seconds=8.0, batch_seconds=60.0, update_seconds=16.5, speeds=(1.0,), frequency_masks=1, time_masks=1,
-    taps=(2, 3), subsampling=8, channels=16, layers=4, dim=112, ff_dim=448, kernel=15,
-    epochs=15, schedule="one-cycle", warmup=0.3, average=3, workers=0,
+    workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=16.5, speeds=(1.0,), frequency_masks=1, time_masks=1,
+    teacher="demo", taps=(2, 3), subsampling=8, channels=16, layers=4, dim=112, ff_dim=448, kernel=15,
+    epochs=15, schedule="one-cycle", warmup=0.3, average=3,
 )  # fmt: skip
-PRESETS = {"smoke": DEMO | dict(teacher="demo-smoke", hours=0.1, layers=2, taps=(1,), epochs=4, average=2), "demo": DEMO}
+PRESETS = {
+    "smoke": DEMO | dict(teacher="demo-smoke", hours=0.1, layers=2, taps=(1,), epochs=4, average=2),
+    "demo": DEMO,
+}
 
 
 class Weights(NamedTuple):
@@ -141,8 +141,17 @@ from tqdm import tqdm
 from common import ctc, metrics, run
 from common.conformer import Conformer, subsampled
 from common.corpora import Corpus, MicroBatch, Utterance, evaluation_batches, load_corpus, plan_epoch
-from common.features import HOP, SAMPLE_RATE, AudioError, LogMel, change_speed, num_frames, read_audio, spec_augment
-from common.features import split_at_pauses
+from common.features import (
+    FRAME_SECONDS,
+    SAMPLE_RATE,
+    AudioError,
+    LogMel,
+    change_speed,
+    num_frames,
+    read_audio,
+    spec_augment,
+    split_at_pauses,
+)
 from common.pretrained import load_vocabulary
 from common.text import WordPiece, load_tokenizer
 
@@ -164,7 +173,7 @@ class Recogniser(nn.Module):
         self.masks = config.frequency_masks, config.time_masks
 
     def forward(self, waves: Tensor, samples: Tensor) -> tuple[list[Tensor], Tensor]:
-        """waves (B, N) zero-padded, samples (B,) -> log-probabilities (B, T, V) of each tap and the last layer; lengths (B,)."""
+        """waves (B, N) zero-padded, samples (B,) -> log-probs (B, T, V) of taps and last layer; lengths (B,)."""
         features, frames = self.frontend(waves, samples)  # (B, F, 80)
         if self.training:
             features = spec_augment(features, frames, self.masks[0], 27, self.masks[1], 0.05)
@@ -176,7 +185,7 @@ class Recogniser(nn.Module):
 
 
 def total_loss(ctc_losses: list[Tensor], weights: Weights) -> Tensor:
-    """loss = lam [ (1-w) ctc_last + w mean over taps of ctc_l ]; ctc_losses: one scalar per tap, then the last layer's."""
+    """loss = lam [ (1-w) ctc_last + w mean over taps of ctc_l ]; ctc_losses: one per tap, then the last layer's."""
     *taps, last = ctc_losses
     inter = torch.stack(taps).mean() if taps else last
     return weights.lam * ((1 - weights.w) * last + weights.w * inter)
@@ -235,7 +244,7 @@ class Batches(Dataset):
                 wave = change_speed(wave, draw.choice(self.config.speeds))
                 target = torch.tensor(self.tokenizer.encode(utterance.text))
                 T = subsampled(num_frames(len(wave)), self.config.subsampling)
-                if T < ctc.required_frames(target[None], torch.tensor([len(target)])):
+                if ctc.required_frames(target[None], torch.tensor([len(target)])) > T:
                     infeasible += 1
                     continue
             waves, targets, kept = [*waves, wave], [*targets, target], [*kept, utterance]
@@ -269,24 +278,23 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> tuple[Recogniser,
     model.frontend.fit(wave for batch in singly for wave in batch.waves)
     optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
     progress = run.load_checkpoint(folder, model, optimizer, place) if config.resume else run.Progress()
-    run.stop_on_signals()
 
     seconds = config.update_seconds, config.batch_seconds
-    bar = tqdm(initial=progress.step, unit="update", disable=None if place.first else True)
-    while not progress.done:
-        plan = plan_epoch(utterances, progress.epoch, config.seed, *seconds, place.rank, place.ranks)
-        bar.total = config.max_steps or config.epochs * (plan[-1].update + 1)
-        train_epoch(config, model, tokenizer, optimizer, plan, progress, folder, place, bar)
-        hypotheses = decode(config, model, tokenizer, corpus.dev, place)
-        dev = metrics.word_errors([u.text for u in corpus.dev], [hypotheses.get(u.id, "") for u in corpus.dev]).rate
-        progress.epoch, progress.update = progress.epoch + 1, 0
-        progress.done = progress.step >= config.max_steps if config.max_steps else progress.epoch == config.epochs
-        if place.first:
-            run.keep_best_epochs(folder, model, dev, config.average, progress)
-            run.write_log(folder, progress, step=progress.step, epoch=progress.epoch, dev=dev)
-            run.save_checkpoint(folder, model, optimizer, progress)
-            run.note(f"epoch {progress.epoch}: dev WER {dev:.1f} %, {progress.train_seconds:.0f} s of training")
-    bar.close()
+    quiet = None if place.first else True  # None: unless stderr is a terminal
+    with run.stop_on_signals(), tqdm(initial=progress.step, unit="update", disable=quiet) as bar:
+        while not progress.done:
+            plan = plan_epoch(utterances, progress.epoch, config.seed, *seconds, place.rank, place.ranks)
+            bar.total = config.max_steps or config.epochs * (plan[-1].update + 1)
+            train_epoch(config, model, tokenizer, optimizer, plan, progress, folder, place, bar)
+            found = decode(config, model, tokenizer, corpus.dev, place)
+            dev = metrics.word_errors([u.text for u in corpus.dev], [found.get(u.id, "") for u in corpus.dev]).rate
+            progress.epoch, progress.update = progress.epoch + 1, 0
+            progress.done = progress.step >= config.max_steps if config.max_steps else progress.epoch == config.epochs
+            if place.first:
+                run.keep_best_epochs(folder, model, dev, config.average, progress)
+                run.write_log(folder, progress, step=progress.step, epoch=progress.epoch, dev=dev)
+                run.save_checkpoint(folder, model, optimizer, progress)
+                run.note(f"epoch {progress.epoch}: dev WER {dev:.1f} %, {progress.train_seconds:.0f} s of training")
     if place.first:
         tokenizer.save(folder)
         run.save_weights(folder / "model.safetensors", run.average_best_epochs(folder, progress))
@@ -301,12 +309,12 @@ def train_epoch(
 ) -> None:  # fmt: skip
     """The rest of an epoch, from update progress.update on. Raises UserError when the run is asked to stop."""
     parameters, updates = list(model.parameters()), plan[-1].update + 1
-    rest = [part for part in plan if part.update >= progress.update]
+    rest = [part for part in plan if part.update >= progress.update and progress.step != config.max_steps]
     nothing = dict.fromkeys(["loss", "utterances", "seconds", "infeasible", "bad", "stop"], 0.0)
     sums, bad, clock = dict(nothing), {}, run.synchronise(place)
     model.train()
     for batch in batches(rest, config, tokenizer, progress.bad):
-        # Dropout and SpecAugment draw from here, so that they depend on where in the run we are, not on how we got here.
+        # Dropout and SpecAugment draw from here: they depend on where in the run we are, not on how we got here.
         run.reseed(config.seed, batch.plan.epoch, batch.plan.update, batch.plan.part, place.rank)
         if batch.utterances:
             loss = compute_losses(model, batch.to(place.device), METHODS[config.method], place.autocast)
@@ -322,9 +330,14 @@ def train_epoch(
         sums = run.sum_over_ranks(sums | {"bad": len(bad), "stop": run.stop_requested()}, place)
         run.sum_gradients(parameters, sums["utterances"], place)
         norm = nn.utils.clip_grad_norm_(parameters, config.clip).item()
-        share = progress.step / config.max_steps if config.max_steps else (progress.epoch + batch.plan.update / updates) / config.epochs
-        cycle = run.one_cycle(share, config.warmup) if config.schedule == "one-cycle" else run.inverse_sqrt(progress.step, config.warmup)
-        optimizer.param_groups[0]["lr"] = lr = config.lr * cycle
+        if config.schedule == "one-cycle":
+            share = (progress.epoch + batch.plan.update / updates) / config.epochs
+            lr = config.lr * run.one_cycle(
+                progress.step / config.max_steps if config.max_steps else share, config.warmup
+            )
+        else:
+            lr = config.lr * run.inverse_sqrt(progress.step, config.warmup)
+        optimizer.param_groups[0]["lr"] = lr
         if sums["utterances"] and math.isfinite(norm):
             optimizer.step()
         else:
@@ -359,7 +372,9 @@ def train_epoch(
 
 
 @torch.inference_mode()
-def recognise(model: Recogniser, waves: Tensor, samples: Tensor, place: run.Place) -> tuple[list[list[ctc.Token]], Tensor]:
+def recognise(
+    model: Recogniser, waves: Tensor, samples: Tensor, place: run.Place
+) -> tuple[list[list[ctc.Token]], Tensor]:
     """waves (B, N), samples (B,) -> the greedy path's tokens per utterance, and log-probabilities (B, T, V)."""
     model.eval()
     with torch.autocast(place.device.type, place.autocast, enabled=place.autocast is not None):
@@ -370,7 +385,7 @@ def recognise(model: Recogniser, waves: Tensor, samples: Tensor, place: run.Plac
 def decode(
     config: Config, model: Recogniser, tokenizer: WordPiece, utterances: list[Utterance], place: run.Place
 ) -> dict[str, str]:
-    """{utterance: what was recognised}, the work shared by all ranks; utterances that cannot be read are named, not there."""
+    """{utterance: what was recognised}, shared out over the ranks. What cannot be read is named, and not in it."""
     plan, found = evaluation_batches(utterances, config.batch_seconds, place.rank, place.ranks), {}
     for batch in tqdm(batches(plan, config), "decoding", unit="batch", leave=False, delay=2, disable=None):
         for reason in batch.bad.values():
@@ -434,8 +449,9 @@ def draw(config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece
         paths, log_probs = recognise(model, batch.waves, batch.samples, place)
         labels = list(dict.fromkeys([ctc.BLANK, *(token.label for token in paths[0])]))
         names = ["(blank)", *(tokenizer.pieces[label - 1] for label in labels[1:])]
-        seconds = config.subsampling * HOP / SAMPLE_RATE
-        figures.posteriors(folder / "posteriors.png", log_probs[0].exp().cpu().numpy()[:, labels], names, seconds, utterance.text)
+        seconds = config.subsampling * FRAME_SECONDS
+        probabilities = log_probs[0, :, labels].exp().cpu().numpy()
+        figures.posteriors(folder / "posteriors.png", probabilities, names, seconds, utterance.text)
 
 
 # ============================================================================================================ main
@@ -454,9 +470,9 @@ def load(config: Config, place: run.Place) -> tuple[Recogniser, WordPiece]:
 
 
 def transcribe(config: Config, place: run.Place) -> int:
-    """Prints file<TAB>text (or, with --times, file<TAB>start<TAB>end<TAB>word) and returns how many files could not be read."""
+    """Prints file<TAB>text, or with --times file<TAB>start<TAB>end<TAB>word. Returns how many files were unreadable."""
     model, tokenizer = load(config, place)
-    frame, failed = config.subsampling * HOP / SAMPLE_RATE, 0  # seconds
+    frame, failed = config.subsampling * FRAME_SECONDS, 0  # seconds
     for path in config.transcribe:
         try:
             wave = read_audio(path)
@@ -498,7 +514,8 @@ def main(argv: list[str] | None = None) -> dict:
             raise UserError(f"{failed} of {len(config.transcribe)} files could not be read.")
         return {}
     with run.first_rank_first(place):
-        corpus = load_corpus(config.data, config.root, config.hours, config.download, config.seed, config.preset == "smoke")
+        where = config.data, config.root, config.hours, config.download
+        corpus = load_corpus(*where, seed=config.seed, small=config.preset == "smoke")
     if config.checkpoint:
         model, tokenizer = load(config, place)
         progress = run.Progress()

@@ -2,7 +2,7 @@
 
     features (B, F, 80) -> Subsampling -> (B, T, D) -> N x ConformerBlock -> LayerNorm -> (B, T, D)
 
-    block:  x + FF/2 -> x + attention -> x + convolution -> x + FF/2                    (macaron; else x + FF at the end)
+    block:  x + FF/2 -> x + attention -> x + convolution -> x + FF/2                    (macaron; else one FF)
 
 Padding never touches real frames: attention does not see it, convolutions meet zeros there, and the subsampling uses no
 padding in time at all, so an utterance comes out the same alone and in a batch. A mask is True where a frame is real:
@@ -33,7 +33,7 @@ def subsampled(frames, factor: int):
 class Subsampling(nn.Module):
     """2 (x4) or 3 (x8) convolutions 3 x 3 of stride 2 over time and frequency, then one Linear to the encoder's width.
 
-    T = (F - 1) // 2, once per convolution: x4 gives one frame per 40 ms, x8 one per 80 ms. channels sets most of the cost.
+    T = (F - 1) // 2, once per convolution: x4 gives a frame per 40 ms, x8 one per 80 ms. channels sets the cost.
     """
 
     def __init__(self, n_mels: int, dim: int, factor: int, channels: int):
@@ -89,7 +89,7 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with rotary positions. Attention weights are not dropped: no fused kernel does it on a CPU."""
+    """Multi-head self-attention with rotary positions. No dropout on the weights: no fused kernel has it on a CPU."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -128,9 +128,7 @@ class Convolution(nn.Module):
 
 class FeedForward(nn.Sequential):
     def __init__(self, dim: int, ff_dim: int, dropout: float):
-        super().__init__(
-            nn.LayerNorm(dim), nn.Linear(dim, ff_dim), nn.SiLU(), Dropout(dropout), nn.Linear(ff_dim, dim)
-        )
+        super().__init__(nn.LayerNorm(dim), nn.Linear(dim, ff_dim), nn.SiLU(), Dropout(dropout), nn.Linear(ff_dim, dim))
 
 
 class ConformerBlock(nn.Module):
@@ -175,16 +173,18 @@ class Conformer(nn.Module):
         self.blocks = nn.ModuleList(ConformerBlock(dim, heads, ff_dim, kernel, dropout, macaron) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, features: Tensor, frames: Tensor, taps: tuple[int, ...] = ()) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def forward(
+        self, features: Tensor, frames: Tensor, taps: tuple[int, ...] = ()
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """features (B, F, n_mels), frames (B,) -> last output (B, T, D), lengths (B,), outputs of the layers in `taps`.
 
-        taps: layers counted from 1. Tapped outputs pass the same final LayerNorm as the last one; the stream that goes on
-        upwards stays un-normalised.
+        taps: layers counted from 1. Tapped outputs pass the same final LayerNorm as the last one; the stream that goes
+        on upwards stays un-normalised.
         """
         x = self.dropout(self.subsampling(features))
         lengths = subsampled(frames, self.factor)
         mask = length_mask(lengths, x.shape[1])
-        # A row without a single real frame would be a softmax over nothing (NaN): it may look at its first, blank frame.
+        # A row without any real frame would be a softmax over nothing (NaN): it may look at its first, blank frame.
         mask = mask | (torch.arange(x.shape[1], device=x.device) < 1)
         table = rotary_table(x.shape[1], self.head_dim, x.device)
         tapped = {}

@@ -68,8 +68,8 @@ def load_corpus(
 ) -> Corpus:
     """data: demo | librispeech | a folder with train.jsonl, dev.jsonl and test*.jsonl. small: the demo's smoke world.
 
-    hours: LibriSpeech's 100, 360, 460, 960 pick its subsets, in the demo world so much is spoken; anywhere else the first
-    `hours` after a shuffle of whole sessions that depends on `seed` alone. Raises UserError.
+    hours: LibriSpeech's 100, 360, 460, 960 pick its subsets, in the demo world so much is spoken; anywhere else the
+    first `hours` after a shuffle of whole sessions that depends on `seed` alone. Raises UserError.
     """
     if data == "demo":
         from common import demo
@@ -84,7 +84,9 @@ def load_corpus(
         if download:
             download_librispeech(folder.parent, [*(subsets or LIBRISPEECH_TRAIN[960]), *LIBRISPEECH_SCORED])
         if not folder.is_dir():
-            raise UserError(f"there is no {folder}: point --root at the folder that holds LibriSpeech/, or add --download.")
+            raise UserError(
+                f"there is no {folder}: --root names the folder that holds LibriSpeech/; or add --download."
+            )
         corpus = _librispeech_corpus(folder, subsets or _found(folder, "train-*"))
         return corpus if subsets else replace(corpus, train=first_hours(corpus.train, hours, seed))
     folder = Path(data).expanduser()
@@ -212,7 +214,7 @@ def fetch_archive(url: str, sha256: str, root: Path, member: str) -> None:
             with tarfile.open(archive) as tar:
                 tar.extractall(temporary, filter="data")
         except (OSError, RuntimeError, tarfile.TarError) as error:
-            raise UserError(f"{url} could not be fetched ({error}): try again, or unpack it yourself in {root}.") from None
+            raise UserError(f"{url} could not be fetched ({error}): try again, or unpack it in {root}.") from None
         (root / member).parent.mkdir(parents=True, exist_ok=True)
         shutil.move(Path(temporary) / member, root / member)
 
@@ -276,10 +278,11 @@ def plan_epoch(
 ) -> list[MicroBatch]:
     """The micro-batches of this rank for one epoch, a function of the arguments alone.
 
-    The corpus is shuffled, sorted by length inside pools of 16 updates (so that batches hold little padding but never
-    repeat), cut into updates of about `update_seconds`, and the updates are shuffled. What an update holds does not depend
-    on `batch_seconds` or `ranks`: those only split it into micro-batches of at most `batch_seconds`, padding included.
-    Epoch 0 goes from short to long utterances, from which CTC finds its alignments sooner (SortaGrad, Amodei et al. 2016).
+    The corpus is shuffled, sorted by length inside pools of 50 updates or a quarter of the corpus (so that batches
+    hold little padding but never repeat), cut into updates of about `update_seconds`, and the updates are shuffled.
+    What an update holds does not depend on `batch_seconds` or `ranks`: those only split it into micro-batches of at
+    most `batch_seconds`, padding included. Epoch 0 goes from short to long, from which CTC finds its alignments
+    sooner (SortaGrad, Amodei et al. 2016).
     """
     rng = random.Random(f"{seed}-{epoch}")
     order = list(utterances)
@@ -288,7 +291,7 @@ def plan_epoch(
         order.sort(key=lambda u: u.duration)
         updates = _cut(order, update_seconds)
     else:
-        pools = _cut(order, 16 * update_seconds)
+        pools = _cut(order, min(50 * update_seconds, sum(u.duration for u in order) / 4))
         updates = [update for pool in pools for update in _cut(sorted(pool, key=lambda u: u.duration), update_seconds)]
         rng.shuffle(updates)
     plan = []
@@ -314,10 +317,10 @@ def _cut(utterances: list[Utterance], seconds: float) -> list[list[Utterance]]:
 
 
 def _split(update: list[Utterance], batch_seconds: float, ranks: int) -> list[list[Utterance]]:
-    """A multiple of `ranks` groups of at most `batch_seconds` each, padding included; single utterances may exceed it."""
+    """A multiple of `ranks` groups of at most `batch_seconds` each, padding included; an utterance is never cut."""
     update = sorted(update, key=lambda u: u.duration)
     n = len(update)
-    for parts in range(ranks, n + ranks, ranks):
+    for parts in range(ranks, max(n, 1) + ranks, ranks):
         groups = [update[i * n // parts : (i + 1) * n // parts] for i in range(parts)]
         if all(len(g) * g[-1].duration <= batch_seconds for g in groups if g):
             break

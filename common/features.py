@@ -2,8 +2,8 @@
 
     file --read_audio--> (samples,) float32 in [-1, 1] at 16 kHz --LogMel--> (frames, 80), one frame per 10 ms
 
-A frame looks 25 ms ahead of its start and nothing is padded around the signal, so that an utterance gives the same frames
-alone and in a padded batch: frames = (samples - 400) // 160 + 1.
+A frame looks 25 ms ahead of its start and nothing is padded around the signal, so that an utterance gives the same
+frames alone and in a padded batch: frames = (samples - 400) // 160 + 1.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples = 25 ms
 HOP = 160  # samples = 10 ms
+FRAME_SECONDS = HOP / SAMPLE_RATE
 N_MELS = 80
 
 
@@ -27,7 +28,9 @@ class AudioError(Exception):
     """An audio file that cannot be read, or holds no audio."""
 
 
-def read_audio(path: str | Path, offset: float = 0.0, duration: float | None = None, channel: int | None = None) -> Tensor:
+def read_audio(
+    path: str | Path, offset: float = 0.0, duration: float | None = None, channel: int | None = None
+) -> Tensor:
     """Reads `duration` seconds (all: None) from `offset` seconds on, as mono 16 kHz.
 
     Any format libsndfile knows (WAV, FLAC, OGG, MP3, …), any rate. A named channel (0, 1, …) is read alone; without one
@@ -55,7 +58,7 @@ def read_audio(path: str | Path, offset: float = 0.0, duration: float | None = N
 
 
 def change_speed(wave: Tensor, factor: float) -> Tensor:
-    """Plays (samples,) faster (factor > 1) or slower; pitch moves too. Factors in tenths. Ko et al., Interspeech 2015."""
+    """Plays (samples,) faster (factor > 1) or slower, in tenths; the pitch moves too. Ko et al., Interspeech 2015."""
     return wave if factor == 1 else AF.resample(wave, round(10 * factor), 10)
 
 
@@ -65,19 +68,19 @@ def num_frames(samples):
 
 
 class LogMel(nn.Module):
-    """Log-mel filter bank with global mean and variance normalisation; the statistics travel with the model's weights."""
+    """Log-mel filter bank with global mean and variance normalisation; its statistics travel with the weights."""
 
     def __init__(self):
         super().__init__()
         filters = AF.melscale_fbanks(WINDOW // 2 + 1, 20.0, 7600.0, N_MELS, SAMPLE_RATE)  # (201, 80)
-        # The spectrum comes as re, im, re, im, …: doubling the filters' rows adds re^2 + im^2 inside the matrix product.
+        # The spectrum comes as re, im, re, im, …: with every filter row twice, the matrix product adds re^2 + im^2.
         self.register_buffer("filters", filters.repeat_interleave(2, dim=0), persistent=False)
         self.register_buffer("window", torch.hann_window(WINDOW, periodic=False), persistent=False)
         self.register_buffer("mean", torch.zeros(N_MELS))
         self.register_buffer("std", torch.ones(N_MELS))
 
     def forward(self, waves: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """waves (B, N) zero-padded, samples (B,) -> normalised features (B, F, 80), zero behind the end, and frames (B,)."""
+        """waves (B, N) zero-padded, samples (B,) -> features (B, F, 80), zero behind the end; frames (B,)."""
         frames = num_frames(samples)
         features = (self.log_mel(waves) - self.mean) / self.std
         behind = torch.arange(features.shape[1], device=waves.device) >= frames[:, None]  # (B, F)

@@ -12,7 +12,9 @@ def _save(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
-def loss_curve(path: str | Path, steps: list[int], losses: list[float], dev: list[tuple[int, float]], title: str) -> None:
+def loss_curve(
+    path: str | Path, steps: list[int], losses: list[float], dev: list[tuple[int, float]], title: str
+) -> None:
     """Training loss per update (thin) with its running mean (thick), and the dev error rate on a second axis."""
     figure = Figure(figsize=(7, 3.5))
     axis = figure.subplots()
@@ -30,7 +32,9 @@ def loss_curve(path: str | Path, steps: list[int], losses: list[float], dev: lis
     _save(figure, path)
 
 
-def posteriors(path: str | Path, probabilities: np.ndarray, names: list[str], seconds_per_frame: float, title: str) -> None:
+def posteriors(
+    path: str | Path, probabilities: np.ndarray, names: list[str], seconds_per_frame: float, title: str
+) -> None:
     """probabilities (T, N) of N labels over time, one row per label in the order given."""
     figure = Figure(figsize=(8, 0.8 + 0.24 * len(names)))
     axis = figure.subplots()

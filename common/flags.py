@@ -1,4 +1,4 @@
-"""Command line of the five scripts: a frozen dataclass is the configuration, and the comment behind a field is its help.
+"""Command line of the scripts: a frozen dataclass is the configuration, and the comment behind a field is its help.
 
     @dataclass(frozen=True)
     class Config(RunConfig):
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import functools
 import inspect
 import json
 import re
@@ -42,7 +43,7 @@ class RunConfig:
     hours: float | None = None  # training audio; LibriSpeech: 100, 360, 460, 960 pick its subsets; absent: all there is
     download: bool = False  # fetch the LibriSpeech subsets that are missing (checksummed)
     # -- what to do --
-    preset: typing.Literal["auto", "smoke", "demo", "full"] = "auto"  # set of sizes; auto: demo for demo data, else full
+    preset: typing.Literal["auto", "smoke", "demo", "full"] = "auto"  # sizes; auto: demo for demo data, else full
     out: str = "auto"  # folder of the run; auto: runs/<script>-<data>-<method>-s<seed>
     resume: bool = False  # go on with the unfinished run in --out
     checkpoint: str | None = None  # folder of a finished run: score it (or --transcribe with it) instead of training
@@ -92,7 +93,8 @@ def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str
         config = dataclasses.replace(stored, **given | {"preset": given.get("preset", stored.preset), "out": out})
     elif config.resume:
         stored = load_config(config_class, config.out)
-        config = dataclasses.replace(stored, **given | {"preset": given.get("preset", stored.preset), "out": config.out})
+        kept = {"preset": given.get("preset", stored.preset), "out": config.out}
+        config = dataclasses.replace(stored, **given | kept)
         changed = differences(stored, config)
         if changed:
             raise UserError(f"{config.out} holds a run with another configuration ({'; '.join(changed)}): leave these "
@@ -168,8 +170,9 @@ def _build_parser(config_class, presets, doc, script) -> argparse.ArgumentParser
         groups[band] = group
         in_presets = [f"{p} {_show(v[field.name])}" for p, v in presets.items() if field.name in v]
         default = "; ".join([_show(field.default), *in_presets])
-        text = f"{helps[field.name]} [{default}]" if field.default not in (None, ()) or in_presets else helps[field.name]
-        group.add_argument("--" + field.name.replace("_", "-"), help=text.replace("%", "%%"), **_kind(hints[field.name]))
+        text = helps[field.name] + (f" [{default}]" if in_presets or field.default not in (None, (), False) else "")
+        flag = "--" + field.name.replace("_", "-")
+        group.add_argument(flag, help=text.replace("%", "%%"), **_kind(hints[field.name]))
     return parser
 
 
@@ -189,10 +192,12 @@ def _kind(hint) -> dict:
         item = typing.get_args(hint)[0]
         if item is Path:  # file names may hold commas
             return {"nargs": "+", "type": str, "action": _AsTuple, "metavar": "FILE"}
-        def comma_list(text):  # fmt: skip
-            return tuple(item(part) for part in text.split(",") if part)
-        return {"type": comma_list, "metavar": f"{item.__name__.upper()},…"}  # fmt: skip
+        return {"type": functools.partial(_comma_list, item), "metavar": f"{item.__name__.upper()},…"}
     return {"type": hint, "metavar": hint.__name__.upper()}
+
+
+def _comma_list(item: type, text: str) -> tuple:
+    return tuple(item(part) for part in text.split(",") if part)
 
 
 class _AsTuple(argparse.Action):

@@ -37,7 +37,8 @@ def _align(reference: str, hypothesis: str) -> list[tuple[str, list[str], list[s
     reference, hypothesis = normalise(reference).split(), normalise(hypothesis).split()
     chunks = jiwer.process_words(" ".join(reference), " ".join(hypothesis)).alignments[0]
     return [
-        (c.type, reference[c.ref_start_idx : c.ref_end_idx], hypothesis[c.hyp_start_idx : c.hyp_end_idx]) for c in chunks
+        (c.type, reference[c.ref_start_idx : c.ref_end_idx], hypothesis[c.hyp_start_idx : c.hyp_end_idx])
+        for c in chunks
     ]
 
 

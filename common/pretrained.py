@@ -1,7 +1,7 @@
 """A Hugging Face model or tokenizer by name or folder: local files first, the network only if needed, one clear error.
 
-    resolve("bert-base-uncased")  -> "/home/…/.cache/…"     from the local cache, else from the hub
-    resolve("data/demo/bert-a")   -> the folder itself
+resolve("bert-base-uncased")  -> "/home/…/.cache/…"     from the local cache, else from the hub
+resolve("data/demo/bert-a")   -> the folder itself
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ def resolve(name: str, flag: str, tokenizer_only: bool = False) -> str:
         return snapshot_download(name, allow_patterns=patterns)
     except (OSError, HfHubHTTPError) as error:
         reason = type(error).__name__
-        raise UserError(f"{flag} {name} is not in the local cache and {host} gave no answer ({reason}): {instead}") from None
+        where = f"is not in the local cache, and {host} did not give it ({reason})"
+        raise UserError(f"{flag} {name} {where}: {instead}") from None
 
 
 def load_vocabulary(name: str, flag: str, root: str) -> list[str]:
-    """The pieces of a pretrained tokenizer in the order of their ids; `demo` and `demo-smoke` are those worlds' own in ROOT.
+    """The pieces of a pretrained tokenizer in the order of their ids. Raises UserError.
 
-    Raises UserError.
+    name: on the hub, a folder, or `demo` and `demo-smoke`: what those worlds hold in ROOT.
     """
     from transformers import AutoTokenizer
 

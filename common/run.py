@@ -1,11 +1,13 @@
 """What a run needs around its training loop: ranks, seeds, learning rates, gradients, checkpoints, logs.
 
-Functions that the loop calls, and that call nothing back: the model, the loss and the order of things stay in the script.
+Functions that the loop calls, and that call nothing back: the model, the loss and the order of things stay in the
+script.
 
-Several ranks (torchrun): each backpropagates the sum of its own losses, `sum_gradients` adds the gradients of all ranks
-and divides by the number of utterances of the whole update. That is done by hand rather than by DistributedDataParallel,
-because the divisor is known only after every rank has read its audio, and because a rank whose batch came out empty has no
-forward pass to synchronise; one all-reduce per update serves both, however many micro-batches the update has.
+Several ranks (torchrun): each backpropagates the sum of its own losses, `sum_gradients` adds the gradients of all
+ranks and divides by the number of utterances of the whole update. That is done by hand rather than by
+DistributedDataParallel, because the divisor is known only after every rank has read its audio, and because a rank
+whose batch came out empty has no forward pass to synchronise; one all-reduce per update serves both, however many
+micro-batches the update has.
 
 Randomness is not a state here but a function of (seed, epoch, update, part, rank), see `reseed`: a resumed run needs no
 generator states, and reading ahead in worker processes changes nothing.
@@ -135,7 +137,7 @@ def sum_gradients(parameters: list[nn.Parameter], utterances: float, place: Plac
 
 
 def one_cycle(share: float, warmup: float) -> float:
-    """Linear from 0 to 1 over the first `warmup` of the run, then half a cosine to 0. share: 0 at the start, 1 at the end."""
+    """Linear from 0 to 1 over the first `warmup` of the run, then half a cosine to 0. share: how much is done."""
     if share < warmup:
         return share / warmup
     return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (share - warmup) / (1 - warmup)))
@@ -151,16 +153,23 @@ def inverse_sqrt(step: int, warmup: float) -> float:
 _stop = False
 
 
-def stop_on_signals() -> None:
-    """From now on SIGTERM and the first Ctrl-C only ask the run to stop; the loop looks with `stop_requested`."""
+@contextmanager
+def stop_on_signals():
+    """Inside, SIGTERM and the first Ctrl-C only ask the run to stop; the loop looks with `stop_requested`."""
+    global _stop
+    _stop = False
 
     def request(signum, frame):
         global _stop
         _stop = True
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
 
-    signal.signal(signal.SIGTERM, request)
-    signal.signal(signal.SIGINT, request)
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def stop_requested() -> bool:
@@ -237,7 +246,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
             progress = Progress(**state["progress"])
         except (RuntimeError, KeyError, TypeError, EOFError, ValueError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{folder / 'last.pt'} cannot be resumed from ({reason}): start anew with another --out.") from None
+            raise UserError(f"{folder}/last.pt cannot be resumed ({reason}): start anew with another --out.") from None
     barrier(place)
     log = folder / "log.jsonl"
     if place.first and log.exists():
@@ -271,7 +280,7 @@ def keep_best_epochs(folder: Path, model: nn.Module, error: float, keep: int, pr
 def average_best_epochs(folder: Path, progress: Progress) -> dict[str, Tensor]:
     """The mean of the kept epochs' weights."""
     states = [load_weights(folder / "epochs" / f"{epoch:04d}.safetensors") for _, epoch in progress.best]
-    return {name: torch.stack([s[name].double() for s in states]).mean(0).to(states[0][name].dtype) for name in states[0]}
+    return {name: torch.stack([s[name] for s in states]).mean(0) for name in states[0]}
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
@@ -301,8 +310,8 @@ def remember_bad(bad: dict[str, str], progress: Progress, utterances: int, place
                 note(f"left out {name}: {reason}")
         progress.bad |= found
     if len(progress.bad) > max(10, utterances // 100):
-        reasons = "\n  ".join(progress.bad.values())
-        raise UserError(f"{len(progress.bad)} of {utterances} utterances cannot be read; mend or remove them:\n  {reasons}")
+        reasons = "".join(f"\n  {reason}" for reason in progress.bad.values())
+        raise UserError(f"{len(progress.bad)} of {utterances} utterances cannot be read, mend or remove them:{reasons}")
 
 
 # ------------------------------------------------------------------------------------------------------------ reports

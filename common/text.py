@@ -28,8 +28,8 @@ APOSTROPHES = str.maketrans("’‘ʼ`´", "'''''")
 def normalise(text: str) -> str:
     """The normaliser `basic`: NFKC, lower case, one kind of apostrophe, every other sign becomes a space.
 
-    Used on every transcript before training and on references and hypotheses before scoring. Apostrophes stay where they
-    touch a letter or digit ("don't", "boys'", "'tis"); combining marks stay with their letter.
+    Used on every transcript before training and on references and hypotheses before scoring. Apostrophes stay where
+    they touch a letter or digit ("don't", "boys'", "'tis"); combining marks stay with their letter.
     """
     text = unicodedata.normalize("NFKC", text).lower().translate(APOSTROPHES)
     text = "".join(c if c == "'" or unicodedata.category(c)[0] in "LNM" else " " for c in text)
@@ -97,8 +97,8 @@ class SentencePiece:
 class WordPiece:
     """A subset of a BERT vocabulary, applied by greedy longest match, that round-trips apostrophes.
 
-    BERT makes an apostrophe a word of its own and forgets where it was glued. The student needs to know, so it has three,
-    and all three are BERT's one to the teacher:
+    BERT makes an apostrophe a word of its own and forgets where it was glued. The student needs to know, so it has
+    three, and all three are BERT's one to the teacher:
 
         don't  ->  don ##'## t          boys'  ->  boys ##'          'tis  ->  '## tis
 

@@ -1,0 +1,135 @@
+"""Audio in, features out: every format and rate, damaged files, the filter bank against two other libraries, padding."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio
+
+from common.features import (
+    HOP,
+    SAMPLE_RATE,
+    WINDOW,
+    AudioError,
+    LogMel,
+    change_speed,
+    num_frames,
+    read_audio,
+    spec_augment,
+    split_at_pauses,
+)
+
+
+def tone(seconds: float, rate: int = SAMPLE_RATE, hertz: float = 440.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate).astype(np.float32)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_formats_rates_and_channels_give_the_same_sound(tmp_path, suffix):
+    reference = torch.from_numpy(tone(1.0))
+    for rate in (8000, 16000, 44100):
+        path = tmp_path / f"{rate}.{suffix}"
+        soundfile.write(path, np.stack([tone(1.0, rate), tone(1.0, rate)], axis=1), rate)
+        wave = read_audio(path)
+        assert abs(len(wave) - SAMPLE_RATE) <= (2000 if suffix == "mp3" else 2)
+        spectrum, expected = (torch.fft.rfft(w[2000:10000]).abs() for w in (wave, reference))
+        assert spectrum.argmax() == expected.argmax()
+        assert abs(wave[2000:10000].std() - reference[2000:10000].std()) < 0.02
+
+
+def test_channels_offsets_and_durations(tmp_path):
+    left, right = tone(2.0, hertz=300), tone(2.0, hertz=600)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), SAMPLE_RATE, subtype="FLOAT")
+    assert torch.equal(read_audio(tmp_path / "a.wav", channel=0), torch.from_numpy(left))
+    assert torch.equal(read_audio(tmp_path / "a.wav", channel=1), torch.from_numpy(right))
+    assert torch.allclose(read_audio(tmp_path / "a.wav"), torch.from_numpy((left + right) / 2))
+    part = read_audio(tmp_path / "a.wav", offset=0.5, duration=0.25, channel=1)
+    assert torch.equal(part, torch.from_numpy(right[8000:12000]))
+    with pytest.raises(AudioError, match="no channel 2"):
+        read_audio(tmp_path / "a.wav", channel=2)
+    with pytest.raises(AudioError, match="no audio after"):
+        read_audio(tmp_path / "a.wav", offset=3.0)
+
+
+def test_damaged_files_are_named(tmp_path):
+    soundfile.write(tmp_path / "good.flac", np.random.default_rng(0).standard_normal(32000) / 10, SAMPLE_RATE)
+    content = (tmp_path / "good.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
+    (tmp_path / "empty.flac").write_bytes(b"")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(0, dtype=np.float32), SAMPLE_RATE)
+    for name in ("cut.flac", "empty.flac", "missing.flac", "silent.wav"):
+        with pytest.raises(AudioError, match=name):
+            read_audio(tmp_path / name)
+
+
+def test_number_of_frames():
+    for samples in [1, 399, 400, 401, 559, 560, 16000, 16079, 16080, 16081]:
+        features, frames = LogMel()(torch.randn(1, samples), torch.tensor([samples]))
+        assert features.shape[1] == frames.item() == num_frames(samples) == (max(samples, 400) - 400) // 160 + 1
+
+
+def test_filter_bank_against_torchaudio():
+    wave = torch.randn(1, 16000)
+    theirs = torchaudio.transforms.MelSpectrogram(
+        SAMPLE_RATE, n_fft=WINDOW, hop_length=HOP, f_min=20.0, f_max=7600.0, n_mels=80, center=False,
+        window_fn=torch.hann_window, wkwargs={"periodic": False},
+    )(wave)  # fmt: skip
+    assert torch.allclose(LogMel().log_mel(wave), theirs.clamp(min=1e-10).log().transpose(1, 2), atol=1e-4)
+
+
+def test_alone_is_as_in_a_padded_batch():
+    waves, samples = torch.randn(3, 9000), torch.tensor([9000, 5000, 100])
+    for i, n in enumerate(samples):
+        waves[i, n:] = 7.0  # what stands behind the end must not matter to the frames before it
+    features, frames = LogMel()(waves, samples)
+    for i, n in enumerate(samples[:2]):
+        alone, count = LogMel()(waves[i : i + 1, :n], samples[i : i + 1])
+        assert count == frames[i]
+        assert (alone[0] - features[i, :count]).abs().max() <= 1e-5
+        assert (features[i, count:] == 0).all()
+
+
+def test_statistics_normalise():
+    frontend = LogMel()
+    waves = [torch.randn(16000) * scale for scale in (0.1, 1.0, 3.0)]
+    frontend.fit(waves)
+    features = torch.cat([frontend(w[None], torch.tensor([16000]))[0][0] for w in waves])
+    assert features.mean(0).abs().max() < 1e-3
+    assert (features.std(0) - 1).abs().max() < 0.02
+    assert set(frontend.state_dict()) == {"mean", "std"}  # what a checkpoint must carry, and no more
+
+
+def test_speed():
+    wave = torch.from_numpy(tone(1.0))
+    assert change_speed(wave, 1.0) is wave
+    for factor in (0.9, 1.1):
+        assert abs(len(change_speed(wave, factor)) - SAMPLE_RATE / factor) <= 1
+
+
+def test_spec_augment_blanks_no_more_than_it_may():
+    torch.manual_seed(0)
+    frames, share = torch.tensor([200, 40]), 0.05
+    widest = [0, 0]
+    for _ in range(200):
+        out = spec_augment(torch.ones(2, 200, 80), frames, 0, 27, 1, share)
+        for i, n in enumerate(frames):
+            blank = (out[i] == 0).all(-1).nonzero()[:, 0]
+            widest[i] = max(widest[i], len(blank))
+            assert len(blank) <= n * share and (blank < n).all()
+            assert len(blank) == 0 or len(blank) == blank[-1] - blank[0] + 1  # one stretch
+    assert widest == [10, 2]  # and it does reach what it may
+    out = spec_augment(torch.ones(2, 200, 80), frames, 2, 27, 0, share)
+    assert (out == 0).all(1).sum(-1).max() <= 54 and (out == out[:, :1]).all()
+
+
+def test_long_audio_is_cut_in_the_pauses():
+    wave = torch.randn(SAMPLE_RATE * 60)
+    pauses = [8, 15, 24, 31, 40, 48, 55]  # seconds
+    for second in pauses:
+        wave[second * SAMPLE_RATE : second * SAMPLE_RATE + 8000] = 0.0
+    pieces = split_at_pauses(wave, longest=10.0)
+    assert pieces[0][0] == 0 and pieces[-1][1] == len(wave)
+    assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(0 < end - start <= 10 * SAMPLE_RATE for start, end in pieces)
+    assert all(any(s <= end / SAMPLE_RATE <= s + 0.5 for s in pauses) for _, end in pieces[:-1])
+    assert split_at_pauses(wave[:100], 10.0) == [(0, 100)]

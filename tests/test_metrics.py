@@ -1,0 +1,60 @@
+"""Scores that can be checked by hand."""
+
+import numpy as np
+import pytest
+
+from common.metrics import bootstrap_difference, character_errors, homophone_errors, side_by_side, word_errors
+
+
+def test_word_errors():
+    errors = word_errors(["a b c d", "x y"], ["a c d e", "X, y!"])
+    assert (errors.substitutions, errors.deletions, errors.insertions, errors.words) == (0, 1, 1, 6)
+    assert errors.rate == pytest.approx(100 * 2 / 6)
+    assert word_errors(["a"], [""]).rate == 100 and word_errors([""], ["b"]) == (0, 0, 1, 0)
+    assert word_errors([], []).rate == 0 and word_errors([""], ["b"]).rate == 100
+
+
+def test_character_errors_ignore_spaces():
+    assert character_errors(["ab cd"], ["abcd"]).rate == 0
+    assert character_errors(["ab cd"], ["ab xd"]).rate == 25
+
+
+def test_homophone_errors():
+    twins = {"sail": "sale", "sale": "sail"}
+    references = ["the sail was red", "the sale was on", "a sail", "a sale", "no twin here"]
+    hypotheses = ["the sale was red", "the sale was on", "a snail", "", "no sale here"]
+    errors = homophone_errors(references, hypotheses, twins, ["sail sail", "sale"])
+    assert (errors.wrong, errors.count, errors.rate) == (1, 2, 50)  # misheard and missing ones do not count
+    assert errors.chance == 50  # always "sail" would be wrong for the one "sale" among the two counted
+    assert homophone_errors(["a"], ["a"], twins) == (0, 0, 0)
+
+
+def test_bootstrap_of_a_difference():
+    rng = np.random.default_rng(0)
+    words, sessions = np.full(400, 10), [f"s{i // 8}" for i in range(400)]
+    base = rng.binomial(10, 0.2, (3, 400))
+    same = bootstrap_difference(base, base, words, sessions)
+    assert same == (0, 0, 0)
+    better = bootstrap_difference(base, np.maximum(base - 1, 0), words, sessions)
+    assert better.low < better.difference < better.high < 0
+    assert better.difference == pytest.approx(100 * (np.maximum(base - 1, 0).sum() - base.sum()) / (3 * words.sum()))
+    assert better == bootstrap_difference(base, np.maximum(base - 1, 0), words, sessions)
+
+
+def test_intervals_cover_the_truth_and_know_sessions():
+    """95 % intervals hold the true difference of zero about 95 times in 100, even though errors cluster in sessions."""
+    rng, covered, repeats = np.random.default_rng(1), 0, 100
+    words, session = np.full(200, 10), np.arange(200) // 10
+    for _ in range(repeats):
+        hardness = rng.normal(0, 0.5, (2, 20))[:, session]  # the two systems fail in different sessions
+        errors = rng.poisson(np.exp(0.5 + hardness))
+        interval = bootstrap_difference(errors[:1], errors[1:], words, list(session), samples=400)
+        covered += interval.low <= 0 <= interval.high
+    assert covered >= 86
+
+
+def test_side_by_side():
+    assert side_by_side("the knight rode home", "the night rode out home").splitlines() == [
+        "REF: the KNIGHT rode *** home",
+        "HYP: the NIGHT  rode OUT home",
+    ]
