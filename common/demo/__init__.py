@@ -1,0 +1,196 @@
+"""The demo world: English speech in which sound alone cannot tell "sail" from "sale", but the words around can.
+
+    subsets = build("data/demo", hours=0.4)  # ["train-000", ..., "train-006"]
+
+builds on first use, in standard formats, so that no other code knows about the demo:
+
+    FOLDER/LibriSpeech/train-000/ train-001/ …   100 utterances (about 3.6 minutes) each, in LibriSpeech's layout
+    FOLDER/LibriSpeech/dev-clean/ test-clean/    sentences that stand in no training transcript and in no text
+    FOLDER/LibriSpeech/test-other/               the same, with new voices, faster and in more noise
+    FOLDER/LibriSpeech/homophones.txt            one pair per line: "sail sale"
+    FOLDER/text.txt                              text only: one sentence per line, a blank line between conversations
+    FOLDER/bert-a/                               a Hugging Face folder with a BERT tokenizer
+    FOLDER/world.json                            which world this is: version, seed, small
+
+A shard is a function of the seed and its number: more hours add shards, nothing that exists is built again, and text,
+dev and test never change with the hours. Each subset grows in a hidden folder and is renamed when complete: a build
+that is killed leaves no half of one, and two builds at once do the same work twice but disturb nothing.
+
+words.py: the words · grammar.py: sentences · vocabulary.py: WordPiece · speakers.py: voices · speech.py: eSpeak NG
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from common.demo import grammar, speakers, vocabulary, words
+from common.flags import UserError
+from common.text import WordPiece
+
+VERSION = 2  # of the recipe: raise it whenever the same seed would give another world
+HOURS = 0.4  # training speech by default
+SHARD = 100  # utterances: what one process of the synthesiser speaks
+SHARD_HOURS = 0.06
+SPARE = 1.1  # frames there must be for each that CTC needs: speed perturbation by 1.1 leaves every utterance feasible
+SIZES = {  # in sentences
+    False: {"text": 60_000, "dev-clean": 200, "test-clean": 720, "test-other": 720},
+    True: {"text": 3_000, "dev-clean": 60, "test-clean": 60, "test-other": 60},
+}
+
+
+def build(
+    folder: str | Path, hours: float = HOURS, small: bool = False, seed: int = 0, progress: bool = True
+) -> list[str]:
+    """Builds what is missing of the demo world and returns the training subsets that make up `hours`.
+
+    hours: training speech, rounded to whole shards (at least one). small: few text, dev and test sentences, for quick
+    tests. Raises UserError where the folder holds another world, cannot be written, or where eSpeak NG is missing.
+    """
+    if not hours > 0:
+        raise UserError(f"--hours must be more than 0, not {hours}.")
+    folder, sizes = Path(folder).absolute(), SIZES[small]
+    _claim(folder, {"version": VERSION, "seed": seed, "small": small})
+    _write(folder / "LibriSpeech" / "homophones.txt", "\n".join(map(" ".join, words.PAIRS)) + "\n")
+    text = folder / "text.txt"
+    if not text.exists():
+        told = grammar.take(seed, "text", sizes["text"])
+        _write(text, "\n\n".join(map("\n".join, told)) + "\n")
+    if not (folder / "bert-a" / "vocab.txt").exists():
+        for name, content in vocabulary.tokenizer_files(text.read_text(encoding="utf-8").splitlines()).items():
+            _write(folder / "bert-a" / name, content)
+
+    training = [f"train-{i:03d}" for i in range(max(1, round(hours / SHARD_HOURS)))]
+    subsets = [*grammar.HELD_OUT, *training]
+    missing = {s: sizes.get(s, SHARD) for s in subsets if not (folder / "LibriSpeech" / s).exists()}
+    if missing:
+        _speak(folder, missing, seed, progress)
+    return training
+
+
+def utterances(seed: int, subset: str, count: int, pieces: Iterable[str]) -> list[dict]:
+    """What is spoken in a subset: {"path" in the subset, "text", "frames" it needs, and how it is recorded}, in order.
+
+    pieces: the WordPiece vocabulary, which says how many frames a text needs. A chapter is one conversation.
+    """
+    tokenizer, rng, planned = WordPiece.from_vocabulary(pieces), random.Random(f"{seed} {subset} speakers"), []
+    conversations = grammar.take(seed, subset, count)
+    cast = speakers.cast(rng, subset, len(conversations))
+    held_out = list(grammar.HELD_OUT)
+    shard = held_out.index(subset) + 1 if subset in held_out else 10 + int(subset.removeprefix("train-"))
+    for i, (speaker, sentences) in enumerate(zip(cast, conversations, strict=True)):
+        chapter = f"{speaker.id}/{1000 * shard + i}"
+        for j, text in enumerate(sentences):
+            path = f"{chapter}/{chapter.replace('/', '-')}-{j:04d}.flac"
+            frames = math.ceil(SPARE * vocabulary.frames_needed(tokenizer.encode(text)))
+            planned.append({"path": path, "text": text, "frames": frames} | speakers.conditions(rng, subset, speaker))
+    return planned
+
+
+def run_speech(job: dict) -> str:
+    """Runs `common.demo.speech` on a job in a fresh process; returns what it prints. Raises UserError if it fails."""
+    command, root = [sys.executable, "-m", "common.demo.speech"], Path(__file__).parents[2]
+    done = subprocess.run(command, input=json.dumps(job), cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"The speech of the demo world could not be made: {last}")
+    return done.stdout
+
+
+def _speak(folder: Path, missing: dict[str, int], seed: int, progress: bool) -> None:
+    """Speaks the missing subsets {name: utterances}, a process per shard, as many at once as there are cores."""
+    from tqdm import tqdm
+
+    pieces = (folder / "bert-a" / "vocab.txt").read_text(encoding="utf-8").split()
+    work = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
+    quiet = None if progress else True  # None: where stderr is no terminal
+    bar = tqdm(total=sum(missing.values()), desc="building the demo world", unit="utt", disable=quiet)
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        waiting, jobs = {}, {}
+        for subset, count in missing.items():
+            planned = utterances(seed, subset, count, pieces)
+            _write_transcripts(work / subset, planned)
+            shards = [planned[i : i + SHARD] for i in range(0, count, SHARD)]
+            waiting[subset] = len(shards)
+            for shard in shards:
+                spoken = [u | {"path": str(work / subset / u["path"])} for u in shard]
+                jobs[pool.submit(run_speech, {"utterances": spoken})] = subset, len(shard)
+        for job in as_completed(jobs):
+            job.result()
+            subset, count = jobs[job]
+            bar.update(count)
+            waiting[subset] -= 1
+            if not waiting[subset]:
+                _publish(work / subset, folder / "LibriSpeech" / subset)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_transcripts(folder: Path, planned: list[dict]) -> None:
+    """One <speaker>-<chapter>.trans.txt per chapter: "ID TEXT", in capitals as in LibriSpeech."""
+    chapters: dict[Path, list[str]] = {}
+    for utterance in planned:
+        path = folder / utterance["path"]
+        chapters.setdefault(path.parent, []).append(f"{path.stem} {utterance['text'].upper()}\n")
+    for chapter, lines in chapters.items():
+        chapter.mkdir(parents=True)
+        name = f"{chapter.parent.name}-{chapter.name}.trans.txt"
+        (chapter / name).write_text("".join(lines), encoding="utf-8")
+
+
+def _publish(finished: Path, target: Path) -> None:
+    try:
+        finished.rename(target)
+    except OSError:
+        if not target.exists():
+            raise
+        # another process was quicker and wrote the same bytes
+
+
+def _claim(folder: Path, world: dict) -> None:
+    """Writes world.json, or checks that the one there names the same world; clears away what killed builds left."""
+    mark = folder / "world.json"
+    try:
+        (folder / "LibriSpeech").mkdir(parents=True, exist_ok=True)
+        used = any((folder / "LibriSpeech").iterdir())  # asked before the mark: another build may be starting right now
+        if not mark.exists():
+            if used:
+                raise UserError(f"{folder} holds a corpus that is not the demo world: give another folder.")
+            _write(mark, json.dumps(world) + "\n")
+        found = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"The demo world cannot be kept in {folder} ({error}): give another folder.") from error
+    if found != world:
+        raise UserError(
+            f"{folder} holds another demo world ({_describe(found)}) than the one asked for ({_describe(world)}): "
+            "delete it or give another folder."
+        )
+    for left in folder.glob(".building-*"):
+        if time.time() - left.stat().st_mtime > 3600:  # seconds; a living build adds a subset far more often
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _describe(world: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in world.items())
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a small file whole or not at all, and only once."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}-{os.getpid()}")
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)

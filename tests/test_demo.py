@@ -1,0 +1,216 @@
+"""The demo world: homophones that really sound alike, honest splits, enough frames, a build that survives a kill."""
+
+import hashlib
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from common.demo import SIZES, build, grammar, run_speech, utterances
+from common.demo.__main__ import read
+from common.demo.speakers import ACCENTS, NEW_SPEAKERS, SPEAKERS
+from common.demo.speech import frames
+from common.demo.vocabulary import frames_needed
+from common.demo.words import CUES, ONE_HOMOPHONE, PAIRS, SCENES, SECOND, TWIN, TWO_HOMOPHONES, USUAL
+from common.flags import UserError
+from common.text import WordPiece
+
+HELD_OUT = ["dev-clean", "test-clean", "test-other"]
+ROOT = Path(__file__).parents[1]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """{path: checksum} of every file of a world but what a killed build left behind."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and ".building-" not in str(p)]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def sentences(subset: str, count: int, seed: int = 0) -> list[str]:
+    return list(itertools.chain.from_iterable(grammar.take(seed, subset, count)))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A small world, built for 0.05 hours and grown to 0.1: (folder, files before, subsets before, subsets after)."""
+    folder = tmp_path_factory.mktemp("demo")
+    first = build(folder, hours=0.05, small=True, progress=False)
+    before = contents(folder)
+    return folder, before, first, build(folder, hours=0.1, small=True, progress=False)
+
+
+def test_the_world_is_as_large_as_promised():
+    assert len(CUES) >= 240 and len(PAIRS) >= 20 and len(SPEAKERS + NEW_SPEAKERS) >= 40
+    assert {s.voice for s in SPEAKERS}.isdisjoint(s.voice for s in NEW_SPEAKERS)
+    assert sum(len(words) for slots in SCENES.values() for words in slots.values()) == len(CUES)  # a scene for each
+    assert SIZES[False]["text"] >= 20 * 700
+    for subset in ("test-clean", "test-other"):
+        spoken = " ".join(sentences(subset, SIZES[False][subset])).split()
+        assert sum(word in TWIN for word in spoken) >= 1000
+
+
+def test_only_the_scene_tells_twins_apart():
+    for a, b in PAIRS:
+        assert {USUAL[a], SECOND[a]}.isdisjoint({USUAL[b], SECOND[b]})
+    words = " ".join(sentences("train-000", 700)).split()
+    counts = [(words.count(a), words.count(b)) for a, b in PAIRS]
+    assert sum(map(max, counts)) / sum(map(sum, counts)) <= 0.65  # right by always choosing the more frequent twin
+    text = " ".join(sentences("text", 5000)).split()
+    assert all(0.6 < text.count(a) / text.count(b) < 1.6 for a, b in PAIRS)
+
+
+def test_twins_have_equal_phonemes_in_every_sentence_pattern_and_accent():
+    fillers = {"d": "the", "person": "baker", "verb": "waited", "place": "garden", "adjective": "old"}
+    carriers, questions = [], []
+    for accent, pattern, (a, b) in itertools.product(ACCENTS, ONE_HOMOPHONE + TWO_HOMOPHONES, PAIRS):
+        carriers.append((accent, pattern, a))
+        questions += [(accent, pattern.format(h=word, **fillers)) for word in (a, b)]
+    phonemes = json.loads(run_speech({"phonemes": questions}))
+    wrong = [c for c, left, right in zip(carriers, phonemes[::2], phonemes[1::2], strict=True) if left != right]
+    assert not wrong and len(set(phonemes)) > 1000
+
+
+def test_twins_sound_identical_from_fresh_processes(tmp_path):
+    how = {"pitch": 50, "rate": 180, "snr": 20, "level": -25, "reverberation": 0.2, "noise": 1, "frames": 1}
+    spoken = []
+    for side in (0, 1):
+        job = [
+            how | {"path": f"{tmp_path}/{side}-{i}.flac", "voice": voice, "text": f"the cook had the {pair[side]}"}
+            for i, (voice, pair) in enumerate(itertools.product(ACCENTS, PAIRS))
+        ]
+        run_speech({"utterances": job})
+        spoken.append([Path(u["path"]).read_bytes() for u in job])
+    assert spoken[0] == spoken[1] and len(set(spoken[0])) == len(ACCENTS) * len(PAIRS)
+
+
+def test_no_held_out_sentence_was_ever_seen():
+    seen = set(sentences("text", 60_000)) | {s for i in range(7) for s in sentences(f"train-{i:03d}", 100)}
+    held_out = [s for subset in HELD_OUT for s in sentences(subset, SIZES[False][subset])]
+    assert len(held_out) == len(set(held_out)) and not seen & set(held_out)
+
+
+def test_layout_is_librispeech(world):
+    folder, _, _, training = world
+    for subset in [*training, *HELD_OUT]:
+        lines = 0
+        for transcript in (folder / "LibriSpeech" / subset).glob("*/*/*.trans.txt"):
+            speaker, chapter = transcript.parts[-3:-1]
+            assert transcript.name == f"{speaker}-{chapter}.trans.txt" and speaker.isdigit() and chapter.isdigit()
+            for i, line in enumerate(transcript.read_text().splitlines()):
+                name, text = line.split(" ", 1)
+                assert name == f"{speaker}-{chapter}-{i:04d}" and text == text.upper()
+                info = soundfile.info(transcript.parent / f"{name}.flac")
+                assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
+                lines += 1
+        assert lines == SIZES[True].get(subset, 100)
+    pairs = (folder / "LibriSpeech" / "homophones.txt").read_text().splitlines()
+    assert pairs == [f"{a} {b}" for a, b in PAIRS]
+    text = (folder / "text.txt").read_text()
+    assert "\n\n" in text and sum(map(bool, text.splitlines())) == SIZES[True]["text"] and text == text.lower()
+
+
+def test_every_utterance_has_a_frame_for_every_label(world):
+    folder, _, _, training = world
+    tokenizer = WordPiece.from_vocabulary((folder / "bert-a" / "vocab.txt").read_text().split())
+    for group in (training, HELD_OUT):
+        corpus = [u for subset in group for u in read(folder / "LibriSpeech" / subset)]
+        ratios = [frames(samples) / frames_needed(tokenizer.encode(text)) for text, samples in corpus]
+        assert min(ratios) >= 1 and 1.6 <= statistics.median(ratios) <= 2
+
+
+def test_speech_is_neither_clipped_nor_silent_and_speakers_differ(world):
+    folder, _, _, training = world
+    spectra = {}
+    for subset in [*training, *HELD_OUT]:
+        for path in sorted((folder / "LibriSpeech" / subset).rglob("*.flac")):
+            samples, _ = soundfile.read(path)
+            assert np.abs(samples).max() < 0.96 and -36 < 20 * np.log10(samples.std()) < -18
+            windows = np.lib.stride_tricks.sliding_window_view(samples, 512)[::256] * np.hanning(512)
+            spectrum = np.log(np.abs(np.fft.rfft(windows)).mean(0))[:64]
+            spectra.setdefault(path.parts[-3], []).append(spectrum - spectrum.mean())
+    means = [np.mean(of_one, 0) for of_one in spectra.values()]
+    assert len(means) > 30 and min(np.abs(a - b).max() for a, b in itertools.combinations(means, 2)) > 0.1
+
+
+def test_growing_keeps_what_exists(world):
+    folder, before, first, grown = world
+    assert first == grown[: len(first)] == ["train-000"] and len(grown) == 2
+    assert contents(folder).items() >= before.items()
+    assert build(folder, hours=0.05, small=True, progress=False) == first  # asks for less: nothing is built or removed
+
+
+def test_seed_decides_every_byte(world, tmp_path):
+    folder, _, _, _ = world
+    pieces = (folder / "bert-a" / "vocab.txt").read_text().split()
+    shards = {}
+    for seed in (0, 1):
+        planned = utterances(seed, "train-001", 100, pieces)[:30]
+        for u in planned:
+            (tmp_path / str(seed) / u["path"]).parent.mkdir(parents=True, exist_ok=True)
+        run_speech({"utterances": [u | {"path": str(tmp_path / str(seed) / u["path"])} for u in planned]})
+        shards[seed] = contents(tmp_path / str(seed))
+    built = contents(folder / "LibriSpeech" / "train-001")
+    assert len(shards[0]) == 30 and shards[0].items() <= built.items()
+    assert not set(shards[0].values()) & set(shards[1].values())
+
+
+def test_killed_build_leaves_nothing_half_written(world, tmp_path):
+    folder, _, _, training = world
+    command = "from common.demo import build; import sys; build(sys.argv[1], 0.1, small=True, progress=False)"
+    process = subprocess.Popen([sys.executable, "-c", command, str(tmp_path)], cwd=ROOT)
+    while process.poll() is None and not any((tmp_path / "LibriSpeech").glob("*/*")):
+        time.sleep(0.02)  # until the first subset is there and others are under way
+    process.kill()
+    assert process.wait() != 0
+    for subset in (tmp_path / "LibriSpeech").glob("*/"):
+        assert contents(subset) == contents(folder / "LibriSpeech" / subset.name)
+    assert not all((tmp_path / "LibriSpeech" / subset).exists() for subset in [*training, *HELD_OUT])
+    assert build(tmp_path, hours=0.1, small=True, progress=False) == training
+    assert contents(tmp_path) == contents(folder)
+
+
+def test_two_builds_at_once(world, tmp_path):
+    command = "from common.demo import build; import sys; build(sys.argv[1], 0.05, small=True, progress=False)"
+    both = [subprocess.Popen([sys.executable, "-c", command, str(tmp_path)], cwd=ROOT) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert contents(tmp_path) == world[1] and not list(tmp_path.glob(".building-*"))
+
+
+def test_another_world_is_refused(world, tmp_path):
+    folder, _, _, _ = world
+    for other in ({"seed": 1, "small": True}, {"small": False}):
+        with pytest.raises(UserError, match="another demo world"):
+            build(folder, progress=False, **other)
+    (tmp_path / "LibriSpeech" / "train-clean-100").mkdir(parents=True)
+    with pytest.raises(UserError, match="not the demo world"):
+        build(tmp_path, progress=False)
+    with pytest.raises(UserError, match="--hours"):
+        build(folder, hours=0, small=True)
+
+
+def test_vocabulary(world, monkeypatch):
+    folder, _, _, _ = world
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "bert-a")
+    pieces = (folder / "bert-a" / "vocab.txt").read_text().split()
+    assert len(tokenizer) == len(pieces) == len(set(pieces)) and tokenizer.mask_token_id == pieces.index("[MASK]")
+    assert all(tokenizer.tokenize(word) == [word] for word in TWIN)
+    text = [line for line in (folder / "text.txt").read_text().splitlines() if line]
+    assert tokenizer.unk_token_id not in {i for ids in tokenizer(text[:300])["input_ids"] for i in ids}
+    foreign = "the jazz quiz didn't vex my foxglove"
+    theirs, ours = tokenizer.tokenize(foreign), WordPiece.from_vocabulary(pieces)
+    assert [p for p in theirs if p != "'"] == [p for w in foreign.replace("'", " ").split() for p in ours.split(w)]
+
+
+def test_importing_the_builder_is_light():
+    code = "import common.demo, sys; print({'torch', 'transformers', 'espeakng_loader', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
