@@ -269,14 +269,16 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> tuple[Recogniser,
     if not utterances:
         raise UserError(f"no training utterance is as short as --max-seconds {config.max_seconds:g}: raise it.")
     folder = run.open_folder(config, place)
-    vocabulary = load_vocabulary(config.teacher, "--teacher", config.root)
+    with run.first_rank_first(place):
+        vocabulary = load_vocabulary(config.teacher, "--teacher", config.root)
     tokenizer = WordPiece.prune(vocabulary, (u.text for u in utterances), config.units)
     run.reseed(config.seed)
     model = Recogniser(config, tokenizer.size).to(place.device)
     sample = random.Random(config.seed).sample(utterances, min(500, len(utterances)))
     singly = batches([MicroBatch([u], 0, i, 0, True) for i, u in enumerate(sample)], config)
     model.frontend.fit(wave for batch in singly for wave in batch.waves)
-    optimizer = torch.optim.AdamW(model.parameters(), config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    rates = dict(lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), **rates, fused=True)
     progress = run.load_checkpoint(folder, model, optimizer, place) if config.resume else run.Progress()
 
     seconds = config.update_seconds, config.batch_seconds

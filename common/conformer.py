@@ -45,11 +45,12 @@ class Subsampling(nn.Module):
             n_mels = (n_mels + 1) // 2
         self.convolutions = nn.Sequential(*layers)
         self.linear = nn.Linear(channels * n_mels, dim)
+        self.norm = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, 0, max(0, self.shortest - x.shape[1])))
         x = self.convolutions(x[:, None])  # (B, channels, T, n_mels / factor)
-        return self.linear(x.transpose(1, 2).flatten(2))  # (B, T, D)
+        return self.norm(self.linear(x.transpose(1, 2).flatten(2)))  # (B, T, D)
 
 
 class Dropout(nn.Module):

@@ -46,11 +46,16 @@ def resolve(name: str, flag: str, tokenizer_only: bool = False) -> str:
 def load_vocabulary(name: str, flag: str, root: str) -> list[str]:
     """The pieces of a pretrained tokenizer in the order of their ids. Raises UserError.
 
-    name: on the hub, a folder, or `demo` and `demo-smoke`: what those worlds hold in ROOT.
+    name: on the hub, a folder, or `demo` and `demo-smoke`: what those worlds hold, built in ROOT where it is missing.
     """
     from transformers import AutoTokenizer
 
-    folder = str(Path(root) / name / "bert-a") if name.startswith("demo") else resolve(name, flag, tokenizer_only=True)
+    if name in ("demo", "demo-smoke"):
+        from common import demo
+
+        folder = str(demo.build_text(Path(root) / name, small=name == "demo-smoke"))
+    else:
+        folder = resolve(name, flag, tokenizer_only=True)
     try:
         vocabulary = AutoTokenizer.from_pretrained(folder, local_files_only=True).get_vocab()
     except (OSError, ValueError) as error:

@@ -1,6 +1,6 @@
 """The demo world: English speech in which sound alone cannot tell "sail" from "sale", but the words around can.
 
-    subsets = build("data/demo", hours=0.4)  # ["train-000", ..., "train-006"]
+    subsets = build("data/demo", hours=1.2)  # ["train-000", ..., "train-019"]
 
 builds on first use, in standard formats, so that no other code knows about the demo:
 
@@ -38,8 +38,8 @@ from common.demo import grammar, speakers, vocabulary, words
 from common.flags import UserError
 from common.text import WordPiece
 
-VERSION = 2  # of the recipe: raise it whenever the same seed would give another world
-HOURS = 0.4  # training speech by default
+VERSION = 1  # of the recipe: raise it whenever the same seed would give another world
+HOURS = 1.2  # training speech by default
 SHARD = 100  # utterances: what one process of the synthesiser speaks
 SHARD_HOURS = 0.06
 SPARE = 1.1  # frames there must be for each that CTC needs: speed perturbation by 1.1 leaves every utterance feasible
@@ -60,22 +60,28 @@ def build(
     if not hours > 0:
         raise UserError(f"--hours must be more than 0, not {hours}.")
     folder, sizes = Path(folder).absolute(), SIZES[small]
-    _claim(folder, {"version": VERSION, "seed": seed, "small": small})
-    _write(folder / "LibriSpeech" / "homophones.txt", "\n".join(map(" ".join, words.PAIRS)) + "\n")
-    text = folder / "text.txt"
-    if not text.exists():
-        told = grammar.take(seed, "text", sizes["text"])
-        _write(text, "\n\n".join(map("\n".join, told)) + "\n")
-    if not (folder / "bert-a" / "vocab.txt").exists():
-        for name, content in vocabulary.tokenizer_files(text.read_text(encoding="utf-8").splitlines()).items():
-            _write(folder / "bert-a" / name, content)
-
+    build_text(folder, small, seed)
     training = [f"train-{i:03d}" for i in range(max(1, round(hours / SHARD_HOURS)))]
     subsets = [*grammar.HELD_OUT, *training]
     missing = {s: sizes.get(s, SHARD) for s in subsets if not (folder / "LibriSpeech" / s).exists()}
     if missing:
         _speak(folder, missing, seed, progress)
     return training
+
+
+def build_text(folder: str | Path, small: bool = False, seed: int = 0) -> Path:
+    """Builds what needs no speech, the text and the tokenizer; returns the tokenizer's folder. Raises UserError."""
+    folder = Path(folder).absolute()
+    _claim(folder, {"version": VERSION, "seed": seed, "small": small})
+    _write(folder / "LibriSpeech" / "homophones.txt", "\n".join(map(" ".join, words.PAIRS)) + "\n")
+    text = folder / "text.txt"
+    if not text.exists():
+        told = grammar.take(seed, "text", SIZES[small]["text"])
+        _write(text, "\n\n".join(map("\n".join, told)) + "\n")
+    if not (folder / "bert-a" / "vocab.txt").exists():
+        for name, content in vocabulary.tokenizer_files(text.read_text(encoding="utf-8").splitlines()).items():
+            _write(folder / "bert-a" / name, content)
+    return folder / "bert-a"
 
 
 def utterances(seed: int, subset: str, count: int, pieces: Iterable[str]) -> list[dict]:

@@ -45,7 +45,7 @@ def cast(rng: random.Random, subset: str, conversations: int) -> list[Speaker]:
 
 def conditions(rng: random.Random, subset: str, speaker: Speaker) -> dict:
     """How one utterance is spoken and recorded, as `common.demo.speech` wants it."""
-    quietest, noisiest = (20, 5) if subset == "test-other" else (30, 10)
+    quietest, noisiest = (25, 8) if subset == "test-other" else (30, 10)
     return {
         "voice": speaker.voice,
         "pitch": speaker.pitch + rng.randint(-3, 3),

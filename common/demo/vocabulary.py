@@ -18,7 +18,7 @@ from common.demo.words import DETERMINERS, ONE_HOMOPHONE, TWIN, TWO_HOMOPHONES
 from common.text import WordPiece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-SHORT_PIECES = 70  # with 70, speech at 165-205 words a minute has about 1.8 frames of 80 ms per piece
+SHORT_PIECES = 140  # with 140, speech at 165-205 words a minute has about 1.9 frames of 80 ms per piece
 
 
 def tokenizer_files(sentences: Iterable[str]) -> dict[str, str]:

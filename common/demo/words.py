@@ -8,25 +8,25 @@ accent used. All words and patterns were written for this project.
 
 # scene: people / verbs (past, without object) / places / adjectives
 SCENES = {
-    "harbour": """captain pirate diver skipper angler mariner surfer / floated drifted paddled fished coasted /
+    "harbour": """captain pirate diver skipper angler rower surfer / floated drifted paddled fished coasted /
         pier dock marina ferry wharf canal delta / salty sandy stormy tidal coastal""",
-    "market": """merchant grocer tailor banker trader vendor dealer / haggled shopped traded bartered invested /
+    "market": """broker grocer tailor banker trader vendor dealer / dealt shopped traded bid spent /
         market counter shop stall bank plaza outlet / cheap costly rich frugal fancy""",
     "kitchen": """cook baker waiter butcher chef caterer hostess / baked tasted roasted grated melted /
         kitchen oven pantry stove tavern larder diner / hungry spicy tender sticky crispy""",
-    "farm": """farmer gardener shepherd rancher florist grower herder / planted watered harvested weeded raked /
+    "farm": """farmer sower drover cowboy milker grower herder / planted watered reaped weeded raked /
         barn orchard stable hedge pasture garden silo / ripe dusty rural green lazy""",
-    "castle": """king queen baron jester archer lancer squire / ruled jousted plotted defended charged /
+    "castle": """king queen baron jester archer lancer squire / ruled jousted plotted fought charged /
         castle tower palace chapel dungeon terrace manor / noble brave cruel gallant royal""",
-    "school": """teacher pupil student tutor classmate scholar mentor / studied spelled lectured copied revised /
-        school library college gym desk campus seminar / clever studious eager shy honest""",
+    "school": """teacher pupil student tutor novice scholar mentor / studied spelled taught copied revised /
+        school library college gym desk campus seminar / clever bright eager shy honest""",
     "hospital": """doctor nurse surgeon dentist medic chemist patient / coughed limped fainted rested healed /
-        hospital clinic ward hospice pharmacy sickbed bedside / sick feverish infected injured frail""",
-    "station": """driver porter guard tourist traveller commuter pilot / travelled departed landed parked steered /
-        station platform airport depot metro bus terminal / late crowded distant prompt rapid""",
-    "theatre": """actor singer dancer painter poet clown artist / sang danced clapped performed starred /
-        theatre stage studio cinema concert opera gallery / famous comic talented elegant festive""",
-    "forest": """hunter scout ranger climber hiker camper trapper / wandered whistled rambled tramped strayed /
+        lab clinic ward hospice bunk cot couch / sick ill numb injured frail""",
+    "station": """driver porter guard tourist stoker rider pilot / sped left landed parked steered /
+        station track airport depot metro bus hub / late crowded distant prompt rapid""",
+    "theatre": """actor singer dancer painter poet clown artist / sang danced clapped acted starred /
+        theatre stage studio cinema concert opera gallery / famous comic grand elegant festive""",
+    "forest": """hunter scout ranger climber hiker camper trapper / roamed hiked rambled tramped strayed /
         forest canyon cave cabin valley swamp glade / wild lost rustic misty frozen""",
 }
 SCENES = {
@@ -69,30 +69,26 @@ USUAL = {word: scene for line in HOMOPHONES for word, scene, _ in line}  # {homo
 SECOND = {word: scene for line in HOMOPHONES for word, _, scene in line}
 CUES = {word: scene for scene, slots in SCENES.items() for words in slots.values() for word in words}  # {cue: scene}
 
-# {d} a determiner, {h} a homophone. The words beside a homophone say little: most of its cues stand farther off.
+# {d} a determiner, {h} a homophone. Headline English: most words are cues, for what is rarely heard is never learnt.
 DETERMINERS = ["the", "this", "that", "his", "her", "our"]
 ONE_HOMOPHONE = [
-    "the {adjective} {person} was there with {d} {h}",
-    "was it {d} {h} that the {person} {verb} by",
-    "the {person} {verb} in the {place} with {d} {h}",
-    "{d} {h} and the {person} were at the {place}",
-    "did the {adjective} {person} have {d} {h}",
-    "we saw {d} {h} by the {adjective} {place}",
-    "it wasn't {d} {h} the {person} {verb} for",
+    "{adjective} {person} {verb} with {d} {h}",
+    "{person} {verb} by {d} {h} in {adjective} {place}",
+    "the {adjective} {person} had {d} {h}",
+    "{d} {h} and {adjective} {person} {verb}",
+    "{adjective} {place} had {d} {h}",
     "is {d} {h} in the {adjective} {place}",
-    "at the {place} the {person} didn't have {d} {h}",
-    "there was {d} {h} with the {adjective} {person}",
-    "they {verb} at the {place} for {d} {h}",
-    "the {person}'s in the {place} with {d} {h}",
-    "the {person} {verb} for {d} {h}",
-    "the {person} with {d} {h} {verb}",
-    "the {person} had {d} {adjective} {h}",
+    "did {adjective} {person} have {d} {h}",
+    "at {adjective} {place} {person} didn't have {d} {h}",
+    "it wasn't {d} {h} {person} {verb} for",
+    "{d} {person} {verb} in {adjective} {place} with {d} {h}",
+    "the {person}'s {h} was in {adjective} {place}",
+    "{person} of the {place} {verb} for {d} {h}",
 ]
 TWO_HOMOPHONES = [
-    "{d} {h} was with {d} {h} at the {place}",
-    "the {person} {verb} for {d} {h} and {d} {h}",
-    "is {d} {h} or {d} {h} in the {adjective} {place}",
-    "the {adjective} {person} had {d} {h} and {d} {h}",
-    "with {d} {h} and {d} {h} the {person} {verb}",
-    "the {person}'s {place} had {d} {h} and {d} {h}",
+    "{d} {h} and {d} {h} at {adjective} {place}",
+    "{adjective} {person} {verb} for {d} {h} and {h}",
+    "{person} with {h} and {h} {verb} in {place}",
+    "{adjective} {person} had {h} and {d} {h}",
+    "the {person}'s {place} had {h} and {h}",
 ]

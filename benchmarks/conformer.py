@@ -1,0 +1,74 @@
+"""Our Conformer against torchaudio's and Hugging Face's at equal sizes: python benchmarks/conformer.py [--repeats 15]
+
+Forward and backward of the blocks alone (no subsampling), medians of interleaved repeats on two threads. torchaudio's has no
+positions and BatchNorm; Hugging Face's has rotary positions. Ours drops nothing on attention weights, theirs do.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+import torchaudio
+from transformers import Wav2Vec2ConformerConfig
+from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import Wav2Vec2ConformerEncoder
+
+from common.conformer import Conformer, length_mask, rotary_table
+
+
+def interleaved(functions: dict, repeats: int) -> dict[str, float]:
+    """Median seconds of each function; they take turns, so that a slow moment hits all of them."""
+    times = {name: [] for name in functions}
+    for _ in range(repeats + 2):
+        for name, function in functions.items():
+            started = perf_counter()
+            function()
+            times[name].append(perf_counter() - started)
+    return {name: median(values[2:]) for name, values in times.items()}  # the first two warm up
+
+
+def compare(dim: int, layers: int, ff_dim: int, kernel: int, B: int, T: int, dropout: float, repeats: int) -> None:
+    heads = 4
+    ours = Conformer(dim, layers, heads, ff_dim, kernel, dropout)
+    torchaudios = torchaudio.models.Conformer(dim, heads, ff_dim, layers, kernel, dropout=dropout)
+    config = Wav2Vec2ConformerConfig(
+        hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=ff_dim,
+        conv_depthwise_kernel_size=kernel, hidden_act="swish", position_embeddings_type="rotary", layerdrop=0.0,
+        hidden_dropout=dropout, attention_dropout=dropout, activation_dropout=dropout, conformer_conv_dropout=dropout,
+        attn_implementation="eager",
+    )  # fmt: skip
+    hugging_faces = Wav2Vec2ConformerEncoder(config)
+    x, lengths = torch.randn(B, T, dim), torch.full((B,), T)
+    lengths[1:] -= T // 10
+    mask = length_mask(lengths, T)
+
+    def run_ours():
+        y, table = x, rotary_table(T, dim // heads, "cpu")
+        for block in ours.blocks:
+            y = block(y, mask, table)
+        ours.norm(y).sum().backward()
+
+    times = interleaved(
+        {
+            "ours": run_ours,
+            "torchaudio": lambda: torchaudios(x, lengths)[0].sum().backward(),
+            "hugging face": lambda: hugging_faces(x, attention_mask=mask)[0].sum().backward(),
+        },
+        repeats,
+    )
+    print(f"{layers} x {dim}, B {B}, T {T}, dropout {dropout}: ours {1000 * times['ours']:.0f} ms;", end=" ")
+    print("; ".join(f"{name} takes {times[name] / times['ours']:.2f} times as long" for name in list(times)[1:]))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=15)
+    repeats = parser.parse_args().repeats
+    torch.set_num_threads(2)
+    for dropout in (0.0, 0.1):
+        compare(256, 4, 1024, 31, 8, 200, dropout, repeats)
+        compare(112, 4, 448, 15, 16, 28, dropout, repeats)
