@@ -1,7 +1,7 @@
 """Our Conformer against torchaudio's and Hugging Face's at equal sizes: python benchmarks/conformer.py [--repeats 15]
 
-Forward and backward of the blocks alone (no subsampling), medians of interleaved repeats on two threads. torchaudio's has no
-positions and BatchNorm; Hugging Face's has rotary positions. Ours drops nothing on attention weights, theirs do.
+Forward and backward of the blocks alone (no subsampling), medians of interleaved repeats on two threads. torchaudio's
+has no positions and BatchNorm; Hugging Face's has rotary positions. Both drop attention weights too, ours does not.
 """
 
 import argparse

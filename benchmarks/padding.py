@@ -29,4 +29,5 @@ if __name__ == "__main__":
         ("demo", demo, (DEMO["update_seconds"], DEMO["batch_seconds"])),
         ("full", long, (Config.update_seconds, Config.batch_seconds)),
     ):
-        print(name, *(f"epoch {epoch}: {waste(utterances, *sizes, epoch):.2f} % padding" for epoch in (0, 1, 2)), sep="; ")
+        shares = (f"epoch {epoch}: {waste(utterances, *sizes, epoch):.2f} % padding" for epoch in (0, 1, 2))
+        print(name, *shares, sep="; ")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from common.flags import UserError
 
@@ -33,13 +35,13 @@ def resolve(name: str, flag: str, tokenizer_only: bool = False) -> str:
         raise UserError(f"{flag} {name}: no such folder, and not the name of a model: {instead}") from None
     except LocalEntryNotFoundError:
         pass
-    host = constants.ENDPOINT.split("//")[-1]
-    try:  # asked once and quickly: the library alone would retry for half a minute
-        socket.create_connection((host.split(":")[0], 443), timeout=3).close()
+    hub = urlsplit(constants.ENDPOINT)
+    try:
+        if not getproxies():  # asked once and quickly: the library alone would retry for half a minute
+            socket.create_connection((hub.hostname, hub.port or 443), timeout=3).close()
         return snapshot_download(name, allow_patterns=patterns)
     except (OSError, HfHubHTTPError) as error:
-        reason = type(error).__name__
-        where = f"is not in the local cache, and {host} did not give it ({reason})"
+        where = f"is not in the local cache, and {hub.hostname} did not give it ({type(error).__name__})"
         raise UserError(f"{flag} {name} {where}: {instead}") from None
 
 

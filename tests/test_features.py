@@ -1,4 +1,4 @@
-"""Audio in, features out: every format and rate, damaged files, the filter bank against two other libraries, padding."""
+"""Audio in, features out: every format and rate, damaged files, the filter bank against another library, padding."""
 
 import numpy as np
 import pytest

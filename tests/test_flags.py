@@ -91,7 +91,11 @@ def test_every_option_is_explained(capsys):
         read("--help")
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
-    assert "Title of a paper." in text and "layers, 50 % of them [6,12; smoke 1]" in text and "python test_flags.py" in text
+    assert (
+        "Title of a paper." in text
+        and "layers, 50 % of them [6,12; smoke 1]" in text
+        and "python test_flags.py" in text
+    )
 
 
 def test_help_answers_before_torch_is_imported():

@@ -24,7 +24,8 @@ from common.features import read_audio
 from common.flags import UserError
 
 CPU = run.Place(0, 1, torch.device("cpu"), None)
-SMALL = "--dim 32 --heads 2 --ff-dim 64 --channels 4 --average 2 --update-seconds 9 --epochs 6".split()
+SMALL = ["--dim", "32", "--heads", "2", "--ff-dim", "64", "--channels", "4", "--average", "2"]
+SMALL += ["--update-seconds", "9", "--epochs", "6"]
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +64,9 @@ def test_total_loss_is_the_formula():
 @pytest.fixture
 def small_model():
     torch.manual_seed(0)
-    config = script.parse(script.Config, script.PRESETS, script.__doc__, ["--preset", "smoke", *SMALL, "--method", "interctc"])
+    config = script.parse(
+        script.Config, script.PRESETS, script.__doc__, ["--preset", "smoke", *SMALL, "--method", "interctc"]
+    )
     config = replace(config, layers=3, taps=(1, 2), frequency_masks=0, time_masks=0, dropout=0.0)
     return config, script.Recogniser(config, vocabulary=3)
 
@@ -149,11 +152,15 @@ def test_the_same_seed_gives_the_same_log(finished, options, tmp_path):
         arguments = ["--data", str(finished / "data"), "--out", str(tmp_path / out), "--workers", workers]
         script.main([*options, *arguments])
         assert log_without_clocks(tmp_path / out) == log_without_clocks(finished / "run")
-        assert (tmp_path / out / "model.safetensors").read_bytes() == (finished / "run" / "model.safetensors").read_bytes()
+        assert (tmp_path / out / "model.safetensors").read_bytes() == (
+            finished / "run" / "model.safetensors"
+        ).read_bytes()
 
 
 def test_another_seed_gives_another_run(finished, options, tmp_path):
-    script.main([*options, "--data", str(finished / "data"), "--out", str(tmp_path / "x"), "--seed", "2", "--max-steps", "2"])
+    script.main(
+        [*options, "--data", str(finished / "data"), "--out", str(tmp_path / "x"), "--seed", "2", "--max-steps", "2"]
+    )
     assert log_without_clocks(tmp_path / "x")[0]["loss"] != log_without_clocks(finished / "run")[0]["loss"]
 
 
@@ -212,7 +219,9 @@ def test_two_ranks_and_accumulation_are_one_rank(finished, options, tmp_path, me
     parts = script.main([*common, "--out", str(tmp_path / "parts"), "--batch-seconds", "5"])
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
     command = [sys.executable, *launcher, str(REPOSITORY / "interaed_kd.py"), *common, "--out", str(tmp_path / "ranks")]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("RESULT") == 1
     ranks = json.loads((tmp_path / "ranks" / "result.json").read_text())
@@ -238,7 +247,9 @@ def test_a_rank_without_utterances_still_steps(finished, options, tmp_path):
     script.main([*common, "--out", str(tmp_path / "one")])
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518"]
     command = [sys.executable, *launcher, str(REPOSITORY / "interaed_kd.py"), *common, "--out", str(tmp_path / "two")]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     one, two = run.read_log(tmp_path / "one"), run.read_log(tmp_path / "two")
     assert [e["loss"] for e in two[:2]] == pytest.approx([e["loss"] for e in one[:2]], rel=1e-4)
@@ -248,7 +259,7 @@ def test_a_rank_without_utterances_still_steps(finished, options, tmp_path):
 
 
 def test_a_damaged_corpus_in_librispeech_layout(root, options, tmp_path, capsys):
-    """Upper case, apostrophes, words never seen, a cut FLAC, an empty one, one missing, a transcript without the time."""
+    """Upper case, apostrophes, words never seen, a cut FLAC, an empty one, one missing, too long a transcript."""
     folder = copy_corpus(root, tmp_path)
     shutil.rmtree(folder / "LibriSpeech" / "train-001")
     shutil.rmtree(folder / "LibriSpeech" / "test-other")
@@ -291,7 +302,9 @@ def test_too_many_damaged_files_stop_the_run(finished, options, tmp_path):
 
 
 def test_scoring_a_checkpoint_on_other_data(finished, root):
-    result = script.main(["--checkpoint", str(finished / "run"), "--root", str(root), "--data", "demo", "--preset", "smoke"])
+    result = script.main(
+        ["--checkpoint", str(finished / "run"), "--root", str(root), "--data", "demo", "--preset", "smoke"]
+    )
     assert set(result["wer"]) == {"test-clean", "test-other"}
     assert (finished / "run" / "score-demo" / "hyp_test-clean.txt").exists()
     again = script.main(["--checkpoint", str(finished / "run")])

@@ -1,4 +1,4 @@
-"""The plumbing: schedules, gradients, averages, files that are never half-written, and the rules that keep it plumbing."""
+"""The plumbing: schedules, gradients, averages, files never half-written, and the rules that keep it plumbing."""
 
 import ast
 import math

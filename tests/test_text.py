@@ -7,7 +7,8 @@ import pytest
 from common.flags import UserError
 from common.text import Characters, SentencePiece, WordPiece, load_tokenizer, normalise
 
-BERT = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "'", "the", "knight", "##s", "don", "t", "boys", "##ng"]
+BERT = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "'"]
+BERT += ["the", "knight", "##s", "don", "t", "boys", "##ng"]
 BERT += list("abcdefghijklmnopqrsuvwxyz") + ["##" + c for c in "abcdefghijklmnopqrtuvwxyz"]
 TEXTS = ["the knights don't sing", "boys' songs 'tis o'clock rock'n'roll", "''quoted'' naïve"]
 
@@ -20,9 +21,14 @@ def test_normalise():
 
 @pytest.mark.parametrize(
     "tokenizer",
-    [WordPiece.prune(BERT, TEXTS, 50), WordPiece.prune(BERT, TEXTS, 0), Characters.build(TEXTS), SentencePiece.build(TEXTS, 40)],
+    [
+        WordPiece.prune(BERT, TEXTS, 50),
+        WordPiece.prune(BERT, TEXTS, 0),
+        Characters.build(TEXTS),
+        SentencePiece.build(TEXTS, 40),
+    ],
     ids=["wordpiece", "letters only", "characters", "sentencepiece"],
-)  # fmt: skip
+)
 def test_text_comes_back_and_so_does_the_tokenizer(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)
