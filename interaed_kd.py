@@ -280,14 +280,14 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> tuple[Recogniser,
     rates = dict(lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
     optimizer = torch.optim.AdamW(model.parameters(), **rates, fused=True)
     progress = run.load_checkpoint(folder, model, optimizer, place) if config.resume else run.Progress()
+    progress.utterances = len(utterances)
 
     seconds = config.update_seconds, config.batch_seconds
-    quiet = None if place.first else True  # None: unless stderr is a terminal
-    with run.stop_on_signals(), tqdm(initial=progress.step, unit="update", disable=quiet) as bar:
+    with run.stop_on_signals(), run.progress_bar(progress, place) as bar:
         while not progress.done:
             plan = plan_epoch(utterances, progress.epoch, config.seed, *seconds, place.rank, place.ranks)
             bar.total = config.max_steps or config.epochs * (plan[-1].update + 1)
-            train_epoch(config, model, tokenizer, optimizer, plan, progress, folder, place, bar)
+            train_epoch(config, model, tokenizer, optimizer, plan, progress, place, bar)
             found = decode(config, model, tokenizer, corpus.dev, place)
             dev = metrics.word_errors([u.text for u in corpus.dev], [found.get(u.id, "") for u in corpus.dev]).rate
             progress.epoch, progress.update = progress.epoch + 1, 0
@@ -307,13 +307,12 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> tuple[Recogniser,
 
 def train_epoch(
     config: Config, model: Recogniser, tokenizer: WordPiece, optimizer: torch.optim.Optimizer, plan: list[MicroBatch],
-    progress: run.Progress, folder: Path, place: run.Place, bar: tqdm,
+    progress: run.Progress, place: run.Place, bar: tqdm,
 ) -> None:  # fmt: skip
     """The rest of an epoch, from update progress.update on. Raises UserError when the run is asked to stop."""
-    parameters, updates = list(model.parameters()), plan[-1].update + 1
+    folder, parameters = Path(config.out), list(model.parameters())
     rest = [part for part in plan if part.update >= progress.update and progress.step != config.max_steps]
-    nothing = dict.fromkeys(["loss", "utterances", "seconds", "infeasible", "bad", "stop"], 0.0)
-    sums, bad, clock = dict(nothing), {}, run.synchronise(place)
+    sums = run.Sums()
     model.train()
     for batch in batches(rest, config, tokenizer, progress.bad):
         # Dropout and SpecAugment draw from here: they depend on where in the run we are, not on how we got here.
@@ -321,53 +320,31 @@ def train_epoch(
         if batch.utterances:
             loss = compute_losses(model, batch.to(place.device), METHODS[config.method], place.autocast)
             loss.backward()
-            sums["loss"] += loss.item()
-        sums["utterances"] += len(batch.utterances)
-        sums["seconds"] += batch.samples.sum().item() / SAMPLE_RATE
-        sums["infeasible"] += batch.infeasible
-        bad |= batch.bad
+            sums.loss += loss.item()
+        sums.utterances += len(batch.utterances)
+        sums.seconds += batch.samples.sum().item() / SAMPLE_RATE
+        sums.infeasible += batch.infeasible
+        sums.bad |= batch.bad
         if not batch.plan.ends_update:
             continue
 
-        sums = run.sum_over_ranks(sums | {"bad": len(bad), "stop": run.stop_requested()}, place)
-        run.sum_gradients(parameters, sums["utterances"], place)
+        sums = run.sum_over_ranks(sums, place)
+        run.sum_gradients(parameters, sums.utterances, place)
         norm = nn.utils.clip_grad_norm_(parameters, config.clip).item()
-        if config.schedule == "one-cycle":
-            share = (progress.epoch + batch.plan.update / updates) / config.epochs
-            lr = config.lr * run.one_cycle(
-                progress.step / config.max_steps if config.max_steps else share, config.warmup
-            )
-        else:
-            lr = config.lr * run.inverse_sqrt(progress.step, config.warmup)
+        lr = config.lr * run.learning_rate(config.schedule, config.warmup, progress.step, bar.total)
         optimizer.param_groups[0]["lr"] = lr
-        if sums["utterances"] and math.isfinite(norm):
+        usable = sums.utterances > 0 and math.isfinite(norm)
+        if usable:
             optimizer.step()
-        else:
-            progress.skipped += 1
         optimizer.zero_grad()
-
-        progress.step, progress.update = progress.step + 1, batch.plan.update + 1
-        progress.audio_seconds += sums["seconds"]
-        progress.infeasible += int(sums["infeasible"])
-        if sums["bad"]:
-            run.remember_bad(bad, progress, len(plan), place)
-        clock, before = run.synchronise(place), clock
-        progress.train_seconds += clock - before
-        mean = sums["loss"] / max(sums["utterances"], 1)
-        bar.update()
-        bar.set_postfix(loss=f"{mean:.1f}", refresh=False)
-        if place.first:
-            run.write_log(
-                folder, progress, step=progress.step, loss=mean, norm=norm, lr=lr, utterances=sums["utterances"],
-                clock={"seconds": progress.train_seconds},
-            )  # fmt: skip
-            if sums["stop"] or progress.step % config.save_steps == 0:
-                run.save_checkpoint(folder, model, optimizer, progress)
-        if sums["stop"]:
+        run.count_update(folder, progress, sums, place, bar, norm=norm, lr=lr, usable=usable)
+        if place.first and (sums.stop or progress.step % config.save_steps == 0):
+            run.save_checkpoint(folder, model, optimizer, progress)
+        if sums.stop:
             raise UserError(f"stopped after update {progress.step}: go on with --resume --out {folder}")
         if progress.step == config.max_steps:
             return
-        sums, bad = dict(nothing), {}
+        sums = run.Sums()
 
 
 # ======================================================================================================== evaluate

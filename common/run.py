@@ -35,6 +35,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from common.flags import RunConfig, UserError, config_as_dict, differences, load_config
 
@@ -101,15 +102,6 @@ def reseed(*parts: int) -> None:
     torch.manual_seed(random.Random(repr(parts)).getrandbits(60))
 
 
-def sum_over_ranks(counts: dict[str, float], place: Place) -> dict[str, float]:
-    """Every count added over all ranks."""
-    if place.ranks == 1:
-        return counts
-    total = torch.tensor(list(counts.values()), dtype=torch.float64, device=place.device)
-    dist.all_reduce(total)
-    return dict(zip(counts, total.tolist(), strict=True))
-
-
 def gather(item, place: Place) -> list:
     """Any picklable object of every rank, in the order of ranks."""
     if place.ranks == 1:
@@ -141,6 +133,11 @@ def one_cycle(share: float, warmup: float) -> float:
     if share < warmup:
         return share / warmup
     return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (share - warmup) / (1 - warmup)))
+
+
+def learning_rate(schedule: str, warmup: float, step: int, steps: int) -> float:
+    """Share of the peak rate before update `step` (counted from 0) of `steps`; schedule: one-cycle | inverse-sqrt."""
+    return one_cycle(step / steps, warmup) if schedule == "one-cycle" else inverse_sqrt(step, warmup)
 
 
 def inverse_sqrt(step: int, warmup: float) -> float:
@@ -183,6 +180,7 @@ def stop_requested() -> bool:
 class Progress:
     """How far a run is: all that a continuation needs beside weights and optimiser."""
 
+    utterances: int = 0  # in the training set
     step: int = 0  # updates done
     epoch: int = 0
     update: int = 0  # updates done in this epoch
@@ -255,6 +253,60 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     return progress
 
 
+@dataclass
+class Sums:
+    """What the micro-batches of one update add up to. Create it when the update begins: it also holds the time."""
+
+    loss: float = 0.0
+    utterances: int = 0
+    seconds: float = 0.0  # of audio
+    infeasible: int = 0
+    bad: dict[str, str] = field(default_factory=dict)
+    stop: bool = False
+    started: float = field(default_factory=time.perf_counter)
+
+
+def sum_over_ranks(sums: Sums, place: Place) -> Sums:
+    """Adds up all ranks; `stop` becomes whether any of them was asked to stop."""
+    sums.stop = stop_requested()
+    if place.ranks > 1:
+        counts = [sums.loss, sums.utterances, sums.seconds, sums.infeasible, sums.stop, len(sums.bad)]
+        total = torch.tensor(counts, dtype=torch.float64, device=place.device)
+        dist.all_reduce(total)
+        sums.loss, sums.utterances, sums.seconds, sums.infeasible, sums.stop, bad = total.tolist()
+        if bad:
+            sums.bad = {name: reason for found in gather(sums.bad, place) for name, reason in found.items()}
+    return sums
+
+
+def count_update(
+    folder: Path, progress: Progress, sums: Sums, place: Place, bar, norm: float, lr: float, usable: bool
+) -> None:
+    """Books a finished update: progress, log.jsonl, progress bar, and the utterances whose audio could not be read.
+
+    These are named once and never tried again. Raises UserError once they are more than max(10, 1 %) of the corpus.
+    """
+    progress.step, progress.update = progress.step + 1, progress.update + 1
+    progress.audio_seconds += sums.seconds
+    progress.train_seconds += time.perf_counter() - sums.started
+    progress.infeasible += int(sums.infeasible)
+    progress.skipped += not usable
+    progress.bad |= sums.bad
+    mean = sums.loss / max(sums.utterances, 1)
+    bar.update()
+    bar.set_postfix(loss=f"{mean:.1f}", refresh=False)
+    if place.first:
+        entry = dict(step=progress.step, loss=mean, norm=norm, lr=lr, utterances=int(sums.utterances))
+        write_log(folder, progress, **entry, clock={"seconds": progress.train_seconds})
+        for name, reason in sums.bad.items():
+            note(f"left out {name}: {reason}")
+    if len(progress.bad) > max(10, progress.utterances // 100):
+        listed = "".join(f"\n  {reason}" for reason in progress.bad.values())
+        raise UserError(
+            f"{len(progress.bad)} of {progress.utterances} utterances cannot be read, mend or remove them:{listed}"
+        )
+
+
 def write_log(folder: Path, progress: Progress, **entry) -> None:
     """One line in log.jsonl. All that depends on the clock stands under `clock`; the rest repeats with the seed."""
     with open(folder / "log.jsonl", "a") as file:
@@ -299,21 +351,6 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is damaged ({error}): the run has to be repeated or resumed.") from None
 
 
-def remember_bad(bad: dict[str, str], progress: Progress, utterances: int, place: Place) -> None:
-    """Names and remembers the utterances (of all ranks) whose audio could not be read, so that nobody tries them again.
-
-    Raises UserError with the list once they are more than max(10, 1 %) of the utterances.
-    """
-    for found in gather(bad, place):
-        for name, reason in found.items():
-            if place.first:
-                note(f"left out {name}: {reason}")
-        progress.bad |= found
-    if len(progress.bad) > max(10, utterances // 100):
-        reasons = "".join(f"\n  {reason}" for reason in progress.bad.values())
-        raise UserError(f"{len(progress.bad)} of {utterances} utterances cannot be read, mend or remove them:{reasons}")
-
-
 # ------------------------------------------------------------------------------------------------------------ reports
 
 
@@ -339,10 +376,13 @@ def synchronise(place: Place) -> float:
     return time.perf_counter()
 
 
+def progress_bar(progress: Progress, place: Place):
+    """A bar over the whole run on stderr, only where that is a terminal, and only on the first rank."""
+    return tqdm(initial=progress.step, unit="update", disable=None if place.first else True)
+
+
 def note(message: str) -> None:
     """One line on stderr, above any progress bar."""
-    from tqdm import tqdm
-
     tqdm.write(message, file=sys.stderr)
 
 

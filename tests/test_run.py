@@ -89,12 +89,18 @@ def test_damaged_checkpoints_are_one_sentence(tmp_path, content):
         run.load_weights(tmp_path / "none.safetensors")
 
 
-def test_too_many_bad_files_stop_the_run():
-    progress = run.Progress()
-    run.remember_bad({f"u{i}": f"u{i} is broken" for i in range(10)}, progress, 700, CPU)
-    with pytest.raises(UserError, match="11 of 700 .*\n  u0 is broken"):
-        run.remember_bad({"v": "v is broken"}, progress, 700, CPU)
-    run.remember_bad({}, progress, 1100, CPU)  # 1 % of many is more than 10
+def test_too_many_bad_files_stop_the_run(tmp_path):
+    def book(bad, progress):
+        with run.progress_bar(progress, CPU) as bar:
+            run.count_update(tmp_path, progress, run.Sums(bad=bad), CPU, bar, norm=1.0, lr=0.1, usable=True)
+
+    progress = run.Progress(utterances=700)
+    book({f"u{i}": f"u{i} is broken" for i in range(10)}, progress)
+    with pytest.raises(UserError, match="11 of 700 (.|\n)*u0 is broken"):
+        book({"v": "v is broken"}, progress)
+    progress.utterances = 1200  # 1 % of many is more than 10
+    book({}, progress)
+    assert progress.step == 3
 
 
 def test_parameters_by_part():
