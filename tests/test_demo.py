@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.demo import SIZES, build, grammar, run_speech, utterances
+from common.demo import HOURS, SHARD, SHARD_HOURS, SIZES, build, grammar, run_speech, utterances
 from common.demo.__main__ import read
 from common.demo.speakers import ACCENTS, NEW_SPEAKERS, SPEAKERS
 from common.demo.speech import frames
@@ -49,7 +49,7 @@ def test_the_world_is_as_large_as_promised():
     assert len(CUES) >= 240 and len(PAIRS) >= 20 and len(SPEAKERS + NEW_SPEAKERS) >= 40
     assert {s.voice for s in SPEAKERS}.isdisjoint(s.voice for s in NEW_SPEAKERS)
     assert sum(len(words) for slots in SCENES.values() for words in slots.values()) == len(CUES)  # a scene for each
-    assert SIZES[False]["text"] >= 20 * 700
+    assert SIZES[False]["text"] >= 20 * SHARD * HOURS / SHARD_HOURS
     for subset in ("test-clean", "test-other"):
         spoken = " ".join(sentences(subset, SIZES[False][subset])).split()
         assert sum(word in TWIN for word in spoken) >= 1000
@@ -90,7 +90,7 @@ def test_twins_sound_identical_from_fresh_processes(tmp_path):
 
 
 def test_no_held_out_sentence_was_ever_seen():
-    seen = set(sentences("text", 60_000)) | {s for i in range(7) for s in sentences(f"train-{i:03d}", 100)}
+    seen = set(sentences("text", SIZES[False]["text"])) | {s for i in range(40) for s in sentences(f"train-{i:03d}", 100)}
     held_out = [s for subset in HELD_OUT for s in sentences(subset, SIZES[False][subset])]
     assert len(held_out) == len(set(held_out)) and not seen & set(held_out)
 

@@ -1,4 +1,4 @@
-"""Builds the demo world and says what is in it: `python -m common.demo --hours 1.2 --out data/demo`."""
+"""Builds the demo world and says what is in it: `python -m common.demo --hours 2 --out data/demo`."""
 
 from __future__ import annotations
 

@@ -19,10 +19,10 @@ class Speaker(NamedTuple):
 
 
 # Voices with breath in them (f2, f3, f5, Alicia, …) are left out: eSpeak NG's breath differs from process to process.
-VOICES = ["en-us", "en-us+m3", "en-us+m7", "en-us+Alex", "en-us+f1", "en-us+f4", "en+m1", "en+f4"]
-NEW_VOICES = ["en-us-nyc+m2", "en-gb-x-rp+steph", "en-us+Annie", "en+Andy"]
+VOICES = ["en-us", "en-us+m1", "en-us+m3", "en-us+m7", "en-us+Alex", "en-us+f1", "en-us+f4", "en-us+belinda"]
+NEW_VOICES = ["en-us-nyc+m2", "en-us+steph", "en-us+Annie", "en+Andy"]
 ACCENTS = sorted({voice.split("+")[0] for voice in VOICES + NEW_VOICES})
-PITCH_AND_RATE = [(36, 172), (46, 180), (56, 188), (66, 197)]  # four speakers with each voice
+PITCH_AND_RATE = [(36, 184), (46, 192), (56, 200), (66, 208)]  # four speakers with each voice
 
 SPEAKERS = [
     Speaker(100 + 10 * i + j, voice, pitch, rate)
@@ -45,13 +45,13 @@ def cast(rng: random.Random, subset: str, conversations: int) -> list[Speaker]:
 
 def conditions(rng: random.Random, subset: str, speaker: Speaker) -> dict:
     """How one utterance is spoken and recorded, as `common.demo.speech` wants it."""
-    quietest, noisiest = (25, 8) if subset == "test-other" else (30, 10)
+    quietest, noisiest = (25, 10) if subset == "test-other" else (35, 15)
     return {
         "voice": speaker.voice,
         "pitch": speaker.pitch + rng.randint(-3, 3),
         "rate": speaker.rate + rng.randint(-7, 7),  # words per minute
         "snr": round(rng.uniform(noisiest, quietest), 1),  # dB
         "level": round(rng.uniform(-30, -20), 1),  # RMS, dB below full scale
-        "reverberation": round(rng.uniform(0.05, 0.3), 2),  # seconds until the room is 60 dB quieter
+        "reverberation": round(rng.uniform(0.03, 0.15), 2),  # seconds until the room is 60 dB quieter
         "noise": rng.getrandbits(32),  # seed of the noise and the room
     }

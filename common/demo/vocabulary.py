@@ -18,7 +18,7 @@ from common.demo.words import DETERMINERS, ONE_HOMOPHONE, TWIN, TWO_HOMOPHONES
 from common.text import WordPiece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-SHORT_PIECES = 140  # with 140, speech at 165-205 words a minute has about 1.9 frames of 80 ms per piece
+SHORT_PIECES = 180  # with 180, speech at 177-215 words a minute has about 1.9 frames of 80 ms per piece
 
 
 def tokenizer_files(sentences: Iterable[str]) -> dict[str, str]:
@@ -31,7 +31,7 @@ def tokenizer_files(sentences: Iterable[str]) -> dict[str, str]:
 
 
 def vocabulary(sentences: Iterable[str]) -> list[str]:
-    """Special tokens, letters as c and ##c, the apostrophe, function words, homophones, frequent 2-3-letter pieces."""
+    """Special tokens, letters as c and ##c, the apostrophe, function words, homophones, frequent pieces of 2-4 letters."""
     letters = [*string.ascii_lowercase, *("##" + c for c in string.ascii_lowercase)]
     text = " ".join([*DETERMINERS, *ONE_HOMOPHONE, *TWO_HOMOPHONES])
     function_words = sorted(set(re.findall(r"[a-z]+", re.sub(r"{\w+}", " ", text))) - set(letters))
@@ -41,7 +41,7 @@ def vocabulary(sentences: Iterable[str]) -> list[str]:
 
 
 def _short_pieces(counts: Counter[str], letters: list[str]) -> list[str]:
-    """The pieces of 2-3 letters that stand most often in the words {word: count}, once they are split.
+    """The pieces of 2-4 letters that stand most often in the words {word: count}, once they are split.
 
     Which pieces a longest match uses depends on which others there are. So it starts with all and drops the rarest
     fifth, again and again, until SHORT_PIECES are left.
@@ -49,7 +49,7 @@ def _short_pieces(counts: Counter[str], letters: list[str]) -> list[str]:
     short = {
         "##"[: 2 * start] + word[start : start + length]
         for word in counts
-        for length in (2, 3)
+        for length in (2, 3, 4)
         for start in range(len(word) - length + 1)
     }
     while True:
