@@ -2,12 +2,13 @@
 
 Michael Hentschel, Yuta Nishikawa, Tatsuya Komatsu, Yusuke Fujita. ICASSP 2024. arXiv 2401.11700.
 
-Idea ---- CTC writes all words of an utterance at once: fast, but no word can look at the others, so CTC knows
-little about language. The paper lets a language model teach it. During training, an attention decoder reads the
-encoder at intermediate layers and at the last one and learns the probabilities that BERT gives every token; the
-gradient carries this knowledge into the encoder, down to its lower layers. At test time the decoder is thrown away,
-and CTC decodes in parallel as before. This file so far holds the two rows without a decoder, ctc and interctc, and
-everything around them.
+Idea
+----
+CTC writes all words of an utterance at once: fast, but no word can look at the others, so CTC knows little about
+language. The paper lets a language model teach it. During training, an attention decoder reads the encoder at
+intermediate layers and at the last one and learns the probabilities that BERT gives every token; the gradient carries
+this knowledge into the encoder, down to its lower layers. At test time the decoder is thrown away, and CTC decodes in
+parallel as before. This file so far holds the two rows without a decoder, ctc and interctc, and everything around them.
 
 Diagram
 -------
@@ -22,20 +23,24 @@ Equations (names are this file's own)
     ctc_l = -log sum over paths that collapse to y of prod_t p_l(path_t | x)      common.ctc.ctc_loss   test_ctc.py
     loss  = lam [ (1-w) ctc_last + w mean over taps of ctc_l ]                   total_loss          test_interaed_kd.py
 
-Sources ------- Written from the abstract, the digest of a second reader, and the recipes of toolkits that train the
-same kind of model; we have not seen the paper's body. Every constant says where it comes from: [paper] the
-abstract, [digest] a second-hand summary, [peer] a toolkit's published recipe, [choice] ours.
+Sources
+-------
+Written from the abstract, the digest of a second reader, and the recipes of toolkits that train the same kind of model;
+we have not seen the paper's body. Options say where their value comes from: [paper] the abstract, [digest] a summary by
+others, [peer] a toolkit's published recipe, [choice] ours. The sizes of the demo preset are all ours.
 
 Symbols
 -------
     B batch, N samples, F feature frames, T encoder frames, U labels, V outputs (blank + pieces), D width
     taps: encoder layers whose output is also trained, counted from 1;  lam, w: weights of the loss
 
-Choices, marked again where they stand
+Choices (ours, marked again where they stand)
 -------
     C1  the units are the teacher's own word pieces, pruned to those the training transcripts use
-    C2  taps at one third and two thirds of the depth
+    C2  taps at one third and two thirds of the full preset's depth
     C3  the weights of the rows; the paper's are not known to us
+    C4  rotary positions, LayerNorm in the convolution module, no dropout on attention weights (common/conformer.py)
+    C5  AdamW; the first epoch goes from short to long utterances; checkpoints are chosen by dev WER
 
 Metrics
 -------
@@ -48,8 +53,8 @@ Metrics
 
 Run
 ---
-    python interaed_kd.py --preset smoke                      a look that all works, under a minute on two cores
-    python interaed_kd.py --method ctc                        demo world on a laptop
+    python interaed_kd.py --preset smoke                      does all work? under a minute on two cores
+    python interaed_kd.py --method ctc                        demo world: @MINUTES@ minutes on two cores, WER @WER@ %
     python interaed_kd.py --data librispeech --root ~/corpora --hours 100 --method ctc
     python interaed_kd.py --data DIR                          DIR/train.jsonl, dev.jsonl, test*.jsonl
     torchrun --nproc-per-node 8 interaed_kd.py --data librispeech --root ~/corpora
@@ -71,8 +76,8 @@ from common.flags import RunConfig, UserError, parse
 @dataclass(frozen=True)
 class Config(RunConfig):
     # -- data --
-    max_seconds: float = 30.0  # longer training utterances are left out; recordings to transcribe are cut at pauses
-    batch_seconds: float = 800.0  # audio per forward pass and rank, padding included: lower it if memory runs out
+    max_seconds: float = 30.0  # longer training utterances are left out, longer recordings cut at pauses [peer]
+    batch_seconds: float = 400.0  # audio per forward pass and rank, padding included: what memory allows [choice]
     update_seconds: float = 1600.0  # audio per update, over all ranks and micro-batches [peer]
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
     frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
@@ -85,32 +90,30 @@ class Config(RunConfig):
     # -- model --
     subsampling: Literal[4, 8] = 4  # feature frames per encoder frame: 4 is 40 ms [peer], 8 is 80 ms [choice]
     channels: int = 256  # of the subsampling convolutions [peer]
-    layers: int = 18  # Conformer blocks [peer]
+    layers: int = 18  # Conformer blocks [peer] (C4)
     dim: int = 256  # width [peer]
     heads: int = 4  # of self-attention [peer]
     ff_dim: int = 1024  # width inside the feed-forward parts [peer]
-    kernel: int = 31  # frames seen by the depthwise convolution [peer]
+    kernel: int = 31  # frames seen by the depthwise convolution, odd [peer]
     dropout: float = 0.1  # everywhere but on attention weights [peer]
     # -- optimisation --
-    epochs: int = 60  # passes over the training data [peer]
-    lr: float = 2e-3  # peak learning rate of AdamW (0.9, 0.98) [peer]
-    weight_decay: float = 1e-6  # [peer]
+    epochs: int = 180  # passes over the training data; the peers' 60 passes over three copies of other speed [peer]
+    lr: float = 2e-3  # peak learning rate [peer], of AdamW (C5)
+    weight_decay: float = 1e-6  # [choice]
     schedule: Literal["inverse-sqrt", "one-cycle"] = "inverse-sqrt"  # of the learning rate [peer]
     warmup: float = 15000.0  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [peer]
     clip: float = 5.0  # largest norm of the gradient [peer]
     average: int = 10  # epochs with the lowest dev error whose weights are averaged [peer]
-    save_steps: int = 1000  # updates between checkpoints; also one after every epoch
+    save_steps: int = 1000  # updates between checkpoints; also one after every epoch [choice]
 
 
-DEMO = dict(  # [choice] sizes that learn to recognise 24 minutes of speech within two minutes on two cores
-    workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=16.5, speeds=(1.0,), frequency_masks=1, time_masks=1,
-    teacher="demo", taps=(2, 3), subsampling=8, channels=16, layers=4, dim=112, ff_dim=448, kernel=15,
-    epochs=15, schedule="one-cycle", warmup=0.3, average=3,
+DEMO = dict(  # [choice] sizes that learn to recognise 1.8 hours of speech within three minutes on two cores
+    workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0, speeds=(1.0,), frequency_masks=0, time_masks=0,
+    teacher="demo", taps=(2,), subsampling=8, channels=16, layers=4, dim=112, ff_dim=448, kernel=15,
+    epochs=5, lr=3e-3, schedule="one-cycle", warmup=0.3, average=1,
 )  # fmt: skip
-PRESETS = {
-    "smoke": DEMO | dict(teacher="demo-smoke", hours=0.1, layers=2, taps=(1,), epochs=4, average=2),
-    "demo": DEMO,
-}
+SMOKE = DEMO | dict(teacher="demo-smoke", hours=0.1, layers=2, taps=(1,), update_seconds=8.0, epochs=8)
+PRESETS = {"smoke": SMOKE, "demo": DEMO}
 
 
 class Weights(NamedTuple):
@@ -229,7 +232,8 @@ class Batches(Dataset):
         return len(self.plan)
 
     def __getitem__(self, index: int) -> Batch:
-        plan, waves, targets, kept, bad, infeasible = self.plan[index], [], [], [], {}, 0
+        plan, bad, infeasible = self.plan[index], {}, 0
+        waves, targets, kept = [], [], []
         for utterance in plan.utterances:
             if utterance.id in self.known_bad:
                 continue
@@ -247,7 +251,9 @@ class Batches(Dataset):
                 if ctc.required_frames(target[None], torch.tensor([len(target)])) > T:
                     infeasible += 1
                     continue
-            waves, targets, kept = [*waves, wave], [*targets, target], [*kept, utterance]
+            waves.append(wave)
+            targets.append(target)
+            kept.append(utterance)
         pad, none = nn.utils.rnn.pad_sequence, torch.zeros(0, 0)
         return Batch(
             pad(waves, batch_first=True) if waves else none, torch.tensor([len(w) for w in waves]),
@@ -257,7 +263,10 @@ class Batches(Dataset):
 
 
 def batches(plan: list[MicroBatch], config: Config, *labels) -> DataLoader:
-    return DataLoader(Batches(plan, config, *labels), batch_size=None, num_workers=min(config.workers, len(plan)))
+    workers = min(config.workers, len(plan))
+    return DataLoader(
+        Batches(plan, config, *labels), batch_size=None, num_workers=workers, worker_init_fn=run.ignore_signals
+    )
 
 
 # ========================================================================================================== train
@@ -265,37 +274,44 @@ def batches(plan: list[MicroBatch], config: Config, *labels) -> DataLoader:
 
 def train(config: Config, corpus: Corpus, place: run.Place) -> tuple[Recogniser, WordPiece, run.Progress]:
     """Trains until the last epoch (or --max-steps) and writes the average of the best epochs to --out."""
-    utterances = [u for u in corpus.train if u.duration <= config.max_seconds]
-    if not utterances:
-        raise UserError(f"no training utterance is as short as --max-seconds {config.max_seconds:g}: raise it.")
-    folder = run.open_folder(config, place)
+    utterances = [u for u in corpus.train if u.text and u.duration <= config.max_seconds]
+    if not utterances or not corpus.dev:
+        raise UserError(
+            f"there is nothing to learn from or to check it on: {len(corpus.train)} training utterances, "
+            f"{len(utterances)} of them no longer than --max-seconds {config.max_seconds:g}, {len(corpus.dev)} for dev."
+        )
     with run.first_rank_first(place):
         vocabulary = load_vocabulary(config.teacher, "--teacher", config.root)
     tokenizer = WordPiece.prune(vocabulary, (u.text for u in utterances), config.units)
+    folder = run.open_folder(config, place)
     run.reseed(config.seed)
     model = Recogniser(config, tokenizer.size).to(place.device)
     sample = random.Random(config.seed).sample(utterances, min(500, len(utterances)))
-    singly = batches([MicroBatch([u], 0, i, 0, True) for i, u in enumerate(sample)], config)
+    singly = batches([MicroBatch([utterance]) for utterance in sample], config)
     model.frontend.fit(wave for batch in singly for wave in batch.waves)
     rates = dict(lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
     optimizer = torch.optim.AdamW(model.parameters(), **rates, fused=True)
-    progress = run.load_checkpoint(folder, model, optimizer, place) if config.resume else run.Progress()
-    progress.utterances = len(utterances)
+    progress = run.Progress(utterances=len(utterances))
+    if config.resume:
+        progress = run.load_checkpoint(folder, model, optimizer, progress, place)
 
-    seconds = config.update_seconds, config.batch_seconds
-    with run.stop_on_signals(), run.progress_bar(progress, place) as bar:
+    def plan(epoch: int) -> list[MicroBatch]:
+        seconds = config.update_seconds, config.batch_seconds
+        return plan_epoch(utterances, epoch, config.seed, *seconds, place.rank, place.ranks)
+
+    steps = config.max_steps or config.epochs * (plan(1)[-1].update + 1)  # epochs differ by an update or so
+    with run.stop_on_signals(), run.progress_bar(progress, steps, place) as bar:
         while not progress.done:
-            plan = plan_epoch(utterances, progress.epoch, config.seed, *seconds, place.rank, place.ranks)
-            bar.total = config.max_steps or config.epochs * (plan[-1].update + 1)
-            train_epoch(config, model, tokenizer, optimizer, plan, progress, place, bar)
+            train_epoch(config, model, tokenizer, optimizer, plan(progress.epoch), steps, progress, place, bar)
             found = decode(config, model, tokenizer, corpus.dev, place)
-            dev = metrics.word_errors([u.text for u in corpus.dev], [found.get(u.id, "") for u in corpus.dev]).rate
+            dev = score(corpus.dev, found)[0].rate
             progress.epoch, progress.update = progress.epoch + 1, 0
-            progress.done = progress.step >= config.max_steps if config.max_steps else progress.epoch == config.epochs
+            progress.done = progress.step >= config.max_steps if config.max_steps else progress.epoch >= config.epochs
             if place.first:
-                run.keep_best_epochs(folder, model, dev, config.average, progress)
+                run.keep_epoch(folder, model, dev, config.average, progress)
                 run.write_log(folder, progress, step=progress.step, epoch=progress.epoch, dev=dev)
                 run.save_checkpoint(folder, model, optimizer, progress)
+                run.drop_epochs(folder, progress)
                 run.note(f"epoch {progress.epoch}: dev WER {dev:.1f} %, {progress.train_seconds:.0f} s of training")
     if place.first:
         tokenizer.save(folder)
@@ -307,9 +323,12 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> tuple[Recogniser,
 
 def train_epoch(
     config: Config, model: Recogniser, tokenizer: WordPiece, optimizer: torch.optim.Optimizer, plan: list[MicroBatch],
-    progress: run.Progress, place: run.Place, bar: tqdm,
+    steps: int, progress: run.Progress, place: run.Place, bar: tqdm,
 ) -> None:  # fmt: skip
-    """The rest of an epoch, from update progress.update on. Raises UserError when the run is asked to stop."""
+    """The rest of an epoch, from update progress.update on. Raises UserError when the run is asked to stop.
+
+    plan: of the whole epoch; steps: updates of the whole run.
+    """
     folder, parameters = Path(config.out), list(model.parameters())
     rest = [part for part in plan if part.update >= progress.update and progress.step != config.max_steps]
     sums = run.Sums()
@@ -331,7 +350,7 @@ def train_epoch(
         sums = run.sum_over_ranks(sums, place)
         run.sum_gradients(parameters, sums.utterances, place)
         norm = nn.utils.clip_grad_norm_(parameters, config.clip).item()
-        lr = config.lr * run.learning_rate(config.schedule, config.warmup, progress.step, bar.total)
+        lr = config.lr * run.learning_rate(config.schedule, config.warmup, progress.step, steps)
         optimizer.param_groups[0]["lr"] = lr
         usable = sums.utterances > 0 and math.isfinite(norm)
         if usable:
@@ -366,7 +385,8 @@ def decode(
 ) -> dict[str, str]:
     """{utterance: what was recognised}, shared out over the ranks. What cannot be read is named, and not in it."""
     plan, found = evaluation_batches(utterances, config.batch_seconds, place.rank, place.ranks), {}
-    for batch in tqdm(batches(plan, config), "decoding", unit="batch", leave=False, delay=2, disable=None):
+    quiet = None if place.first else True
+    for batch in tqdm(batches(plan, config), "decoding", unit="batch", leave=False, delay=2, disable=quiet):
         for reason in batch.bad.values():
             run.note(f"not scored: {reason}")
         if batch.utterances:
@@ -376,42 +396,58 @@ def decode(
     return {name: text for part in run.gather(found, place) for name, text in part.items()}
 
 
+def score(
+    utterances: list[Utterance], found: dict[str, str], twins: dict[str, str] | None = None
+) -> tuple[metrics.ErrorRate, metrics.HomophoneErrors]:
+    """Word and homophone errors over the utterances that could be read."""
+    pairs = [(u.text, found[u.id]) for u in utterances if u.id in found]
+    references, hypotheses = [r for r, _ in pairs], [h for _, h in pairs]
+    errors = metrics.word_errors(references, hypotheses)
+    return errors, metrics.homophone_errors(references, hypotheses, twins or {})
+
+
 def evaluate(config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece, place: run.Place) -> dict:
-    """Scores every test set, writes hyp_<split>.txt, and prints a line for each. Returns the scores for RESULT."""
-    folder, scores = Path(config.out), {"wer": {}, "homophone_error": {}}
+    """Scores every test set, writes hyp_<split>.txt, prints a line and some errors of each. Returns RESULT's scores."""
+    folder, scores = Path(config.out), {"wer": {}, "homophone_error": {}, "not_scored": 0}
     folder.mkdir(parents=True, exist_ok=True)
     for split, utterances in corpus.tests.items():
         found = decode(config, model, tokenizer, utterances, place)
-        scored = [u for u in utterances if u.id in found]
-        references, hypotheses = [u.text for u in scored], [found[u.id] for u in scored]
-        errors = metrics.word_errors(references, hypotheses)
+        errors, twins = score(utterances, found, corpus.homophones)
         scores["wer"][split] = round(errors.rate, 2)
+        scores["not_scored"] += len(utterances) - len(found)
         line = f"{split:12} WER {errors.rate:5.2f} % of {errors.words} words"
         line += f" ({errors.substitutions} wrong, {errors.deletions} missing, {errors.insertions} too many)"
         if corpus.homophones:
-            twins = metrics.homophone_errors(references, hypotheses, corpus.homophones, (u.text for u in corpus.train))
             scores["homophone_error"][split] = round(twins.rate, 2)
             line += f"; homophones {twins.rate:.1f} % of {twins.count} wrong (chance {twins.chance:.0f} %)"
         if place.first:
-            aligned = [f"{u.id}\n{metrics.side_by_side(u.text, found[u.id])}\n" for u in scored]
+            scored = [u for u in utterances if u.id in found]
+            pairs = [metrics.side_by_side(u.text, found[u.id]) for u in scored]
+            aligned = [f"{u.id}\n{pair}\n" for u, pair in zip(scored, pairs, strict=True)]
             run.write_atomically(folder / f"hyp_{split}.txt", "\n".join(aligned))
-            print(line, flush=True)
-    some = next(iter(corpus.tests.values()), corpus.dev)[:50]
-    return scores | {"rtf": real_time_factor(config, model, tokenizer, some, place)}
+            wrong = [pair for u, pair in zip(scored, pairs, strict=True) if u.text != found[u.id]]
+            print(line, *wrong[:3], sep="\n", flush=True)
+    return scores | {"rtf": real_time_factor(config, corpus, model, tokenizer, place)}
 
 
 def real_time_factor(
-    config: Config, model: Recogniser, tokenizer: WordPiece, utterances: list[Utterance], place: run.Place
-) -> float:
+    config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece, place: run.Place
+) -> float | None:
     """Seconds per second of audio for features, encoder and decoding, one utterance at a time, reading excluded."""
-    audio = [b.waves for b in Batches([MicroBatch([u], 0, 0, 0, True) for u in utterances], config) if b.utterances]
-    for n, wave in enumerate(audio[:3] + audio):
-        if n == 3:  # the first three only warm up
-            started = run.synchronise(place)
+
+    def once(wave: Tensor) -> None:  # (1, N)
         paths, _ = recognise(model, wave, torch.tensor([wave.shape[1]]), place)
         tokenizer.decode([token.label for token in paths[0]])
+
+    some = [u for utterances in corpus.tests.values() for u in utterances][:50]
+    audio = [batch.waves for batch in Batches([MicroBatch([u]) for u in some], config) if batch.utterances]
+    for wave in audio[:3]:  # warms up
+        once(wave)
+    started = run.synchronise(place)
+    for wave in audio:
+        once(wave)
     seconds = sum(wave.shape[1] for wave in audio) / SAMPLE_RATE
-    return round((run.synchronise(place) - started) / seconds, 5)
+    return round((run.synchronise(place) - started) / seconds, 5) if audio else None
 
 
 def draw(config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece, place: run.Place) -> None:
@@ -422,8 +458,8 @@ def draw(config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece
     steps = [entry for entry in log if "loss" in entry]
     dev = [(entry["step"], entry["dev"]) for entry in log if "dev" in entry]
     figures.loss_curve(folder / "loss.png", [e["step"] for e in steps], [e["loss"] for e in steps], dev, folder.name)
-    utterance = next(iter(corpus.tests.values()), corpus.dev)[0]
-    batch = Batches([MicroBatch([utterance], 0, 0, 0, True)], config)[0]
+    utterance = [u for utterances in [*corpus.tests.values(), corpus.dev] for u in utterances][0]
+    batch = Batches([MicroBatch([utterance])], config)[0]
     if batch.utterances:
         paths, log_probs = recognise(model, batch.waves, batch.samples, place)
         labels = list(dict.fromkeys([ctc.BLANK, *(token.label for token in paths[0])]))
@@ -473,18 +509,36 @@ def transcribe(config: Config, place: run.Place) -> int:
 
 
 def summary(config: Config) -> dict[str, int]:
-    """Prints the number of parameters by part, with V = --units + 1 (characters come on top)."""
+    """Prints the number of parameters by part, for V = --units + 1 outputs; transcripts may use fewer."""
     parts = run.parameters_by_part(Recogniser(config, config.units + 1))
     for name, count in parts.items():
         print(f"{name:12}{count:>12,}")
     return parts
 
 
+def check(config: Config) -> None:
+    """Refuses values that would fail late, or silently do nothing. Raises UserError."""
+    one_cycle, inner = config.schedule == "one-cycle", range(1, config.layers)
+    positive = ["epochs", "average", "save_steps", "lr", "warmup", "clip"]
+    positive += ["max_seconds", "batch_seconds", "update_seconds"]
+    wrong = {f"--{name.replace('_', '-')} must be more than 0": getattr(config, name) <= 0 for name in positive} | {
+        "--max-steps must be at least 1": config.max_steps is not None and config.max_steps < 1,
+        "--kernel must be odd": config.kernel % 2 == 0,
+        "--heads must divide --dim": config.dim % config.heads != 0,
+        f"--taps are layers from 1 to {config.layers - 1}, below the last": METHODS[config.method].w > 0
+        and not (config.taps and set(config.taps) <= set(inner)),
+        "--warmup is a share of the run, below 1, for --schedule one-cycle": one_cycle and config.warmup >= 1,
+        "--times goes with --transcribe": config.times and not config.transcribe,
+    }
+    for sentence, is_wrong in wrong.items():
+        if is_wrong:
+            raise UserError(f"{sentence}.")
+
+
 def main(argv: list[str] | None = None) -> dict:
     """Trains and scores, or scores, transcribes, or counts parameters. Returns what RESULT says, on the first rank."""
     config = parse(Config, PRESETS, __doc__, argv)
-    if METHODS[config.method].w and not all(1 <= tap < config.layers for tap in config.taps):
-        raise UserError(f"--taps {config.taps}: taps are layers from 1 to {config.layers - 1}, below the last.")
+    check(config)
     if config.summary:
         return summary(config)
     place = run.start(config)
@@ -493,16 +547,18 @@ def main(argv: list[str] | None = None) -> dict:
             raise UserError(f"{failed} of {len(config.transcribe)} files could not be read.")
         return {}
     with run.first_rank_first(place):
-        where = config.data, config.root, config.hours, config.download
-        corpus = load_corpus(*where, seed=config.seed, small=config.preset == "smoke")
+        corpus = load_corpus(
+            config.data, config.root, config.hours, config.download, config.seed, small=config.preset == "smoke",
+            tests_only=config.checkpoint is not None,
+        )  # fmt: skip
     if config.checkpoint:
         model, tokenizer = load(config, place)
         progress = run.Progress()
     else:
         model, tokenizer, progress = train(config, corpus, place)
     result = {"script": "interaed_kd", "method": config.method, "seed": config.seed}
-    result |= evaluate(config, corpus, model, tokenizer, place)
-    result |= {"params": run.parameters_by_part(model)["total"], "normaliser": metrics.NORMALISER} | run.speed(progress)
+    result |= evaluate(config, corpus, model, tokenizer, place) | {"normaliser": metrics.NORMALISER}
+    result |= {"params": run.parameters_by_part(model)["total"]} | run.training_report(progress)
     if place.first:
         if not config.checkpoint:
             draw(config, corpus, model, tokenizer, place)

@@ -64,36 +64,49 @@ class Corpus:
 
 
 def load_corpus(
-    data: str, root: str, hours: float | None = None, download: bool = False, seed: int = 0, small: bool = False
+    data: str,
+    root: str,
+    hours: float | None = None,
+    download: bool = False,
+    seed: int = 0,
+    small: bool = False,
+    tests_only: bool = False,
 ) -> Corpus:
     """data: demo | librispeech | a folder with train.jsonl, dev.jsonl and test*.jsonl. small: the demo's smoke world.
 
     hours: LibriSpeech's 100, 360, 460, 960 pick its subsets, in the demo world so much is spoken; anywhere else the
-    first `hours` after a shuffle of whole sessions that depends on `seed` alone. Raises UserError.
+    first `hours` after a shuffle of whole sessions that depends on `seed` alone. tests_only: train and dev stay empty
+    and need not exist. Raises UserError.
     """
     if data == "demo":
         from common import demo
 
         folder = Path(root) / ("demo-smoke" if small else "demo")
         subsets = demo.build(folder, **({} if hours is None else {"hours": hours}), small=small)
-        return _librispeech_corpus(folder / "LibriSpeech", subsets)
+        return _librispeech_corpus(folder / "LibriSpeech", subsets, tests_only)
     if data == "librispeech":
         folder = Path(root).expanduser()
         folder = folder if folder.name == "LibriSpeech" else folder / "LibriSpeech"
         subsets = LIBRISPEECH_TRAIN.get(hours)
         if download:
-            download_librispeech(folder.parent, [*(subsets or LIBRISPEECH_TRAIN[960]), *LIBRISPEECH_SCORED])
+            smallest = next((size for size in (100, 460) if hours and hours <= size), 960)
+            training = [] if tests_only else subsets or LIBRISPEECH_TRAIN[smallest]
+            download_librispeech(folder.parent, [*training, *LIBRISPEECH_SCORED])
         if not folder.is_dir():
             raise UserError(
                 f"there is no {folder}: --root names the folder that holds LibriSpeech/; or add --download."
             )
-        corpus = _librispeech_corpus(folder, subsets or _found(folder, "train-*"))
+        corpus = _librispeech_corpus(folder, subsets or _found(folder, "train-*"), tests_only)
         return corpus if subsets else replace(corpus, train=first_hours(corpus.train, hours, seed))
     folder = Path(data).expanduser()
     if not folder.is_dir():
-        raise UserError(f"--data {data}: no such folder, and not demo or librispeech: give a folder with train.jsonl, "
-                        "dev.jsonl and test*.jsonl.")  # fmt: skip
+        raise UserError(
+            f"--data {data}: no such folder, and not demo or librispeech: give a folder with train.jsonl, dev.jsonl "
+            "and test*.jsonl."
+        )
     tests = {path.stem: load_manifest(path) for path in sorted(folder.glob("test*.jsonl"))}
+    if tests_only:
+        return Corpus([], [], tests, load_homophones(folder))
     train = first_hours(load_manifest(folder / "train.jsonl"), hours, seed)
     return Corpus(train, load_manifest(folder / "dev.jsonl"), tests, load_homophones(folder))
 
@@ -117,8 +130,11 @@ def first_hours(utterances: list[Utterance], hours: float | None, seed: int) -> 
 
 
 def load_homophones(folder: str | Path) -> dict[str, str]:
+    """{word: twin}, both ways, from the pairs in homophones.txt. Raises UserError where a line is no pair."""
     path = Path(folder) / "homophones.txt"
-    pairs = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    pairs = [line.split() for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"{path}: each line holds two words that sound alike.")
     return {a: b for pair in pairs for a, b in (pair, pair[::-1])}
 
 
@@ -129,10 +145,12 @@ def _found(folder: Path, pattern: str) -> list[str]:
     return sorted(path.name for path in folder.glob(pattern) if path.is_dir())
 
 
-def _librispeech_corpus(folder: Path, train: list[str]) -> Corpus:
+def _librispeech_corpus(folder: Path, train: list[str], tests_only: bool) -> Corpus:
     dev, tests = _found(folder, "dev-*"), _found(folder, "test-*")
+    if tests_only:
+        train = dev = []
     for wanted, names in (("a train-* subset", train), ("a dev-* subset", dev)):
-        if not names:
+        if not names and not tests_only:
             raise UserError(f"{folder} lacks {wanted}: add --download, or unpack it there.")
     return Corpus(
         train=[u for name in train for u in load_librispeech(folder, name)],
@@ -145,7 +163,7 @@ def _librispeech_corpus(folder: Path, train: list[str]) -> Corpus:
 def load_librispeech(folder: Path, subset: str) -> list[Utterance]:
     """The utterances of one subset: <subset>/<speaker>/<chapter>/<speaker>-<chapter>.trans.txt beside the FLAC files.
 
-    What cannot be used (no audio file, an unreadable header, no words) is left out, counted and named on stderr.
+    What has no audio file, or one with an unreadable header, is left out, counted and named on stderr.
     Raises UserError where the subset or all its transcripts are missing.
     """
     if not (folder / subset).is_dir():
@@ -163,15 +181,13 @@ def load_librispeech(folder: Path, subset: str) -> list[Utterance]:
 
 
 def _measured(utterances: list[Utterance], title: str) -> list[Utterance]:
-    """Fills in missing durations from the files' headers; drops, counts and names what has no audio or no words."""
+    """Fills in missing durations from the files' headers; drops, counts and names what has no audio."""
 
     def measure(utterance: Utterance) -> Utterance | str:
-        if not utterance.text:
-            return f"{utterance.id} has no words"
         if utterance.duration >= 0:
             return utterance
         try:
-            return replace(utterance, duration=soundfile.info(utterance.audio).duration)
+            return replace(utterance, duration=soundfile.info(utterance.audio).duration - utterance.offset)
         except (OSError, RuntimeError):
             return f"{utterance.id}: {utterance.audio} " + (
                 "is no readable audio file" if Path(utterance.audio).exists() else "is missing"
@@ -228,7 +244,7 @@ def load_manifest(path: str | Path) -> list[Utterance]:
     if not path.exists():
         raise UserError(f"there is no {path}: a data folder needs train.jsonl, dev.jsonl and test*.jsonl.")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -261,10 +277,10 @@ class MicroBatch(NamedTuple):
     """What one forward and backward pass reads. An update consists of one or more, the same number on every rank."""
 
     utterances: list[Utterance]  # may be empty on a rank
-    epoch: int
-    update: int  # index within the epoch
-    part: int  # index within the update, among this rank's
-    ends_update: bool
+    epoch: int = 0
+    update: int = 0  # index within the epoch
+    part: int = 0  # index within the update, among this rank's
+    ends_update: bool = True
 
 
 def plan_epoch(
@@ -331,5 +347,9 @@ def evaluation_batches(
     utterances: list[Utterance], batch_seconds: float, rank: int = 0, ranks: int = 1
 ) -> list[MicroBatch]:
     """Every utterance exactly once over all ranks, in batches of similar length."""
-    order = sorted(utterances, key=lambda u: u.duration)[rank::ranks]
-    return [MicroBatch(group, 0, i, 0, True) for i, group in enumerate(_split(order, batch_seconds, 1)) if group]
+    groups: list[list[Utterance]] = [[]]
+    for utterance in sorted(utterances, key=lambda u: u.duration)[rank::ranks]:
+        if groups[-1] and (len(groups[-1]) + 1) * utterance.duration > batch_seconds:
+            groups.append([])
+        groups[-1].append(utterance)
+    return [MicroBatch(group) for group in groups if group]

@@ -17,6 +17,8 @@ import torch
 import torchaudio.functional as AF
 from torch import Tensor, nn
 
+from common.flags import UserError
+
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples = 25 ms
 HOP = 160  # samples = 10 ms
@@ -24,7 +26,7 @@ FRAME_SECONDS = HOP / SAMPLE_RATE
 N_MELS = 80
 
 
-class AudioError(Exception):
+class AudioError(UserError):
     """An audio file that cannot be read, or holds no audio."""
 
 
@@ -58,8 +60,8 @@ def read_audio(
 
 
 def change_speed(wave: Tensor, factor: float) -> Tensor:
-    """Plays (samples,) faster (factor > 1) or slower, in tenths; the pitch moves too. Ko et al., Interspeech 2015."""
-    return wave if factor == 1 else AF.resample(wave, round(10 * factor), 10)
+    """Plays (samples,) faster (factor > 1) or slower, in per cent; the pitch moves too. Ko et al., Interspeech 2015."""
+    return wave if factor == 1 else AF.resample(wave, round(100 * factor), 100)
 
 
 def num_frames(samples):
@@ -86,13 +88,13 @@ class LogMel(nn.Module):
         behind = torch.arange(features.shape[1], device=waves.device) >= frames[:, None]  # (B, F)
         return features.masked_fill(behind[..., None], 0.0), frames
 
-    @torch.autocast("cuda", enabled=False)  # squares of a spectrum overflow half precision
     def log_mel(self, waves: Tensor) -> Tensor:
-        """waves (B, N) -> (B, F, 80), not normalised."""
+        """waves (B, N) -> (B, F, 80), not normalised; fp32 under autocast too, for the sake of quiet frames."""
         waves = nn.functional.pad(waves, (0, max(0, WINDOW - waves.shape[1])))
         # On a CPU one utterance at a time stays in the cache, which is twice as fast.
         parts = waves.split(1 if waves.device.type == "cpu" else len(waves))
-        return torch.cat([self._log_mel(part) for part in parts])
+        with torch.autocast(waves.device.type, enabled=False):
+            return torch.cat([self._log_mel(part) for part in parts])
 
     def _log_mel(self, waves: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(waves.unfold(-1, WINDOW, HOP) * self.window)  # (B, F, 201)
@@ -100,11 +102,13 @@ class LogMel(nn.Module):
         return (power @ self.filters).clamp(min=1e-10).log()
 
     def fit(self, waves: Iterable[Tensor]) -> None:
-        """Sets mean and standard deviation per mel channel from (samples,) waves."""
+        """Sets mean and standard deviation per mel channel from (samples,) waves. Raises AudioError without any."""
         count, total, squares = 0, 0.0, 0.0
         for wave in waves:
             features = self.log_mel(wave[None].to(self.window.device))[0].double()
             count, total, squares = count + len(features), total + features.sum(0), squares + features.square().sum(0)
+        if not count:
+            raise AudioError("no audio to take the mean and variance of the features from")
         self.mean.copy_(total / count)
         self.std.copy_((squares / count - (total / count).square()).clamp(min=1e-4).sqrt())
 

@@ -26,7 +26,7 @@ def loss_curve(
     if dev:
         other = axis.twinx()
         other.plot(*zip(*dev, strict=True), "o-", color="C1", markersize=3)
-        other.set_ylabel("dev token error rate, %", color="C1")
+        other.set_ylabel("dev word error rate, %", color="C1")
         other.set_ylim(bottom=0)
     axis.legend(loc="upper right")
     _save(figure, path)

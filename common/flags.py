@@ -40,7 +40,7 @@ class RunConfig:
     # -- what to run on --
     data: str = "demo"  # demo | librispeech | a folder with train.jsonl, dev.jsonl and test*.jsonl
     root: str = "data"  # where corpora live: ROOT/LibriSpeech (or ROOT itself); the demo world is built in ROOT/demo
-    hours: float | None = None  # training audio; LibriSpeech: 100, 360, 460, 960 pick its subsets; absent: all there is
+    hours: float | None = None  # training audio; LibriSpeech: 100, 360, 460, 960 pick subsets; absent: all, demo: 1.8
     download: bool = False  # fetch the LibriSpeech subsets that are missing (checksummed)
     # -- what to do --
     preset: typing.Literal["auto", "smoke", "demo", "full"] = "auto"  # sizes; auto: demo for demo data, else full
@@ -53,13 +53,14 @@ class RunConfig:
     # -- how to run --
     seed: int = 1  # of weights, order, augmentation and dropout
     device: str = "auto"  # auto: cuda where there is one, else cpu
-    precision: typing.Literal["auto", "fp32", "bf16"] = "auto"  # of the forward pass; auto: bf16 on cuda; losses fp32
+    precision: typing.Literal["auto", "fp32", "bf16"] = "auto"  # of the forward pass (losses: fp32); auto: bf16 on cuda
     workers: int = 4  # processes that read audio (0: read in the training process)
-    max_steps: int | None = None  # stop after so many updates; also the length of the learning-rate schedule
+    max_steps: int | None = None  # stop after so many updates; a one-cycle schedule is then so long
 
 
-# May differ between a run and its continuation: where things lie and what to do, never what is learnt.
-NOT_PART_OF_A_RUN = {"root", "download", "out", "resume", "checkpoint", "transcribe", "times", "summary", "workers"}
+# May differ between a run and its continuation: where things lie, what to do and how to compute, never what is learnt.
+NOT_PART_OF_A_RUN = {"root", "download", "out", "resume", "checkpoint", "transcribe", "times", "summary"}
+NOT_PART_OF_A_RUN |= {"device", "workers", "batch_seconds"}
 
 
 def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str] | None = None):
@@ -88,11 +89,11 @@ def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str
     if config.resume and config.checkpoint:
         parser.error("--resume goes on with a run and --checkpoint scores one: give one of the two.")
     if config.checkpoint:
-        stored = load_config(config_class, config.checkpoint)
+        stored = load_config(config_class, config.checkpoint, presets)
         out = given.get("out", str(Path(config.checkpoint) / f"score-{_label(given.get('data', stored.data))}"))
         config = dataclasses.replace(stored, **given | {"preset": given.get("preset", stored.preset), "out": out})
     elif config.resume:
-        stored = load_config(config_class, config.out)
+        stored = load_config(config_class, config.out, presets)
         kept = {"preset": given.get("preset", stored.preset), "out": config.out}
         config = dataclasses.replace(stored, **given | kept)
         changed = differences(stored, config)
@@ -103,20 +104,22 @@ def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str
 
 
 def default_out(script: str, config: RunConfig) -> str:
-    return f"runs/{script}-{_label(config.data)}-{config.method}-s{config.seed}"
+    data = _label(config.data) + ("-smoke" if config.preset == "smoke" else "")
+    return f"runs/{script}-{data}-{config.method}-s{config.seed}"
 
 
 def _label(data: str) -> str:
     return Path(data).name or "data"
 
 
-def load_config(config_class: type, folder: str | Path):
+def load_config(config_class: type, folder: str | Path, presets: dict[str, dict]):
     """The configuration a run was started with. Raises UserError where there is none, or one of another script."""
     path = Path(folder) / "config.json"
     try:
         stored = json.loads(path.read_text())
         hints = typing.get_type_hints(config_class)
-        return config_class(**{k: tuple(v) if _is_tuple(hints[k]) else v for k, v in stored["config"].items()})
+        values = {k: tuple(v) if _is_tuple(hints[k]) else v for k, v in stored["config"].items()}
+        return config_class(**presets.get(values["preset"], {}) | values)
     except FileNotFoundError:
         raise UserError(f"{folder} holds no run (no config.json in it): give the folder that a run wrote.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

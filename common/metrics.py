@@ -61,7 +61,7 @@ def character_errors(references: Iterable[str], hypotheses: Iterable[str]) -> Er
 
 
 class HomophoneErrors(NamedTuple):
-    """How often the wrong twin was written. `chance`: always writing the twin more frequent in the training text."""
+    """How often the wrong twin was written. `chance`: always writing the twin more frequent in the references."""
 
     wrong: int
     count: int
@@ -72,25 +72,22 @@ class HomophoneErrors(NamedTuple):
         return 100 * self.wrong / self.count if self.count else 0.0
 
 
-def homophone_errors(
-    references: Iterable[str], hypotheses: Iterable[str], twins: dict[str, str], training_texts: Iterable[str] = ()
-) -> HomophoneErrors:
+def homophone_errors(references: Iterable[str], hypotheses: Iterable[str], twins: dict[str, str]) -> HomophoneErrors:
     """Among reference homophones aligned with themselves or their twin, those that came out as the twin.
 
     twins: word -> twin, both ways. Homophones that were misheard altogether count in the word error rate only.
     """
-    frequency = Counter(word for text in training_texts for word in text.split() if word in twins)
-    wrong = count = unlucky = 0.0
+    meant, wrong = Counter(), 0
     for reference, hypothesis in zip(references, hypotheses, strict=True):
         for kind, ref_words, hyp_words in _align(reference, hypothesis):
             if kind in ("equal", "substitute"):
                 for ref, hyp in zip(ref_words, hyp_words, strict=True):
                     if ref in twins and hyp in (ref, twins[ref]):
-                        count += 1
+                        meant[ref] += 1
                         wrong += hyp != ref
-                        mine, other = frequency[ref], frequency[twins[ref]]
-                        unlucky += 0.5 if mine == other else mine < other
-    return HomophoneErrors(int(wrong), int(count), 100 * unlucky / count if count else 0.0)
+    count = meant.total()
+    rarer = sum(min(meant[word], meant[twin]) for word, twin in twins.items()) / 2  # every pair came up twice
+    return HomophoneErrors(wrong, count, 100 * rarer / count if count else 0.0)
 
 
 class Interval(NamedTuple):

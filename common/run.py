@@ -27,17 +27,18 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common.flags import RunConfig, UserError, config_as_dict, differences, load_config
+from common.flags import RunConfig, UserError, config_as_dict
 
 # ----------------------------------------------------------------------------------------------- where a run runs
 
@@ -69,9 +70,10 @@ def start(config: RunConfig) -> Place:
         raise UserError(f"--device {name} is not a device: use cuda, cuda:1 or cpu.") from None
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if ranks > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # The others wait while the first rank downloads a corpus.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
     return Place(rank, ranks, device, torch.bfloat16 if bf16 else None)
 
@@ -136,8 +138,8 @@ def one_cycle(share: float, warmup: float) -> float:
 
 
 def learning_rate(schedule: str, warmup: float, step: int, steps: int) -> float:
-    """Share of the peak rate before update `step` (counted from 0) of `steps`; schedule: one-cycle | inverse-sqrt."""
-    return one_cycle(step / steps, warmup) if schedule == "one-cycle" else inverse_sqrt(step, warmup)
+    """Share of the peak rate at update `step` (counted from 0) of `steps`; schedule: one-cycle | inverse-sqrt."""
+    return one_cycle((step + 1) / steps, warmup) if schedule == "one-cycle" else inverse_sqrt(step, warmup)
 
 
 def inverse_sqrt(step: int, warmup: float) -> float:
@@ -152,7 +154,7 @@ _stop = False
 
 @contextmanager
 def stop_on_signals():
-    """Inside, SIGTERM and the first Ctrl-C only ask the run to stop; the loop looks with `stop_requested`."""
+    """Inside, SIGTERM and the first Ctrl-C only ask the run to stop, which `sum_over_ranks` then tells all ranks."""
     global _stop
     _stop = False
 
@@ -167,6 +169,12 @@ def stop_on_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ignore_signals(worker: int) -> None:
+    """For worker processes: whoever stops a whole process group means the training process, which then ends them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def stop_requested() -> bool:
@@ -195,16 +203,13 @@ class Progress:
 
 
 def open_folder(config: RunConfig, place: Place) -> Path:
-    """Creates --out with its config.json, or checks that --resume finds there the run it names. Raises UserError."""
+    """Creates --out with its config.json. Raises UserError where it holds a run already and --resume was not given."""
     folder = Path(config.out)
-    if config.resume:
-        changed = differences(load_config(type(config), folder), config)
-        if changed:
-            raise UserError(f"{folder} holds a run with another configuration ({'; '.join(changed)}).")
-    elif place.first:
-        if (folder / "config.json").exists():
+    if place.first and not config.resume:
+        if (folder / "last.pt").exists() or (folder / "model.safetensors").exists():
             raise UserError(f"{folder} already holds a run: add --resume to go on with it, or choose another --out.")
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "log.jsonl").unlink(missing_ok=True)  # of a run that never reached its first checkpoint
         write_atomically(folder / "config.json", json.dumps({"config": config_as_dict(config)}, indent=1) + "\n")
     barrier(place)
     return folder
@@ -230,21 +235,28 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     os.replace(temporary, folder / "last.pt")
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, place: Place) -> Progress:
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, place: Place
+) -> Progress:
     """Puts model and optimiser back where the last checkpoint left them, and cuts log.jsonl back to it.
 
-    A run that was stopped before its first checkpoint starts from the beginning. Raises UserError.
+    progress: of a run that begins, returned where the run was stopped before its first checkpoint. Raises UserError.
     """
-    progress = Progress()
+    now = progress.utterances
     if (folder / "last.pt").exists():
         try:
             state = torch.load(folder / "last.pt", map_location=place.device, weights_only=True)
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             progress = Progress(**state["progress"])
-        except (RuntimeError, KeyError, TypeError, EOFError, ValueError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # what torch.load raises depends on where a file is damaged
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{folder}/last.pt cannot be resumed ({reason}): start anew with another --out.") from None
+    if progress.utterances != now:
+        raise UserError(
+            f"{folder} was trained on {progress.utterances} utterances, and --data now has {now}: bring the data back "
+            "as they were, or start anew with another --out."
+        )
     barrier(place)
     log = folder / "log.jsonl"
     if place.first and log.exists():
@@ -318,11 +330,16 @@ def read_log(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def keep_best_epochs(folder: Path, model: nn.Module, error: float, keep: int, progress: Progress) -> None:
-    """Writes this epoch's weights and drops those of epochs no longer among the `keep` with the lowest error."""
-    (folder / "epochs").mkdir(exist_ok=True)
-    save_weights(folder / "epochs" / f"{progress.epoch:04d}.safetensors", model.state_dict())
-    progress.best = sorted([*progress.best, [error, progress.epoch]])[:keep]
+def keep_epoch(folder: Path, model: nn.Module, error: float, keep: int, progress: Progress) -> None:
+    """Writes this epoch's weights if it is among the `keep` with the lowest dev error; of equals the later."""
+    progress.best = sorted([*progress.best, [error, progress.epoch]], key=lambda x: (x[0], -x[1]))[:keep]
+    if progress.epoch in [epoch for _, epoch in progress.best]:
+        (folder / "epochs").mkdir(exist_ok=True)
+        save_weights(folder / "epochs" / f"{progress.epoch:04d}.safetensors", model.state_dict())
+
+
+def drop_epochs(folder: Path, progress: Progress) -> None:
+    """Deletes the weights of epochs no longer among the best. Call it after the checkpoint that knows about it."""
     kept = {f"{epoch:04d}.safetensors" for _, epoch in progress.best}
     for path in (folder / "epochs").glob("*.safetensors"):
         if path.name not in kept:
@@ -336,9 +353,7 @@ def average_best_epochs(folder: Path, progress: Progress) -> dict[str, Tensor]:
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, temporary)
-    os.replace(temporary, path)
+    write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -360,7 +375,7 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     return parts | {"total": sum(p.numel() for p in model.parameters())}
 
 
-def speed(progress: Progress) -> dict:
+def training_report(progress: Progress) -> dict:
     """What RESULT says about a training run; empty where this process did not train."""
     if not progress.train_seconds:
         return {}
@@ -376,9 +391,9 @@ def synchronise(place: Place) -> float:
     return time.perf_counter()
 
 
-def progress_bar(progress: Progress, place: Place):
+def progress_bar(progress: Progress, steps: int, place: Place):
     """A bar over the whole run on stderr, only where that is a terminal, and only on the first rank."""
-    return tqdm(initial=progress.step, unit="update", disable=None if place.first else True)
+    return tqdm(total=steps, initial=progress.step, unit="update", disable=None if place.first else True)
 
 
 def note(message: str) -> None:

@@ -90,7 +90,9 @@ def test_twins_sound_identical_from_fresh_processes(tmp_path):
 
 
 def test_no_held_out_sentence_was_ever_seen():
-    seen = set(sentences("text", SIZES[False]["text"])) | {s for i in range(40) for s in sentences(f"train-{i:03d}", 100)}
+    seen = set(sentences("text", SIZES[False]["text"])) | {
+        s for i in range(40) for s in sentences(f"train-{i:03d}", 100)
+    }
     held_out = [s for subset in HELD_OUT for s in sentences(subset, SIZES[False][subset])]
     assert len(held_out) == len(set(held_out)) and not seen & set(held_out)
 

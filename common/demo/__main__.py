@@ -1,4 +1,4 @@
-"""Builds the demo world and says what is in it: `python -m common.demo --hours 2 --out data/demo`."""
+"""Builds the demo world and says what is in it: `python -m common.demo --hours 1.8 --out data/demo`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from common.flags import UserError
 from common.text import WordPiece
 
 
-def main(argv: list[str] | None = None) -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m common.demo", description=__doc__.split(":")[0] + ".")
     parser.add_argument("--hours", type=float, default=HOURS, help=f"training speech [{HOURS}]; more adds shards")
     parser.add_argument("--out", default="data/demo", metavar="DIR", help="where it is kept [data/demo]")
     parser.add_argument("--small", action="store_true", help="few text, dev and test sentences: for quick tests")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another world [0]")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
     try:
         training = build(args.out, args.hours, args.small, args.seed)
     except UserError as error:

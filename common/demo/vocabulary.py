@@ -31,7 +31,7 @@ def tokenizer_files(sentences: Iterable[str]) -> dict[str, str]:
 
 
 def vocabulary(sentences: Iterable[str]) -> list[str]:
-    """Special tokens, letters as c and ##c, the apostrophe, function words, homophones, frequent pieces of 2-4 letters."""
+    """Special tokens, letters as c and ##c, apostrophe, function words, homophones, frequent pieces of 2-4 letters."""
     letters = [*string.ascii_lowercase, *("##" + c for c in string.ascii_lowercase)]
     text = " ".join([*DETERMINERS, *ONE_HOMOPHONE, *TWO_HOMOPHONES])
     function_words = sorted(set(re.findall(r"[a-z]+", re.sub(r"{\w+}", " ", text))) - set(letters))

@@ -1,0 +1,64 @@
+"""What the README and the docstrings tell people to type: every command parses, and those for a quick look are run."""
+
+import importlib
+import json
+import re
+import shlex
+import subprocess
+
+import pytest
+from conftest import REPOSITORY, run_script
+
+from common.demo.__main__ import build_parser
+from common.flags import config_as_dict, parse
+
+SCRIPTS = sorted(path.stem for path in REPOSITORY.glob("*.py"))
+
+
+def commands() -> list[str]:
+    texts = [(REPOSITORY / "README.md").read_text(), *(importlib.import_module(name).__doc__ for name in SCRIPTS)]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    return [
+        re.split(r"\s{2,}#|\s{3,}", line)[0]
+        for line in lines
+        if re.match(r"(python|torchrun) .*(\.py|common\.demo)", line)
+    ]
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_commands_parse(command, tmp_path, monkeypatch, request):
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command)
+    if "common.demo" in words:
+        build_parser().parse_args(words[words.index("common.demo") + 1 :])
+        return
+    name, arguments = next((w[:-3], words[i + 1 :]) for i, w in enumerate(words) if w.endswith(".py"))
+    script = importlib.import_module(name)
+    run = tmp_path / f"runs/{name}-demo-ctc-s1"  # the run that --checkpoint and --resume speak of
+    run.mkdir(parents=True)
+    config = parse(script.Config, script.PRESETS, script.__doc__, ["--method", "ctc"])
+    (run / "config.json").write_text(json.dumps({"config": config_as_dict(config)}))
+    parse(script.Config, script.PRESETS, script.__doc__, arguments)
+    if "--preset smoke" in command:
+        (tmp_path / "data").symlink_to(request.getfixturevalue("root"))
+        code, out, error = run_script(*arguments, script=f"{name}.py", cwd=tmp_path)
+        assert code == 0, error
+        assert out.splitlines()[-1].startswith('RESULT {"script": "' + name)
+        assert json.loads(out.splitlines()[-1].removeprefix("RESULT "))["wer"]["test-clean"] < 100
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
+    (tests,) = [block.strip() for block in blocks if "pytest" in block]
+    pattern = re.search(r"grep -E '(.*)' README", (REPOSITORY / ".ci" / "run").read_text())[1]
+    assert re.fullmatch(pattern, tests)
+    (install,) = [block for block in blocks if "pip install -r requirements.txt" in block]
+    assert "interaed_kd.py" in install and len(install.strip().splitlines()) == 1
+
+
+def test_the_readme_names_what_exists():
+    text = (REPOSITORY / "README.md").read_text()
+    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True).stdout.split()
+    for name in re.findall(r"`((?:common|benchmarks|tests)/[\w/.]*)`", text):
+        assert any(path.startswith(name) for path in tracked), name
+    assert "@" not in re.sub(r"\S+@\S+\.\w+", "", text)  # no placeholder left
