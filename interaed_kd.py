@@ -68,7 +68,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from common.flags import RunConfig, UserError, parse
+from common.flags import RunConfig, UserError, check_command_line, parse
 
 # ================================================================================================== configuration
 
@@ -129,7 +129,7 @@ METHODS = {
 }
 
 if __name__ == "__main__":
-    parse(Config, PRESETS, __doc__)
+    check_command_line(Config, PRESETS, __doc__)
 
 import math
 import random

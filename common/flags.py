@@ -103,6 +103,14 @@ def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str
     return config
 
 
+def check_command_line(config_class: type, presets: dict[str, dict], doc: str) -> None:
+    """Answers --help and whatever is wrong with the command line before a script imports anything heavy."""
+    try:
+        parse(config_class, presets, doc)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
 def default_out(script: str, config: RunConfig) -> str:
     data = _label(config.data) + ("-smoke" if config.preset == "smoke" else "")
     return f"runs/{script}-{data}-{config.method}-s{config.seed}"

@@ -242,21 +242,23 @@ def load_checkpoint(
 
     progress: of a run that begins, returned where the run was stopped before its first checkpoint. Raises UserError.
     """
-    now = progress.utterances
     if (folder / "last.pt").exists():
         try:
             state = torch.load(folder / "last.pt", map_location=place.device, weights_only=True)
+            before = Progress(**state["progress"])
+            if before.utterances != progress.utterances:
+                raise UserError(
+                    f"{folder} was trained on {before.utterances} utterances, and --data now has {progress.utterances}: "
+                    "bring the data back as they were, or start anew with another --out."
+                )
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            progress = Progress(**state["progress"])
+            progress = before
+        except UserError:
+            raise
         except Exception as error:  # what torch.load raises depends on where a file is damaged
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{folder}/last.pt cannot be resumed ({reason}): start anew with another --out.") from None
-    if progress.utterances != now:
-        raise UserError(
-            f"{folder} was trained on {progress.utterances} utterances, and --data now has {now}: bring the data back "
-            "as they were, or start anew with another --out."
-        )
     barrier(place)
     log = folder / "log.jsonl"
     if place.first and log.exists():

@@ -19,6 +19,7 @@ from common.corpora import (
     fetch_archive,
     first_hours,
     load_corpus,
+    load_homophones,
     load_librispeech,
     load_manifest,
     plan_epoch,
@@ -43,15 +44,15 @@ def test_librispeech_layout_with_everything_wrong_that_can_be(root, tmp_path, ca
     lines[0] = f"{names[0]} DON'T SAY 'TIS \"ÜBER\" THE BOYS'"
     (transcript.parent / f"{names[1]}.flac").unlink()
     (transcript.parent / f"{names[2]}.flac").write_bytes(b"")
-    lines[3] = names[3]  # a name without words
+    lines[3] = names[3]  # a name without words: silence, which a test set may hold
     transcript.write_text("\n".join(lines) + "\n")
     utterances = load_librispeech(folder, "train-000")
     by_name = {u.id: u for u in utterances}
     assert by_name[names[0]].text == "don't say 'tis über the boys'"
-    assert not {names[1], names[2], names[3]} & set(by_name) and len(utterances) == 97
+    assert not {names[1], names[2]} & set(by_name) and len(utterances) == 98 and by_name[names[3]].text == ""
     error = capsys.readouterr().err
-    assert "left out 3 of 100" in error and f"{names[1]}.flac is missing" in error
-    assert f"{names[2]}.flac is no readable audio file" in error and f"{names[3]} has no words" in error
+    assert "left out 2 of 100" in error and f"{names[1]}.flac is missing" in error
+    assert f"{names[2]}.flac is no readable audio file" in error
     first = by_name[names[0]]
     assert first.speaker == names[0].split("-")[0] and first.session == "-".join(names[0].split("-")[:2])
 
@@ -72,6 +73,20 @@ def test_missing_corpora_say_what_to_do(root, tmp_path):
     (tmp_path / "LibriSpeech" / "train-clean-100").mkdir(parents=True)
     with pytest.raises(UserError, match=r"trans\.txt"):
         load_librispeech(tmp_path / "LibriSpeech", "train-clean-100")
+
+
+def test_scoring_needs_no_training_data(root, tmp_path):
+    shutil.copytree(root / "demo-smoke" / "LibriSpeech" / "test-clean", tmp_path / "LibriSpeech" / "test-clean")
+    corpus = load_corpus("librispeech", str(tmp_path), hours=100, tests_only=True)
+    assert corpus.train == corpus.dev == [] and len(corpus.tests["test-clean"]) == 60
+
+
+def test_homophone_lists(tmp_path):
+    (tmp_path / "homophones.txt").write_text("sail sale\n\n")
+    assert load_homophones(tmp_path) == {"sail": "sale", "sale": "sail"}
+    (tmp_path / "homophones.txt").write_text("sail\n")
+    with pytest.raises(UserError, match="two words"):
+        load_homophones(tmp_path)
 
 
 def test_hours_are_whole_sessions_and_the_same_for_a_seed():
@@ -139,9 +154,11 @@ def test_manifest(tmp_path, corpus):
         {"audio_filepath": str(tmp_path / "a b.flac"), "text": "x", "duration": 0.5, "offset": 0.25, "channel": 0,
          "speaker": 7, "session": "s", "lang": "en"},
         {"audio_filepath": "nowhere.flac", "text": "y"},
+        {"audio_filepath": "a b.flac", "text": "end", "offset": 0.5},
     ]  # fmt: skip
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    first, second = load_manifest(tmp_path / "m.jsonl")
+    first, second, third = load_manifest(tmp_path / "m.jsonl")
+    assert third.duration == pytest.approx(first.duration - 0.5)
     assert first.text == "hello world" and first.duration == pytest.approx(corpus.train[0].duration)
     assert second == Utterance("m-000002", str(tmp_path / "a b.flac"), "x", 0.5, 0.25, 0, "7", "s", "en")
 
@@ -217,3 +234,6 @@ def test_scoring_sees_every_utterance_exactly_once(ranks):
     seen = [name for rank in range(ranks) for name in ids(evaluation_batches(utterances, 60, rank, ranks))]
     assert sorted(seen) == sorted(u.id for u in utterances)
     assert evaluation_batches([], 60) == []
+    plan = evaluation_batches([*utterances, Utterance("very long", "", "x", 900.0)], 60)
+    assert all(len(p.utterances) * p.utterances[-1].duration <= 60 for p in plan[:-1])
+    assert len(plan) < 25 and ids(plan[-1:]) == ["very long"]  # one long recording does not make all batches small

@@ -99,10 +99,22 @@ def test_statistics_normalise():
     assert set(frontend.state_dict()) == {"mean", "std"}  # what a checkpoint must carry, and no more
 
 
+def test_no_audio_to_normalise_by():
+    with pytest.raises(AudioError, match="no audio"):
+        LogMel().fit([])
+
+
+def test_features_stay_fp32_under_autocast():
+    wave = torch.randn(1, 4000)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = LogMel().log_mel(wave)
+    assert features.dtype == torch.float32 and torch.equal(features, LogMel().log_mel(wave))
+
+
 def test_speed():
     wave = torch.from_numpy(tone(1.0))
     assert change_speed(wave, 1.0) is wave
-    for factor in (0.9, 1.1):
+    for factor in (0.9, 0.95, 1.1):
         assert abs(len(change_speed(wave, factor)) - SAMPLE_RATE / factor) <= 1
 
 

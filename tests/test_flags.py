@@ -22,7 +22,7 @@ class Config(RunConfig):
     lr: float = 1e-3  # peak
 
 
-PRESETS = {"smoke": {"taps": (1,), "lr": 0.5}, "demo": {"lr": 0.1}}
+PRESETS = {"smoke": {"taps": (1,), "lr": 0.5, "workers": 0}, "demo": {"lr": 0.1}}
 
 
 def read(*argv) -> Config:
@@ -41,6 +41,7 @@ def test_values():
     assert (config.taps, config.method, config.hours, config.max_steps) == ((3, 6), "b", 100.0, 5)
     assert config.out == "runs/test_flags-demo-b-s1"
     assert read("--data", "x/y/", "--seed", 3).out == "runs/test_flags-y-a-s3"
+    assert read("--preset", "smoke").out == "runs/test_flags-demo-smoke-a-s1"
 
 
 @pytest.mark.parametrize(
@@ -71,9 +72,14 @@ def test_a_checkpoint_brings_its_configuration(tmp_path):
     assert (config.taps, config.lr, config.preset, config.data) == ((3,), 0.9, "full", "demo")
     assert config.out == str(tmp_path / "score-demo")
     assert read("--checkpoint", tmp_path, "--transcribe", "a,b.wav", "c.wav").transcribe == ("a,b.wav", "c.wav")
+    smoke = tmp_path / "smoke"
+    smoke.mkdir()
+    (smoke / "config.json").write_text(json.dumps({"config": config_as_dict(read("--preset", "smoke"))}))
+    assert read("--checkpoint", smoke).workers == read("--resume", "--out", smoke).workers == 0  # the preset's
     again = read("--resume", "--out", tmp_path)
     assert again.taps == (3,) and again.resume
-    assert read("--resume", "--out", tmp_path, "--workers", 1).workers == 1
+    how = "--workers", 1, "--device", "cpu"  # how to compute may change, what is learnt may not
+    assert read("--resume", "--out", tmp_path, *how).workers == 1
     with pytest.raises(UserError, match=r"lr 0.7 -> 0.9.*--out"):
         read("--resume", "--out", tmp_path, "--lr", "0.9")
 
@@ -83,7 +89,7 @@ def test_folders_that_hold_no_run(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=str(tmp_path)):
-        load_config(Config, tmp_path)
+        load_config(Config, tmp_path, PRESETS)
 
 
 def test_every_option_is_explained(capsys):

@@ -25,7 +25,7 @@ from common.flags import UserError
 
 CPU = run.Place(0, 1, torch.device("cpu"), None)
 SMALL = ["--dim", "32", "--heads", "2", "--ff-dim", "64", "--channels", "4", "--average", "2"]
-SMALL += ["--update-seconds", "9", "--epochs", "6"]
+SMALL += ["--update-seconds", "6", "--epochs", "6"]
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +42,17 @@ def finished(options, corpus, tmp_path_factory) -> Path:
     for name, utterances in (("train", corpus.train[:24]), ("dev", corpus.dev[:6]), ("test", corpus.dev[6:12])):
         write_manifest(folder / "data" / f"{name}.jsonl", utterances)
     script.main([*options, "--data", str(folder / "data"), "--out", str(folder / "run")])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def babbling(finished, tmp_path_factory) -> Path:
+    """The finished run with its blank made unlikely: so little training writes blanks only, and words are wanted."""
+    folder = tmp_path_factory.mktemp("babbling") / "run"
+    shutil.copytree(finished / "run", folder)
+    weights = run.load_weights(folder / "model.safetensors")
+    weights["ctc_head.bias"][script.ctc.BLANK] -= 4
+    run.save_weights(folder / "model.safetensors", weights)
     return folder
 
 
@@ -76,7 +87,7 @@ def make_batch(waves: list[torch.Tensor], targets: list[list[int]]) -> script.Ba
     return script.Batch(
         pad(waves, batch_first=True), torch.tensor([len(w) for w in waves]),
         pad([torch.tensor(t) for t in targets], batch_first=True), torch.tensor([len(t) for t in targets]),
-        [Utterance(str(i), "", "", 1.0) for i in range(len(waves))], {}, 0, MicroBatch([], 0, 0, 0, True),
+        [Utterance(str(i), "", "", 1.0) for i in range(len(waves))], {}, 0, MicroBatch([]),
     )  # fmt: skip
 
 
@@ -143,7 +154,7 @@ def test_a_finished_run(finished):
     assert result["method"] == "ctc" and 0 < result["wer"]["test"] <= 110 and result["rtf"] > 0
     updates = [entry for entry in run.read_log(folder) if "loss" in entry]
     assert [entry["step"] for entry in updates] == list(range(1, len(updates) + 1)) and len(updates) >= 30
-    assert updates[-1]["loss"] < 0.6 * updates[0]["loss"]
+    assert sum(entry["loss"] for entry in updates[-7:]) < 0.9 * sum(entry["loss"] for entry in updates[:7])
     assert (folder / "hyp_test.txt").read_text().count("REF: ") == 6
 
 
@@ -164,10 +175,12 @@ def test_another_seed_gives_another_run(finished, options, tmp_path):
     assert log_without_clocks(tmp_path / "x")[0]["loss"] != log_without_clocks(finished / "run")[0]["loss"]
 
 
-def start_run(arguments, cwd) -> subprocess.Popen:
+def start_run(arguments, cwd, **options) -> subprocess.Popen:
     command = [sys.executable, str(REPOSITORY / "interaed_kd.py"), *arguments]
     env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 def wait_for_log(folder: Path, lines: int, process: subprocess.Popen) -> None:
@@ -180,7 +193,6 @@ def test_killed_at_several_moments_and_resumed_it_ends_bit_identical(finished, o
     """kill -9 before the first checkpoint, between two, and late; then SIGTERM; then to the end."""
     folder = tmp_path / "killed"
     arguments = [*options, "--data", str(finished / "data"), "--out", str(folder), "--save-steps", "1000"]
-    kept = "config.json", "log.jsonl", "last.pt", "model.safetensors"
     for moment, (lines, how) in enumerate([(3, signal.SIGKILL), (17, signal.SIGKILL), (25, signal.SIGTERM)]):
         process = start_run([*arguments, *(["--resume"] if moment else [])], tmp_path)
         wait_for_log(folder, lines, process)
@@ -192,8 +204,36 @@ def test_killed_at_several_moments_and_resumed_it_ends_bit_identical(finished, o
         (folder / ".last.pt.partial").write_bytes(b"half a checkpoint")
     script.main([*arguments, "--resume"])
     assert log_without_clocks(folder) == log_without_clocks(finished / "run")
-    for name in kept[3:]:
-        assert (folder / name).read_bytes() == (finished / "run" / name).read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == (finished / "run" / "model.safetensors").read_bytes()
+
+
+def test_sigterm_to_the_whole_process_group_spares_the_reading_processes(finished, options, tmp_path):
+    """As batch systems stop a job: everyone gets the signal, and the run still writes its checkpoint."""
+    folder = tmp_path / "group"
+    arguments = [*options, "--data", str(finished / "data"), "--out", str(folder), "--workers", "2"]
+    process = start_run(arguments, tmp_path, start_new_session=True)
+    wait_for_log(folder, 8, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "go on with --resume" in error and "Traceback" not in error, error
+    assert (folder / "last.pt").exists()
+
+
+def test_a_start_that_failed_does_not_block_the_folder(finished, options, tmp_path):
+    arguments = ["--data", str(finished / "data"), "--out", str(tmp_path / "run"), "--max-steps", "1"]
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        script.main([*options, *arguments, "--teacher", str(tmp_path)])
+    script.main([*options, *arguments])
+
+
+def test_a_corpus_that_changed_is_not_resumed(finished, options, tmp_path):
+    shutil.copytree(finished / "data", tmp_path / "data")
+    arguments = [*options, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
+    script.main([*arguments, "--max-steps", "2"])
+    manifest = tmp_path / "data" / "train.jsonl"
+    manifest.write_text("\n".join(manifest.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(UserError, match="trained on 24 utterances, and --data now has 23"):
+        script.main([*arguments, "--max-steps", "2", "--resume"])
 
 
 def test_resuming_a_finished_run_scores_it_again(finished, options, tmp_path):
@@ -217,7 +257,7 @@ def test_two_ranks_and_accumulation_are_one_rank(finished, options, tmp_path, me
     common += ["--frequency-masks", "0", "--time-masks", "0", "--update-seconds", "20", "--seed", "5"]
     whole = script.main([*common, "--out", str(tmp_path / "whole")])
     parts = script.main([*common, "--out", str(tmp_path / "parts"), "--batch-seconds", "5"])
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29517"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launcher, str(REPOSITORY / "interaed_kd.py"), *common, "--out", str(tmp_path / "ranks")]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
@@ -235,6 +275,8 @@ def test_two_ranks_and_accumulation_are_one_rank(finished, options, tmp_path, me
         largest = max(g.abs().max() for g in gradients)
         assert all((a - b).abs().max() <= 1e-5 * largest for a, b in zip(gradients, other_gradients, strict=True))
         assert result["wer"] == whole["wer"]
+        hypotheses = (tmp_path / folder / "hyp_test.txt").read_text()
+        assert hypotheses == (tmp_path / "whole" / "hyp_test.txt").read_text() and hypotheses.count("REF: ") == 6
 
 
 def test_a_rank_without_utterances_still_steps(finished, options, tmp_path):
@@ -245,14 +287,14 @@ def test_a_rank_without_utterances_still_steps(finished, options, tmp_path):
     common = [*options, "--data", str(tmp_path / "data"), "--max-steps", "2", "--dropout", "0"]
     common += ["--frequency-masks", "0", "--time-masks", "0"]
     script.main([*common, "--out", str(tmp_path / "one")])
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29518"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launcher, str(REPOSITORY / "interaed_kd.py"), *common, "--out", str(tmp_path / "two")]
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    one, two = run.read_log(tmp_path / "one"), run.read_log(tmp_path / "two")
-    assert [e["loss"] for e in two[:2]] == pytest.approx([e["loss"] for e in one[:2]], rel=1e-4)
+    one, two = ([e["loss"] for e in run.read_log(tmp_path / name) if "loss" in e] for name in ("one", "two"))
+    assert len(one) == 2 and two == pytest.approx(one, rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------- damaged corpora
@@ -277,7 +319,7 @@ def test_a_damaged_corpus_in_librispeech_layout(root, options, tmp_path, capsys)
     result = script.main([*options, *arguments])
     error = capsys.readouterr().err
     assert "left out 2 of 100" in error and "is missing" in error and "is no readable audio file" in error
-    assert error.count(f"{names[2]}.flac is cut off") == 1  # named once, then remembered
+    assert error.count(f"{names[2]}.flac cannot be read") == 1  # named once, then remembered
     assert result["bad_files"] == 1 and result["infeasible"] == 2  # the latter at both passes
     assert set(result["wer"]) == {"test-clean"} and set(result["homophone_error"]) == {"test-clean"}
     assert result["skipped_updates"] == 0
@@ -294,7 +336,36 @@ def test_too_many_damaged_files_stop_the_run(finished, options, tmp_path):
                 entry["audio_filepath"] = str(tmp_path / f"cut{i}.flac")
                 Path(entry["audio_filepath"]).write_bytes(content[:9000])
             file.write(json.dumps(entry) + "\n")
-    with pytest.raises(UserError, match=r"11 of 24 utterances cannot be read(.|\n)*cut10.flac is cut off"):
+    with pytest.raises(UserError, match=r"11 of 24 utterances cannot be read(.|\n)*cut10.flac cannot be read"):
+        script.main([*options, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_small_test_sets(finished, options, tmp_path, count):
+    shutil.copytree(finished / "data", tmp_path / "data")
+    lines = (finished / "data" / "test.jsonl").read_text().splitlines()[:count]
+    (tmp_path / "data" / "test.jsonl").write_text("\n".join(lines) + "\n")
+    arguments = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--max-steps", "1"]
+    result = script.main([*options, *arguments])
+    assert (result["rtf"] is None) == (count == 0) and result["not_scored"] == 0
+    assert (tmp_path / "run" / "posteriors.png").exists()
+
+
+def test_unreadable_test_audio_is_counted(finished, options, tmp_path, capsys):
+    shutil.copytree(finished / "data", tmp_path / "data")
+    entries = [json.loads(line) for line in (finished / "data" / "test.jsonl").read_text().splitlines()]
+    (tmp_path / "cut.flac").write_bytes(Path(entries[0]["audio_filepath"]).read_bytes()[:9000])
+    entries[0]["audio_filepath"] = str(tmp_path / "cut.flac")
+    (tmp_path / "data" / "test.jsonl").write_text("\n".join(map(json.dumps, entries)) + "\n")
+    result = script.main(["--checkpoint", str(finished / "run"), "--data", str(tmp_path / "data")])
+    assert result["not_scored"] == 1 and "not scored: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_nothing_to_learn_from(finished, options, tmp_path, split):
+    shutil.copytree(finished / "data", tmp_path / "data")
+    (tmp_path / "data" / f"{split}.jsonl").write_text("")
+    with pytest.raises(UserError, match="nothing to learn from or to check it on"):
         script.main([*options, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")])
 
 
@@ -311,7 +382,7 @@ def test_scoring_a_checkpoint_on_other_data(finished, root):
     assert again["wer"] == json.loads((finished / "run" / "result.json").read_text())["wer"]
 
 
-def test_transcribing_any_file(finished, corpus, tmp_path, capsys):
+def test_transcribing_any_file(babbling, corpus, tmp_path, capsys):
     """8 kHz stereo WAV, OGG, MP3, FLAC and a recording of ten minutes; standard output holds nothing but the result."""
     wave = read_audio(corpus.train[0].audio).numpy()
     paths = [tmp_path / name for name in ("a b.flac", "c.ogg", "d.mp3")]
@@ -323,18 +394,18 @@ def test_transcribing_any_file(finished, corpus, tmp_path, capsys):
     paths += [tmp_path / "e.wav", tmp_path / "long.flac"]
     capsys.readouterr()
     started = time.perf_counter()
-    script.main(["--checkpoint", str(finished / "run"), "--transcribe", *map(str, paths)])
+    script.main(["--checkpoint", str(babbling), "--transcribe", *map(str, paths)])
     assert time.perf_counter() - started < 60
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[0] for line in lines] == [str(path) for path in paths]
-    assert all(len(line.split("\t")) == 2 for line in lines)
+    assert all(len(line.split("\t")) == 2 and line.split("\t")[1] for line in lines)
 
 
-def test_word_times_and_unreadable_files(finished, corpus, tmp_path, capsys):
+def test_word_times_and_unreadable_files(babbling, corpus, tmp_path, capsys):
     (tmp_path / "broken.flac").write_bytes(b"x")
     files = [str(tmp_path / "broken.flac"), *(u.audio for u in corpus.train[:8])]
     with pytest.raises(UserError, match="1 of 9 files"):
-        script.main(["--checkpoint", str(finished / "run"), "--times", "--transcribe", *files])
+        script.main(["--checkpoint", str(babbling), "--times", "--transcribe", *files])
     captured = capsys.readouterr()
     assert "broken.flac cannot be read" in captured.err
     rows = [line.split("\t") for line in captured.out.splitlines()]
@@ -369,14 +440,30 @@ def test_errors_are_one_sentence(finished, options, tmp_path):
     (checkpoint / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"do not fit its config\.json"):
         script.main(["--checkpoint", str(checkpoint)])
-    with pytest.raises(UserError, match="below the last"):
+    with pytest.raises(UserError, match="--taps are layers from 1 to 1"):
         script.main([*options, *data, "--method", "interctc", "--taps", "9"])
     with pytest.raises(UserError, match="--max-seconds"):
         script.main([*options, *data, "--out", str(tmp_path / "x"), "--max-seconds", "0.1"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--epochs 0", "--epochs must be more than 0"),
+        ("--max-steps 0", "--max-steps must be at least 1"),
+        ("--kernel 8", "--kernel must be odd"),
+        ("--heads 3", "--heads must divide"),
+        ("--warmup 100", "below 1, for --schedule one-cycle"),
+        ("--method interctc --taps 4", "--taps are layers from 1 to 3"),
+        ("--times", "--times goes with --transcribe"),
+    ],
+)
+def test_values_that_make_no_sense(arguments, message):
+    with pytest.raises(UserError, match=message):
+        script.main(arguments.split())
+
+
 def test_exit_codes_and_no_traceback(tmp_path):
-    offline = dict(HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path))
     cases = [
         (["--data", "nowhere"], "no such folder"),
         (["--data", "librispeech", "--root", tmp_path], "--root names the folder"),
@@ -386,10 +473,6 @@ def test_exit_codes_and_no_traceback(tmp_path):
         code, out, error = run_script(*arguments, cwd=tmp_path)
         assert (code, out) == (1, "") and error.startswith("error: ") and message in error
         assert len(error.strip().splitlines()) == 1, error
-    code, _, error = run_script(
-        "--data", "librispeech", "--root", REPOSITORY, "--teacher", "someone/some-bert", cwd=tmp_path, **offline
-    )
-    assert code == 1
 
 
 def test_a_hub_model_without_network(finished, options, tmp_path):

@@ -18,6 +18,8 @@ def test_learning_rates():
     assert [run.one_cycle(s, 0.25) for s in (0, 0.125, 0.25, 1)] == pytest.approx([0, 0.5, 1, 0])
     assert run.one_cycle(0.625, 0.25) == pytest.approx(0.5)
     assert [run.inverse_sqrt(s - 1, 100) for s in (1, 50, 100, 400)] == pytest.approx([0.01, 0.5, 1, 0.5])
+    assert run.learning_rate("one-cycle", 0.3, 0, 10) > 0 and run.learning_rate("one-cycle", 0.3, 9, 10) == 0
+    assert run.learning_rate("inverse-sqrt", 100, 399, 10) == pytest.approx(0.5)
 
 
 def test_seeds_differ_in_every_part_and_repeat():
@@ -39,17 +41,20 @@ def test_gradients_are_sums_divided_by_the_utterances_of_the_update():
 
 def test_average_of_the_best_epochs(tmp_path):
     progress, model = run.Progress(), nn.Linear(1, 1, bias=False)
-    for epoch, (error, weight) in enumerate([(50.0, 1.0), (30.0, 2.0), (40.0, 9.0), (30.0, 4.0), (60.0, 7.0)]):
+    for epoch, (error, weight) in enumerate([(50.0, 1.0), (30.0, 2.0), (30.0, 9.0), (30.0, 4.0), (60.0, 7.0)]):
         nn.init.constant_(model.weight, weight)
         progress.epoch = epoch
-        run.keep_best_epochs(tmp_path, model, error, 2, progress)
-    assert progress.best == [[30.0, 1], [30.0, 3]]
-    assert sorted(p.name for p in (tmp_path / "epochs").iterdir()) == ["0001.safetensors", "0003.safetensors"]
-    assert run.average_best_epochs(tmp_path, progress)["weight"].item() == 3
+        run.keep_epoch(tmp_path, model, error, 2, progress)
+    assert progress.best == [[30.0, 3], [30.0, 2]]  # of equal ones, the later
+    assert {"0002.safetensors", "0003.safetensors"} < {p.name for p in (tmp_path / "epochs").iterdir()}
+    run.drop_epochs(tmp_path, progress)
+    assert sorted(p.name for p in (tmp_path / "epochs").iterdir()) == ["0002.safetensors", "0003.safetensors"]
+    assert run.average_best_epochs(tmp_path, progress)["weight"].item() == 6.5
 
 
 def test_checkpoints_come_back_whole_and_cut_the_log(tmp_path):
     def one_step(model, optimizer):
+        optimizer.zero_grad()
         model(torch.ones(1, 3)).sum().backward()
         optimizer.step()
 
@@ -64,15 +69,17 @@ def test_checkpoints_come_back_whole_and_cut_the_log(tmp_path):
     (tmp_path / ".last.pt.partial").write_bytes(b"what a kill in the middle of the next save leaves")
     again = nn.Linear(3, 2)
     again_optimizer = torch.optim.AdamW(again.parameters(), fused=True)
-    loaded = run.load_checkpoint(tmp_path, again, again_optimizer, CPU)
+    loaded = run.load_checkpoint(tmp_path, again, again_optimizer, run.Progress(), CPU)
     assert (loaded.step, loaded.bad, loaded.best, loaded.log_lines) == (7, {"u": "why"}, [[1.5, 2]], 1)
     assert run.read_log(tmp_path) == [{"step": 1}]
     one_step(model, optimizer)
     one_step(again, again_optimizer)
     assert torch.equal(model.weight, again.weight)
+    with pytest.raises(UserError, match="trained on 0 utterances, and --data now has 5"):
+        run.load_checkpoint(tmp_path, again, again_optimizer, run.Progress(utterances=5), CPU)
 
 
-@pytest.mark.parametrize("content", [b"", b"rubbish", None])
+@pytest.mark.parametrize("content", [b"", b"rubbish", bytes(range(256)) * 9, None])
 def test_damaged_checkpoints_are_one_sentence(tmp_path, content):
     model = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -81,7 +88,7 @@ def test_damaged_checkpoints_are_one_sentence(tmp_path, content):
         content = (tmp_path / "last.pt").read_bytes()[:900]
     (tmp_path / "last.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"last\.pt cannot be resumed"):
-        run.load_checkpoint(tmp_path, model, optimizer, CPU)
+        run.load_checkpoint(tmp_path, model, optimizer, run.Progress(), CPU)
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(UserError, match="damaged"):
         run.load_weights(tmp_path / "model.safetensors")
@@ -91,7 +98,7 @@ def test_damaged_checkpoints_are_one_sentence(tmp_path, content):
 
 def test_too_many_bad_files_stop_the_run(tmp_path):
     def book(bad, progress):
-        with run.progress_bar(progress, CPU) as bar:
+        with run.progress_bar(progress, 10, CPU) as bar:
             run.count_update(tmp_path, progress, run.Sums(bad=bad), CPU, bar, norm=1.0, lr=0.1, usable=True)
 
     progress = run.Progress(utterances=700)
