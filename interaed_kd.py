@@ -110,7 +110,7 @@ class Config(RunConfig):
 DEMO = dict(  # [choice] sizes that learn to recognise 1.8 hours of speech within three minutes on two cores
     workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0, speeds=(1.0,), frequency_masks=0, time_masks=0,
     teacher="demo", taps=(2,), subsampling=8, channels=16, layers=4, dim=112, ff_dim=448, kernel=15,
-    epochs=5, lr=3e-3, schedule="one-cycle", warmup=0.3, average=1,
+    dropout=0.0, epochs=5, lr=4.5e-3, schedule="one-cycle", warmup=0.3, average=1,
 )  # fmt: skip
 SMOKE = DEMO | dict(teacher="demo-smoke", hours=0.1, layers=2, taps=(1,), update_seconds=8.0, epochs=8)
 PRESETS = {"smoke": SMOKE, "demo": DEMO}

@@ -22,7 +22,7 @@ def loss_curve(
     span = max(1, len(losses) // 50)
     smooth = np.convolve(losses, np.ones(span) / span, mode="valid")
     axis.plot(steps[span - 1 :], smooth, color="C0", label=f"training loss, mean of {span}")
-    axis.set(xlabel="update", ylabel="loss per utterance", title=title, yscale="log")
+    axis.set(xlabel="update", ylabel="loss per utterance", title=title, ylim=(0, None))
     if dev:
         other = axis.twinx()
         other.plot(*zip(*dev, strict=True), "o-", color="C1", markersize=3)

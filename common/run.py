@@ -245,10 +245,10 @@ def load_checkpoint(
     if (folder / "last.pt").exists():
         try:
             state = torch.load(folder / "last.pt", map_location=place.device, weights_only=True)
-            before = Progress(**state["progress"])
-            if before.utterances != progress.utterances:
+            before, now = Progress(**state["progress"]), progress.utterances
+            if before.utterances != now:
                 raise UserError(
-                    f"{folder} was trained on {before.utterances} utterances, and --data now has {progress.utterances}: "
+                    f"{folder} was trained on {before.utterances} utterances, and --data now has {now}: "
                     "bring the data back as they were, or start anew with another --out."
                 )
             model.load_state_dict(state["model"])

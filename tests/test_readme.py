@@ -38,6 +38,10 @@ def test_commands_parse(command, tmp_path, monkeypatch, request):
     run.mkdir(parents=True)
     config = parse(script.Config, script.PRESETS, script.__doc__, ["--method", "ctc"])
     (run / "config.json").write_text(json.dumps({"config": config_as_dict(config)}))
+    if arguments == ["--help"]:
+        with pytest.raises(SystemExit, match="0"):
+            parse(script.Config, script.PRESETS, script.__doc__, arguments)
+        return
     parse(script.Config, script.PRESETS, script.__doc__, arguments)
     if "--preset smoke" in command:
         (tmp_path / "data").symlink_to(request.getfixturevalue("root"))

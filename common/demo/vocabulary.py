@@ -37,10 +37,10 @@ def vocabulary(sentences: Iterable[str]) -> list[str]:
     function_words = sorted(set(re.findall(r"[a-z]+", re.sub(r"{\w+}", " ", text))) - set(letters))
     whole = [*function_words, *TWIN]
     counts = Counter(word for sentence in sentences for word in re.findall(r"[a-z]+", sentence) if word not in whole)
-    return [*SPECIAL, *letters, "'", *whole, *_short_pieces(counts, letters)]
+    return [*SPECIAL, *letters, "'", *whole, *_short_pieces(counts, letters, whole)]
 
 
-def _short_pieces(counts: Counter[str], letters: list[str]) -> list[str]:
+def _short_pieces(counts: Counter[str], letters: list[str], whole: list[str]) -> list[str]:
     """The pieces of 2-4 letters that stand most often in the words {word: count}, once they are split.
 
     Which pieces a longest match uses depends on which others there are. So it starts with all and drops the rarest
@@ -51,7 +51,7 @@ def _short_pieces(counts: Counter[str], letters: list[str]) -> list[str]:
         for word in counts
         for length in (2, 3, 4)
         for start in range(len(word) - length + 1)
-    }
+    } - {*whole}
     while True:
         tokenizer, used = WordPiece([*letters, *sorted(short)]), Counter(dict.fromkeys(short, 0))
         for word, n in counts.items():
