@@ -132,6 +132,7 @@ if __name__ == "__main__":
     check_command_line(Config, PRESETS, __doc__)
 
 import math
+import os
 import random
 import sys
 from pathlib import Path
@@ -263,7 +264,7 @@ class Batches(Dataset):
 
 
 def batches(plan: list[MicroBatch], config: Config, *labels) -> DataLoader:
-    workers = min(config.workers, len(plan))
+    workers = min(config.workers, len(plan), os.cpu_count() or 1)
     return DataLoader(
         Batches(plan, config, *labels), batch_size=None, num_workers=workers, worker_init_fn=run.ignore_signals
     )
