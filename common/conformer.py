@@ -31,7 +31,7 @@ def subsampled(frames, factor: int):
 
 
 class Subsampling(nn.Module):
-    """2 (x4) or 3 (x8) convolutions 3 x 3 of stride 2 over time and frequency, then one Linear to the encoder's width.
+    """2 (x4) or 3 (x8) convolutions 3 x 3 of stride 2 over time and frequency, Linear to the width D, LayerNorm.
 
     T = (F - 1) // 2, once per convolution: x4 gives a frame per 40 ms, x8 one per 80 ms. channels sets the cost.
     """
