@@ -8,31 +8,51 @@ CTC writes all words of an utterance at once: fast, but no word can look at the 
 language. The paper lets a language model teach it. During training, an attention decoder reads the encoder at
 intermediate layers and at the last one and learns the probabilities that BERT gives every token; the gradient carries
 this knowledge into the encoder, down to its lower layers. At test time the decoder is thrown away, and CTC decodes in
-parallel as before. This file so far holds the two rows without a decoder, ctc and interctc, and everything around them.
+parallel as before.
 
 Diagram
 -------
     wave (B, N) --LogMel--> (B, F, 80) --Subsampling--> (B, T, D) --block 1 … l … L--> (B, T, D)
                                                                        |               |
-                                                                   LayerNorm       LayerNorm      one LayerNorm, one
-                                                                       |               |          Linear(D, V), shared
-                                                                   CTC, ctc_l      CTC, ctc_last
+                                                                   LayerNorm       LayerNorm      one LayerNorm
+                                                                       |               |
+                                         states of the S layers:   (B, T, D)       (B, T, D)
+                                                                       |               |
+      Linear(D, V), one for all layers  <------------------------------+---------------+--> what is exported ends here
+      ctc_l, ctc_last                                                  |               |
+                                                                  stacked on the batch axis       training only
+                                                                          (S B, T, D)
+    <sos> y_1 … y_U   ----------> AttentionDecoder  <---cross-attention---+
+                                  log p_l(y_i | y_<i, x) (S B, U+1, V)
+                                         |
+    y_1 … y_U <eos>   ---att_l-----------+--> mix_l = (1-a) att_l + a kd_l
+    q_1 … q_U <eos>   ---kd_l------------+
+     |
+     +-- BERT([CLS] y_1 … [MASK] … y_U [SEP]): top K pieces at the mask, softmax(z / tau)
 
-Equations (names are this file's own)
+Equations (the names are this file's own; each with its function, and its test in tests/test_interaed_kd.py)
 ---------
-    ctc_l = -log sum over paths that collapse to y of prod_t p_l(path_t | x)      common.ctc.ctc_loss   test_ctc.py
-    loss  = lam [ (1-w) ctc_last + w mean over taps of ctc_l ]                   total_loss          test_interaed_kd.py
+    ctc_l  = -log sum over paths that collapse to y of prod_t p_l(path_t | x)     ctc.ctc_loss             test_ctc_l
+    z_i    = BERT's logits at y_i, masked                                         ask_teacher              test_z
+    q_i    = softmax(z_i / tau) over the K kept pieces with the largest z_i       soften                   test_q
+    H_l(q) = - sum_i sum_v [(1-e) q_i(v) + e/V] log p_l(v | y_<i, x)              smoothed_cross_entropy   test_h
+    att_l  = H_l(one-hot y),  kd_l = H_l(q);  <eos> is one-hot in both            mix_loss                 test_att_kd
+    mix_l  = (1-a) att_l + a kd_l                                                 mix_loss                 test_mix
+    loss   = lam [(1-w) ctc_last + w mean_taps ctc_l]
+             + (1-lam) [(1-u) mix_last + u mean_taps mix_l]                       total_loss               test_loss
 
 Sources
 -------
 Written from the abstract, the digest of a second reader, and the recipes of toolkits that train the same kind of model;
 we have not seen the paper's body. Options say where their value comes from: [paper] the abstract, [digest] a summary by
-others, [peer] a toolkit's published recipe, [choice] ours. The sizes of the demo preset are all ours.
+others, [peer] a toolkit's published recipe or the predecessors' papers (Futami et al. 2020, 2022: soft labels of BERT),
+[choice] ours. The sizes of the demo preset are all ours.
 
 Symbols
 -------
     B batch, N samples, F feature frames, T encoder frames, U labels, V outputs (blank + pieces), D width
-    taps: encoder layers whose output is also trained, counted from 1;  lam, w: weights of the loss
+    taps: encoder layers with losses of their own, counted from 1;  S layers (taps and last) that the decoder reads
+    lam, w, u, a: weights of the loss, a row of the table each;  tau temperature, K kept pieces, e label smoothing
 
 Choices (ours, marked again where they stand)
 -------
@@ -41,36 +61,43 @@ Choices (ours, marked again where they stand)
     C3  the weights of the rows; the paper's are not known to us
     C4  rotary positions, LayerNorm in the convolution module, no dropout on attention weights (common/conformer.py)
     C5  AdamW; the first epoch goes from short to long utterances; checkpoints are chosen by dev WER
+    C6  one decoder for all layers, which are stacked on the batch axis
+    C7  BERT reads [CLS] … [SEP] in the student's own pieces; special, unused and dropped pieces leave before the top K
 
 Metrics
 -------
     loss    as above: summed over the utterances of an update, divided by their number (nats per utterance)
     norm    of the gradient before clipping          lr    learning rate
-    dev     word error rate of greedy CTC on the dev set, %, after every epoch
-    wer     the same on the test sets, with the average of the best epochs' weights
+    dev     word error rate of greedy CTC on the dev set, %, after every epoch;  dev_homophone_error: as below
+    wer     the same on the test sets, with the average of the best epochs' weights (--decode beam: by beam search)
     homophone_error   of the reference's homophones that came out as themselves or their twin, the share of twins, %
     rtf     seconds to transcribe a second of audio: features + encoder + decoding, one utterance at a time
+    teacher_top1, teacher_top_k   how often the transcript's piece is BERT's first guess, and among its K
+    teacher_seconds               what asking it cost; answers are kept and never asked for twice
 
 Run
 ---
     python interaed_kd.py --preset smoke                      does all work? under a minute on two cores
-    python interaed_kd.py --method ctc                        demo world: 4 minutes on two cores, WER 19.3 %
-    python interaed_kd.py --data librispeech --root ~/corpora --hours 100 --method ctc
+    python interaed_kd.py                                     demo world: ctc and interaed_kd side by side, 10 minutes
+    python interaed_kd.py --method aed_kd --a 1 --seed 2      another row of the table
+    python interaed_kd.py --data librispeech --root ~/corpora --hours 100
     python interaed_kd.py --data DIR                          DIR/train.jsonl, dev.jsonl, test*.jsonl
     torchrun --nproc-per-node 8 interaed_kd.py --data librispeech --root ~/corpora
-    python interaed_kd.py --checkpoint runs/interaed_kd-demo-ctc-s1
-    python interaed_kd.py --checkpoint runs/interaed_kd-demo-ctc-s1 --transcribe a.wav b.flac
+    python interaed_kd.py --checkpoint runs/x                 scores it; with --decode beam --lm demo/lm: by beam search
+    python interaed_kd.py --checkpoint runs/x --transcribe a.wav b.flac
 """
 
 # ruff: noqa: E402  (the command line is read before the heavy imports, so that --help answers at once)
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from common.flags import RunConfig, UserError, check_command_line, parse
 
 # ================================================================================================== configuration
+
+Rows = Literal["ctc", "interctc", "aed", "aed_kd", "interaed", "interaed_kd"]
 
 
 @dataclass(frozen=True)
@@ -82,11 +109,22 @@ class Config(RunConfig):
     speeds: tuple[float, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
     frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
     time_masks: int = 5  # SpecAugment, each over 0 to 5 % of the utterance; 10 for 960 h [peer]
-    teacher: str = "bert-base-uncased"  # its word pieces are the units (C1): a hub name, a folder, or demo
     units: int = 5000  # word pieces kept, the most frequent in the transcripts; characters come on top [choice]
     # -- method --
-    method: Literal["ctc", "interctc"] = "ctc"  # the row of the table
-    taps: tuple[int, ...] = (6, 12)  # encoder layers with a loss of their own (C2)
+    method: tuple[Rows, ...] = ("interaed_kd",)  # row(s) of the table, one after the other
+    taps: tuple[int, ...] = (6, 12)  # encoder layers with losses of their own (C2)
+    lam: float | None = None  # share of CTC in the loss; absent: the row's (C3)
+    w: float | None = None  # share of the taps in CTC; absent: the row's (C3)
+    u: float | None = None  # share of the taps in the decoder's loss; absent: the row's (C3)
+    a: float | None = None  # share of the teacher in the decoder's loss; absent: the row's (C3)
+    kd_where: Literal["final", "inter", "both"] = "both"  # layers that learn from the teacher; the others: hard labels
+    # -- teacher --
+    teacher: str = "bert-base-uncased"  # BERT (hub name, folder, demo, demo/bert-b); its word pieces are the units (C1)
+    teacher_context: Literal["utt", "full"] = "utt"  # it reads the utterance, or up to 256 tokens around it
+    soft_labels: Literal["teacher", "uniform"] = "teacher"  # uniform: its top K, but all equally likely, as a control
+    top_k: int = 8  # pieces per token that a soft label keeps [peer]
+    tau: float = 3.0  # temperature of the soft labels [peer]
+    smoothing: float = 0.1  # of hard and soft labels [peer]
     # -- model --
     subsampling: Literal[4, 8] = 4  # feature frames per encoder frame: 4 is 40 ms [peer], 8 is 80 ms [choice]
     channels: int = 256  # of the subsampling convolutions [peer]
@@ -95,7 +133,10 @@ class Config(RunConfig):
     heads: int = 4  # of self-attention [peer]
     ff_dim: int = 1024  # width inside the feed-forward parts [peer]
     kernel: int = 31  # frames seen by the depthwise convolution, odd [peer]
-    dropout: float = 0.1  # everywhere but on attention weights [peer]
+    dropout: float = 0.1  # everywhere but on the encoder's attention weights [peer]
+    decoder_layers: int = 6  # blocks of the attention decoder, in training only [choice]
+    decoder_ff_dim: int = 2048  # width inside its feed-forward parts [choice]
+    decoder_sharing: Literal["shared", "separate"] = "shared"  # one decoder for all layers, or one for each (C6)
     # -- optimisation --
     epochs: int = 180  # passes over the training data; the peers' 60 passes over three copies of other speed [peer]
     lr: float = 2e-3  # peak learning rate [peer], of AdamW (C5)
@@ -105,12 +146,19 @@ class Config(RunConfig):
     clip: float = 5.0  # largest norm of the gradient [peer]
     average: int = 10  # epochs with the lowest dev error whose weights are averaged [peer]
     save_steps: int = 1000  # updates between checkpoints; also one after every epoch [choice]
+    # -- decoding of the test sets --
+    decode: Literal["greedy", "beam"] = "greedy"  # beam: CTC prefix beam search, the paper's comparator
+    lm: str | None = None  # causal language model for the beam, with the teacher's pieces: hub name, folder, demo/lm
+    beam: int = 10  # prefixes kept per frame [choice]
+    lm_weight: tuple[float, ...] = (0.2, 0.4, 0.6)  # each is tried on 100 dev utterances [choice]
+    bonus: tuple[float, ...] = (0.0, 0.5, 1.0)  # per piece, each is tried with each --lm-weight [choice]
 
 
-DEMO = dict(  # [choice] sizes that learn to recognise the demo world in under three minutes on two cores
-    workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0, speeds=(1.0,), frequency_masks=0, time_masks=0,
-    teacher="demo", taps=(2,), subsampling=8, channels=16, layers=4, dim=112, ff_dim=448, kernel=15,
-    dropout=0.0, epochs=5, lr=4.5e-3, schedule="one-cycle", warmup=0.3, average=1,
+DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about three minutes on two cores
+    workers=0, method=("ctc", "interaed_kd"), max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0,
+    speeds=(1.0,), frequency_masks=0, time_masks=0, teacher="demo", taps=(2,), subsampling=8, channels=16, layers=4,
+    dim=112, ff_dim=448, kernel=15, dropout=0.0, decoder_layers=1, decoder_ff_dim=448, epochs=5,
+    lr=4.5e-3, schedule="one-cycle", warmup=0.3, average=1,
 )  # fmt: skip
 SMOKE = DEMO | dict(teacher="demo-smoke", hours=0.1, layers=2, taps=(1,), update_seconds=8.0, epochs=8)
 PRESETS = {"smoke": SMOKE, "demo": DEMO}
@@ -121,12 +169,31 @@ class Weights(NamedTuple):
 
     lam: float  # share of CTC in the loss
     w: float  # share of the taps in CTC
+    u: float  # share of the taps in the decoder's loss
+    a: float  # share of the teacher in the decoder's loss
 
 
 METHODS = {
-    "ctc": Weights(lam=1.0, w=0.0),
-    "interctc": Weights(lam=1.0, w=0.66),
+    "ctc": Weights(lam=1.0, w=0.0, u=0.0, a=0.0),
+    "interctc": Weights(lam=1.0, w=0.66, u=0.0, a=0.0),
+    "aed": Weights(lam=0.3, w=0.0, u=0.0, a=0.0),
+    "aed_kd": Weights(lam=0.3, w=0.0, u=0.0, a=0.5),
+    "interaed": Weights(lam=0.3, w=0.66, u=0.66, a=0.0),
+    "interaed_kd": Weights(lam=0.3, w=0.66, u=0.66, a=0.5),
 }
+
+
+def row(config: Config) -> Weights:
+    """The weights of the row, but for those that the command line gives."""
+    given = {name: getattr(config, name) for name in Weights._fields}
+    return METHODS[config.method[0]]._replace(**{name: x for name, x in given.items() if x is not None})
+
+
+def taps(config: Config) -> tuple[int, ...]:
+    """The encoder layers below the last whose states the row's loss reads."""
+    lam, w, u, _ = row(config)
+    return config.taps if lam * w or (1 - lam) * u else ()
+
 
 if __name__ == "__main__":
     check_command_line(Config, PRESETS, __doc__)
@@ -135,6 +202,7 @@ import math
 import os
 import random
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -142,7 +210,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from common import ctc, metrics, run
+from common import cache, ctc, metrics, run
 from common.conformer import Conformer, subsampled
 from common.corpora import Corpus, MicroBatch, Utterance, evaluation_batches, load_corpus, plan_epoch
 from common.features import (
@@ -156,14 +224,14 @@ from common.features import (
     spec_augment,
     split_at_pauses,
 )
-from common.pretrained import load_vocabulary
+from common.pretrained import LanguageModel, load_model, load_vocabulary
 from common.text import WordPiece, load_tokenizer
 
 # ========================================================================================================== model
 
 
 class Recogniser(nn.Module):
-    """Log-mel front end, Conformer, and one CTC head for the last layer and all taps."""
+    """Log-mel front end, Conformer, and one CTC head for the last layer and all taps. All that is exported."""
 
     def __init__(self, config: Config, vocabulary: int):
         super().__init__()
@@ -173,34 +241,287 @@ class Recogniser(nn.Module):
             config.subsampling, config.channels,
         )  # fmt: skip
         self.ctc_head = nn.Linear(config.dim, vocabulary)
-        self.taps = config.taps if METHODS[config.method].w else ()
         self.masks = config.frequency_masks, config.time_masks
 
-    def forward(self, waves: Tensor, samples: Tensor) -> tuple[list[Tensor], Tensor]:
-        """waves (B, N) zero-padded, samples (B,) -> log-probs (B, T, V) of taps and last layer; lengths (B,)."""
+    def forward(self, waves: Tensor, samples: Tensor, taps: tuple[int, ...] = ()) -> tuple[list[Tensor], Tensor]:
+        """waves (B, N) zero-padded, samples (B,) -> states (B, T, D) of taps and last layer; their lengths (B,)."""
         features, frames = self.frontend(waves, samples)  # (B, F, 80)
         if self.training:
             features = spec_augment(features, frames, self.masks[0], 27, self.masks[1], 0.05)
-        last, lengths, tapped = self.encoder(features, frames, self.taps)  # (B, T, D)
-        return [self.ctc_head(x).float().log_softmax(-1) for x in [*tapped, last]], lengths
+        last, lengths, tapped = self.encoder(features, frames, taps)
+        return [*tapped, last], lengths
+
+    def log_probs(self, state: Tensor) -> Tensor:
+        """state (B, T, D) -> log p(piece or blank | frame) (B, T, V)."""
+        return self.ctc_head(state).float().log_softmax(-1)
+
+
+class AttentionDecoder(nn.Module):
+    """Writes the transcript piece by piece while it looks at an encoder layer. Needed for training only.
+
+    Its losses reach the encoder through cross-attention: to help the decoder, a layer has to hold what tells the next
+    piece, which is language knowledge. "A TransformerDecoder" [choice]; label 0 is <sos> and <eos>.
+    """
+
+    def __init__(self, config: Config, vocabulary: int):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, config.dim)
+        block = nn.TransformerDecoderLayer(
+            config.dim, config.heads, config.decoder_ff_dim, config.dropout, batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerDecoder(block, config.decoder_layers, nn.LayerNorm(config.dim))
+        self.output = nn.Linear(config.dim, vocabulary)
+
+    def forward(self, states: list[Tensor], lengths: Tensor, targets: Tensor) -> list[Tensor]:
+        """states: S times (B, T, D), lengths (B,), targets (B, U) -> S times log p(y_i | y_1 … y_i-1, x) (B, U+1, V).
+
+        The layers are stacked on the batch axis (C6), so that the decoder runs once, whatever their number.
+        """
+        S, T, D = len(states), states[0].shape[1], states[0].shape[2]
+        inputs = nn.functional.pad(targets, (1, 0))  # (B, U+1): <sos> y_1 … y_U
+        x = self.embedding(inputs) + sinusoids(inputs.shape[1], D, inputs.device)  # (B, U+1, D)
+        padding = torch.arange(T, device=lengths.device) >= lengths[:, None]  # (B, T)
+        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)  # (U+1, U+1)
+        x = self.blocks(
+            x.repeat(S, 1, 1), torch.cat(states), tgt_mask=future, tgt_is_causal=True,
+            memory_key_padding_mask=padding.repeat(S, 1),
+        )  # (S B, U+1, D)  # fmt: skip
+        return list(self.output(x).float().log_softmax(-1).chunk(S))
+
+
+def sinusoids(positions: int, dim: int, device: torch.device) -> Tensor:
+    """(positions, dim): sines and cosines of position / 10000^(2i / dim). Vaswani et al. 2017."""
+    rates = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10000.0) / dim))
+    angles = torch.arange(positions, device=device)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def build_models(config: Config, vocabulary: int) -> nn.ModuleDict:
+    """What is trained: `recogniser`, and `decoders` where the row has them (one, or one per layer that it reads)."""
+    models = nn.ModuleDict({"recogniser": Recogniser(config, vocabulary)})
+    if row(config).lam < 1:
+        count = 1 if config.decoder_sharing == "shared" else len(decoded_layers(config))
+        models["decoders"] = nn.ModuleList(AttentionDecoder(config, vocabulary) for _ in range(count))
+    return models
+
+
+def decoded_layers(config: Config) -> list[int]:
+    """Which of the states (taps, then last layer) the decoder reads: those whose mix_l has a weight."""
+    last = len(taps(config))
+    return [i for i in range(last + 1) if (row(config).u < 1 if i == last else row(config).u > 0)]
 
 
 # =========================================================================================================== loss
 
 
-def total_loss(ctc_losses: list[Tensor], weights: Weights) -> Tensor:
-    """loss = lam [ (1-w) ctc_last + w mean over taps of ctc_l ]; ctc_losses: one per tap, then the last layer's."""
-    *taps, last = ctc_losses
-    inter = torch.stack(taps).mean() if taps else last
-    return weights.lam * ((1 - weights.w) * last + weights.w * inter)
+def smoothed_cross_entropy(log_probs: Tensor, labels: Tensor, probs: Tensor, mask: Tensor, epsilon: float) -> Tensor:
+    """- sum over tokens, sum over v of [(1-e) q(v) + e/V] log p(v): one number, summed over all tokens of the mask.
+
+    log_probs (B, U+1, V); q is sparse: probs (B, U+1, K) on labels (B, U+1, K); mask (B, U+1) True for real tokens.
+    """
+    picked = (probs * log_probs.gather(-1, labels)).sum(-1)  # (B, U+1)
+    return -(((1 - epsilon) * picked + epsilon * log_probs.mean(-1)) * mask).sum()
 
 
-def compute_losses(model: Recogniser, batch: Batch, weights: Weights, autocast: torch.dtype | None) -> Tensor:
+def mix_loss(log_probs: Tensor, batch: Batch, a: float, epsilon: float) -> Tensor:
+    """mix_l = (1-a) att_l + a kd_l, summed over tokens; log_probs (B, U+1, V) of the decoder at layer l.
+
+    att_l is the smoothed cross-entropy to the transcript y_1 … y_U <eos>, kd_l the one to BERT's soft labels.
+    """
+    hard = nn.functional.pad(batch.targets, (0, 1))[..., None]  # (B, U+1, 1); padding and <eos> are label 0
+    mask = torch.arange(hard.shape[1], device=hard.device) <= batch.target_lengths[:, None]  # (B, U+1)
+    loss = log_probs.new_zeros(())
+    if a < 1:
+        loss = loss + (1 - a) * smoothed_cross_entropy(log_probs, hard, torch.ones_like(hard), mask, epsilon)
+    if a > 0:
+        loss = loss + a * smoothed_cross_entropy(log_probs, batch.soft_labels, batch.soft_probs, mask, epsilon)
+    return loss
+
+
+def total_loss(ctc_losses: list[Tensor], mix_losses: list[Tensor], weights: Weights) -> Tensor:
+    """loss = lam [(1-w) ctc_last + w mean_taps ctc_l] + (1-lam) [(1-u) mix_last + u mean_taps mix_l].
+
+    Both lists: one loss per tap, then the last layer's; a loss that has no weight may be 0.
+    """
+    (*ctc_taps, ctc_last), (*mix_taps, mix_last) = ctc_losses, mix_losses
+    ctc_part = (1 - weights.w) * ctc_last + weights.w * sum(ctc_taps) / max(len(ctc_taps), 1)
+    mix_part = (1 - weights.u) * mix_last + weights.u * sum(mix_taps) / max(len(mix_taps), 1)
+    return weights.lam * ctc_part + (1 - weights.lam) * mix_part
+
+
+def compute_losses(models: nn.ModuleDict, batch: Batch, config: Config, autocast: torch.dtype | None) -> Tensor:
     """The batch's loss, summed over its utterances. The forward pass may be bf16; the losses are fp32."""
+    weights, recogniser, decoded = row(config), models["recogniser"], []
     with torch.autocast(batch.waves.device.type, autocast, enabled=autocast is not None):
-        log_probs, lengths = model(batch.waves, batch.samples)
-    ctc_losses = [ctc.ctc_loss(lp, lengths, batch.targets, batch.target_lengths).sum() for lp in log_probs]
-    return total_loss(ctc_losses, weights)
+        states, lengths = recogniser(batch.waves, batch.samples, taps(config))
+        last = len(states) - 1
+        weighted = [i for i in range(len(states)) if weights.lam * (1 - weights.w if i == last else weights.w)]
+        log_probs = {i: recogniser.log_probs(states[i]) for i in weighted}
+        if "decoders" in models:
+            layers = decoded_layers(config)
+            shares = [layers] if len(models["decoders"]) == 1 else [[layer] for layer in layers]
+            for decoder, share in zip(models["decoders"], shares, strict=True):
+                decoded += zip(share, decoder([states[i] for i in share], lengths, batch.targets), strict=True)
+    ctc_losses, mix_losses = [0.0] * len(states), [0.0] * len(states)
+    for i, lp in log_probs.items():
+        ctc_losses[i] = ctc.ctc_loss(lp, lengths, batch.targets, batch.target_lengths).sum()
+    for i, lp in decoded:
+        learns = config.kd_where in ("both", "final" if i == last else "inter")
+        mix_losses[i] = mix_loss(lp, batch, weights.a if learns else 0.0, config.smoothing)
+    return total_loss(ctc_losses, mix_losses, weights)
+
+
+# ======================================================================================================== teacher
+
+
+ASKED_AT_ONCE = 500  # utterances: how much a killed run has to ask again
+
+
+class SoftLabel(NamedTuple):
+    """What BERT expects at each token of an utterance. For the decoder, a row for <eos> is added: U+1."""
+
+    labels: Tensor  # (U, K) int16
+    probs: Tensor  # (U, K) float32, each row sums to 1
+
+
+def soften(logits: Tensor, kept: Tensor, k: int, tau: float) -> tuple[Tensor, Tensor]:
+    """q_i = softmax(z / tau) over the K kept pieces with the largest logits z -> labels (N, K), probs (N, K).
+
+    logits (N, teacher's vocabulary) at masked positions; kept (V,): the teacher's piece of each label, or -1.
+    Cutting off at K makes q surer of what it keeps than the teacher is (a bias; --top-k).
+    """
+    labels = (kept >= 0).nonzero()[:, 0]  # special, unused and dropped pieces have no label
+    top = logits[:, kept[labels]].float().topk(k)
+    return labels[top.indices], (top.values / tau).softmax(-1)
+
+
+def ask_teacher(teacher: nn.Module, inputs: Tensor, positions: Tensor, mask: int) -> Tensor:
+    """Masks one token per row and gives the teacher's logits there: inputs (N, L), positions (N,) -> (N, vocabulary).
+
+    Rows are equally long, so nothing is padded, and the vocabulary head runs at the masked positions only.
+    """
+    rows = torch.arange(len(inputs), device=inputs.device)
+    masked = inputs.clone()
+    masked[rows, positions] = mask
+    states = teacher.base_model(masked, torch.ones_like(masked)).last_hidden_state  # (N, L, D)
+    return teacher.cls(states[rows, positions])
+
+
+def label_tokens(
+    teacher: nn.Module, questions: list[tuple[list[int], int, Tensor]], theirs: Tensor, mask: int, k: int, tau: float
+) -> list[SoftLabel]:
+    """Asks the teacher about every token. questions: (its input [CLS] … [SEP], where y_1 stands in it, y (U,)).
+
+    theirs (V,): the teacher's piece of each label, or -1. Several labels may have the same (the apostrophes): what the
+    teacher says of it is meant for the transcript's own one, elsewhere for the first. A token without a piece, or
+    beyond the teacher's longest input, keeps its hard label.
+    """
+    first = torch.stack([(theirs == piece).nonzero()[0, 0] for piece in theirs])  # (V,) the first label with that piece
+    kept = theirs.masked_fill(first != torch.arange(len(theirs), device=theirs.device), -1)
+    longest = teacher.config.max_position_embeddings
+    copies = [(ids[:longest], start + i) for ids, start, y in questions for i in range(len(y))]
+    labels, probs = torch.zeros(len(copies), k, dtype=torch.long), torch.zeros(len(copies), k)
+    by_length = sorted(range(len(copies)), key=lambda c: len(copies[c][0]))
+    for length, same in groupby(by_length, key=lambda c: len(copies[c][0])):
+        same = list(same)
+        for part in (same[i : i + 2**14 // length] for i in range(0, len(same), 2**14 // length)):  # 16,384 tokens
+            inputs = torch.tensor([copies[c][0] for c in part], device=theirs.device)
+            positions = torch.tensor([min(copies[c][1], length - 1) for c in part], device=theirs.device)
+            answer = soften(ask_teacher(teacher, inputs, positions, mask), kept, k, tau)
+            labels[part], probs[part] = answer[0].cpu(), answer[1].cpu()
+    theirs, y = theirs.cpu(), torch.cat([y for *_, y in questions])[:, None]  # (tokens, 1)
+    labels = torch.where(theirs[labels] == theirs[y], y, labels)
+    seen = torch.tensor([position < longest for _, position in copies])[:, None]
+    known = (theirs[y] >= 0) & seen
+    labels = torch.where(known, labels, y * torch.eye(1, k, dtype=torch.long))
+    probs = torch.where(known, probs, torch.eye(1, k))
+    sizes = [len(y) for *_, y in questions]
+    return [SoftLabel(*pair) for pair in zip(labels.short().split(sizes), probs.split(sizes), strict=True)]
+
+
+def teacher_inputs(
+    config: Config, tokenizer: WordPiece, vocabulary: list[str], utterances: list[Utterance], longest: int = 256
+) -> list[tuple[list[int], int, Tensor]]:
+    """For each utterance ([CLS] … [SEP] in the teacher's ids, where in it y_1 stands, y (U,)).
+
+    (C7) --teacher-context full: with the utterances before and after it in its session, as many as fit into 256 tokens.
+    """
+    theirs, (cls, sep, unk) = tokenizer.ids_in(vocabulary), map(vocabulary.index, ("[CLS]", "[SEP]", "[UNK]"))
+    targets = [tokenizer.encode(u.text) for u in utterances]
+    texts = [[theirs[y - 1] if theirs[y - 1] >= 0 else unk for y in target] for target in targets]
+    sessions, found = [u.session for u in utterances], []
+    for i, target in enumerate(targets):
+        before, after, room = i, i + 1, longest - 2 - len(target)  # utterances [before, after) are read
+        while config.teacher_context == "full":
+            fits = [
+                j for j in (before - 1, after)
+                if 0 <= j < len(texts) and sessions[j] == sessions[i] and len(texts[j]) <= room
+            ]  # fmt: skip
+            if not fits:
+                break
+            before, after, room = min(before, fits[0]), max(after, fits[0] + 1), room - len(texts[fits[0]])
+        ids = [cls, *(piece for text in texts[before:after] for piece in text), sep]
+        found.append((ids, 1 + sum(map(len, texts[before:i])), torch.tensor(target)))
+    return found
+
+
+@torch.inference_mode()
+def soft_labels(
+    config: Config, tokenizer: WordPiece, utterances: list[Utterance], place: run.Place
+) -> tuple[dict[str, SoftLabel], dict[str, float]]:
+    """{utterance: its soft labels}, and what RESULT says about the teacher. Nothing is ever asked twice.
+
+    Answers are kept in ROOT/soft-labels under the teacher's weights, the kept pieces, K and tau. Ranks share the work.
+    """
+    from transformers import AutoModelForMaskedLM
+
+    with run.first_rank_first(place):
+        vocabulary = load_vocabulary(config.teacher, "--teacher", config.root)
+        teacher = load_model(AutoModelForMaskedLM, config.teacher, "--teacher", config.root).to(place.device)
+    theirs = torch.tensor([-1, *tokenizer.ids_in(vocabulary)], device=place.device)
+    if not hasattr(teacher, "cls") or not {"[CLS]", "[SEP]", "[UNK]", "[MASK]"} <= set(vocabulary):
+        raise UserError(f"--teacher {config.teacher} is no BERT with its masked language model: give another.")
+    if config.top_k > len(set(theirs.tolist()) - {-1}):
+        raise UserError(f"--top-k {config.top_k} is more than the {tokenizer.size - 1} pieces kept: lower it.")
+    weights = cache.digest(*(p.cpu().numpy().tobytes() for p in teacher.parameters()))
+    folder = Path(config.root).expanduser() / "soft-labels"
+    folder /= cache.digest(weights, repr(tokenizer.pieces), repr((config.top_k, config.tau)))
+
+    questions = teacher_inputs(config, tokenizer, vocabulary, utterances)
+    keys = [cache.digest(repr((ids, start, y.tolist()))) for ids, start, y in questions]
+    known, _ = cache.load(folder)
+    run.barrier(place)  # all ranks have looked before one of them adds
+    missing = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
+    missing = sorted(missing.items(), key=lambda item: len(item[1][0]))[place.rank :: place.ranks]
+    total, quiet = sum(len(y) for _, (*_, y) in missing), None if place.first else True
+    with tqdm(desc="asking the teacher", total=total, unit="token", disable=quiet) as bar:
+        for i in range(0, len(missing), ASKED_AT_ONCE):
+            started, part = run.synchronise(place), missing[i : i + ASKED_AT_ONCE]
+            answers = label_tokens(
+                teacher,
+                [question for _, question in part],
+                theirs,
+                vocabulary.index("[MASK]"),
+                config.top_k,
+                config.tau,
+            )
+            named = {key: answer._asdict() for (key, _), answer in zip(part, answers, strict=True)}
+            cache.add(folder, named, run.synchronise(place) - started)
+            bar.update(sum(len(answer.labels) for answer in answers))
+    run.barrier(place)
+    known, seconds = cache.load(folder)
+    found = [SoftLabel(**known[key]) for key in keys]
+    labels, y = torch.cat([x.labels for x in found]), torch.cat([y for *_, y in questions])[:, None]
+    report = {"teacher_seconds": round(seconds, 1), "teacher_top1": (labels[:, :1] == y).float().mean().item()}
+    report["teacher_top_k"] = (labels == y).any(1).float().mean().item()
+    run.note("the teacher's first guess is right at {teacher_top1:.0%} of the tokens, one of its top K at "
+             "{teacher_top_k:.0%}; asking took {teacher_seconds:.0f} s".format(**report))  # fmt: skip
+    if config.soft_labels == "uniform":
+        even = torch.tensor(1 / config.top_k)
+        found = [x._replace(probs=torch.where(x.probs[:, -1:] > 0, even, x.probs)) for x in found]
+    end = torch.zeros(1, config.top_k, dtype=torch.short), torch.eye(1, config.top_k)  # BERT has no <eos>: a hard label
+    found = [SoftLabel(*(torch.cat(pair) for pair in zip(x, end, strict=True))) for x in found]
+    return {u.id: x for u, x in zip(utterances, found, strict=True)}, {k: round(x, 4) for k, x in report.items()}
 
 
 # =========================================================================================================== data
@@ -213,21 +534,27 @@ class Batch(NamedTuple):
     samples: Tensor  # (B,)
     targets: Tensor  # (B, U) zero-padded
     target_lengths: Tensor  # (B,)
+    soft_labels: Tensor  # (B, U+1, K) what the teacher expects; empty where the row has no teacher
+    soft_probs: Tensor  # (B, U+1, K)
     utterances: list[Utterance]
     bad: dict[str, str]  # utterance -> why its audio could not be read
     infeasible: int  # utterances with fewer frames than CTC needs
     plan: MicroBatch
 
     def to(self, device: torch.device) -> Batch:
-        return self._replace(**{f: getattr(self, f).to(device, non_blocking=True) for f in self._fields[:4]})
+        return self._replace(**{f: getattr(self, f).to(device, non_blocking=True) for f in self._fields[:6]})
 
 
 class Batches(Dataset):
     """Reads the micro-batches of a plan: audio, speed perturbation, labels, padding. Runs in the worker processes."""
 
-    def __init__(self, plan: list[MicroBatch], config: Config, tokenizer: WordPiece | None = None, known_bad=()):
+    def __init__(
+        self, plan: list[MicroBatch], config: Config, tokenizer: WordPiece | None = None, known_bad=(),
+        soft: dict[str, SoftLabel] | None = None,
+    ):  # fmt: skip
         """Without a tokenizer there are no labels, and no speed perturbation: for scoring."""
         self.plan, self.config, self.tokenizer, self.known_bad = plan, config, tokenizer, set(known_bad)
+        self.soft = soft or {}
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -256,9 +583,12 @@ class Batches(Dataset):
             targets.append(target)
             kept.append(utterance)
         pad, none = nn.utils.rnn.pad_sequence, torch.zeros(0, 0)
+        soft = [self.soft[u.id] for u in kept if self.soft]
         return Batch(
             pad(waves, batch_first=True) if waves else none, torch.tensor([len(w) for w in waves]),
             pad(targets, batch_first=True) if waves else none.long(), torch.tensor([len(t) for t in targets]),
+            pad([x.labels.long() for x in soft], batch_first=True) if soft else none,
+            pad([x.probs for x in soft], batch_first=True) if soft else none,
             kept, bad, infeasible, plan,
         )  # fmt: skip
 
@@ -273,7 +603,13 @@ def batches(plan: list[MicroBatch], config: Config, *labels) -> DataLoader:
 # ========================================================================================================== train
 
 
-def train(config: Config, corpus: Corpus, place: run.Place) -> tuple[Recogniser, WordPiece, run.Progress]:
+class Trained(NamedTuple):
+    recogniser: Recogniser  # with the average of the best epochs' weights
+    tokenizer: WordPiece
+    report: dict  # what RESULT says about the training
+
+
+def train(config: Config, corpus: Corpus, place: run.Place) -> Trained:
     """Trains until the last epoch (or --max-steps) and writes the average of the best epochs to --out."""
     utterances = [u for u in corpus.train if u.text and u.duration <= config.max_seconds]
     if not utterances or not corpus.dev:
@@ -285,16 +621,20 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> tuple[Recogniser,
         vocabulary = load_vocabulary(config.teacher, "--teacher", config.root)
     tokenizer = WordPiece.prune(vocabulary, (u.text for u in utterances), config.units)
     folder = run.open_folder(config, place)
+    example = [u for u in corpus.dev if set(u.text.split()) & set(corpus.homophones)][:1]
+    soft, report = {}, {}
+    if row(config).lam < 1 and row(config).a > 0:
+        soft, report = soft_labels(config, tokenizer, [*utterances, *example], place)
     run.reseed(config.seed)
-    model = Recogniser(config, tokenizer.size).to(place.device)
+    models = build_models(config, tokenizer.size).to(place.device)
     sample = random.Random(config.seed).sample(utterances, min(500, len(utterances)))
     singly = batches([MicroBatch([utterance]) for utterance in sample], config)
-    model.frontend.fit(wave for batch in singly for wave in batch.waves)
+    models["recogniser"].frontend.fit(wave for batch in singly for wave in batch.waves)
     rates = dict(lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    optimizer = torch.optim.AdamW(model.parameters(), **rates, fused=True)
+    optimizer = torch.optim.AdamW(models.parameters(), **rates, fused=True)
     progress = run.Progress(utterances=len(utterances))
     if config.resume:
-        progress = run.load_checkpoint(folder, model, optimizer, progress, place)
+        progress = run.load_checkpoint(folder, models, optimizer, progress, place)
 
     def plan(epoch: int) -> list[MicroBatch]:
         seconds = config.update_seconds, config.batch_seconds
@@ -303,42 +643,48 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> tuple[Recogniser,
     steps = config.max_steps or config.epochs * (plan(1)[-1].update + 1)  # epochs differ by an update or so
     with run.stop_on_signals(), run.progress_bar(progress, steps, place) as bar:
         while not progress.done:
-            train_epoch(config, model, tokenizer, optimizer, plan(progress.epoch), steps, progress, place, bar)
-            found = decode(config, model, tokenizer, corpus.dev, place)
-            dev = score(corpus.dev, found)[0].rate
+            train_epoch(config, models, tokenizer, soft, optimizer, plan(progress.epoch), steps, progress, place, bar)
+            found = decode(config, models["recogniser"], tokenizer, corpus.dev, place)
+            dev, twins = score(corpus.dev, found, corpus.homophones)
             progress.epoch, progress.update = progress.epoch + 1, 0
             progress.done = progress.step >= config.max_steps if config.max_steps else progress.epoch >= config.epochs
             if place.first:
-                run.keep_epoch(folder, model, dev, config.average, progress)
-                run.write_log(folder, progress, step=progress.step, epoch=progress.epoch, dev=dev)
-                run.save_checkpoint(folder, model, optimizer, progress)
+                run.keep_epoch(folder, models["recogniser"], dev.rate, config.average, progress)
+                entry = {"dev": dev.rate} | ({"dev_homophone_error": twins.rate} if corpus.homophones else {})
+                run.write_log(folder, progress, step=progress.step, epoch=progress.epoch, **entry)
+                run.save_checkpoint(folder, models, optimizer, progress)
                 run.drop_epochs(folder, progress)
-                run.note(f"epoch {progress.epoch}: dev WER {dev:.1f} %, {progress.train_seconds:.0f} s of training")
+                run.note(
+                    f"epoch {progress.epoch}: dev WER {dev.rate:.1f} %, {progress.train_seconds:.0f} s of training"
+                )
     if place.first:
         tokenizer.save(folder)
+        if soft and example:
+            draw_soft_label(config, models, tokenizer, example[0], soft[example[0].id], corpus.homophones, place)
         run.save_weights(folder / "model.safetensors", run.average_best_epochs(folder, progress))
     run.barrier(place)
-    model.load_state_dict(run.load_weights(folder / "model.safetensors"))
-    return model, tokenizer, progress
+    models["recogniser"].load_state_dict(run.load_weights(folder / "model.safetensors"))
+    return Trained(models["recogniser"], tokenizer, run.training_report(progress) | report)
 
 
 def train_epoch(
-    config: Config, model: Recogniser, tokenizer: WordPiece, optimizer: torch.optim.Optimizer, plan: list[MicroBatch],
-    steps: int, progress: run.Progress, place: run.Place, bar: tqdm,
+    config: Config, models: nn.ModuleDict, tokenizer: WordPiece, soft: dict[str, SoftLabel],
+    optimizer: torch.optim.Optimizer, plan: list[MicroBatch], steps: int, progress: run.Progress, place: run.Place,
+    bar: tqdm,
 ) -> None:  # fmt: skip
     """The rest of an epoch, from update progress.update on. Raises UserError when the run is asked to stop.
 
     plan: of the whole epoch; steps: updates of the whole run.
     """
-    folder, parameters = Path(config.out), list(model.parameters())
+    folder, parameters = Path(config.out), list(models.parameters())
     rest = [part for part in plan if part.update >= progress.update and progress.step != config.max_steps]
     sums = run.Sums()
-    model.train()
-    for batch in batches(rest, config, tokenizer, progress.bad):
+    models.train()
+    for batch in batches(rest, config, tokenizer, progress.bad, soft):
         # Dropout and SpecAugment draw from here: they depend on where in the run we are, not on how we got here.
         run.reseed(config.seed, batch.plan.epoch, batch.plan.update, batch.plan.part, place.rank)
         if batch.utterances:
-            loss = compute_losses(model, batch.to(place.device), METHODS[config.method], place.autocast)
+            loss = compute_losses(models, batch.to(place.device), config, place.autocast)
             loss.backward()
             sums.loss += loss.item()
         sums.utterances += len(batch.utterances)
@@ -359,7 +705,7 @@ def train_epoch(
         optimizer.zero_grad()
         run.count_update(folder, progress, sums, place, bar, norm=norm, lr=lr, usable=usable)
         if place.first and (sums.stop or progress.step % config.save_steps == 0):
-            run.save_checkpoint(folder, model, optimizer, progress)
+            run.save_checkpoint(folder, models, optimizer, progress)
         if sums.stop:
             raise UserError(f"stopped after update {progress.step}: go on with --resume --out {folder}")
         if progress.step == config.max_steps:
@@ -370,20 +716,35 @@ def train_epoch(
 # ======================================================================================================== evaluate
 
 
+class Beam(NamedTuple):
+    """How the beam search goes, see ctc.prefix_beam_search."""
+
+    beam: int
+    lm: LanguageModel | None
+    lm_weight: float
+    bonus: float
+
+
 @torch.inference_mode()
 def recognise(
-    model: Recogniser, waves: Tensor, samples: Tensor, place: run.Place
+    model: Recogniser, waves: Tensor, samples: Tensor, place: run.Place, beam: Beam | None = None
 ) -> tuple[list[list[ctc.Token]], Tensor]:
-    """waves (B, N), samples (B,) -> the greedy path's tokens per utterance, and log-probabilities (B, T, V)."""
+    """waves (B, N), samples (B,) -> tokens per utterance, greedy or by the beam; log-probabilities (B, T, V)."""
     model.eval()
     with torch.autocast(place.device.type, place.autocast, enabled=place.autocast is not None):
-        log_probs, lengths = model(waves.to(place.device), samples.to(place.device))
-    return ctc.greedy(log_probs[-1], lengths), log_probs[-1]
+        (state,), lengths = model(waves.to(place.device), samples.to(place.device))
+        log_probs = model.log_probs(state)
+    if beam is None:
+        return ctc.greedy(log_probs, lengths), log_probs
+    utterances = [lp[:n] for lp, n in zip(log_probs, lengths.tolist(), strict=True)]
+    best = [ctc.prefix_beam_search(lp, **beam._asdict())[0].labels for lp in utterances]
+    return [ctc.align(lp, labels) for lp, labels in zip(utterances, best, strict=True)], log_probs
 
 
 def decode(
-    config: Config, model: Recogniser, tokenizer: WordPiece, utterances: list[Utterance], place: run.Place
-) -> dict[str, str]:
+    config: Config, model: Recogniser, tokenizer: WordPiece, utterances: list[Utterance], place: run.Place,
+    beam: Beam | None = None,
+) -> dict[str, str]:  # fmt: skip
     """{utterance: what was recognised}, shared out over the ranks. What cannot be read is named, and not in it."""
     plan, found = evaluation_batches(utterances, config.batch_seconds, place.rank, place.ranks), {}
     quiet = None if place.first else True
@@ -391,7 +752,7 @@ def decode(
         for reason in batch.bad.values():
             run.note(f"not scored: {reason}")
         if batch.utterances:
-            paths, _ = recognise(model, batch.waves, batch.samples, place)
+            paths, _ = recognise(model, batch.waves, batch.samples, place, beam)
             for utterance, path in zip(batch.utterances, paths, strict=True):
                 found[utterance.id] = tokenizer.decode([token.label for token in path])
     return {name: text for part in run.gather(found, place) for name, text in part.items()}
@@ -407,12 +768,30 @@ def score(
     return errors, metrics.homophone_errors(references, hypotheses, twins or {})
 
 
+def tune_beam(config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece, place: run.Place) -> Beam | None:
+    """None for --decode greedy; else the --lm-weight and --bonus with the fewest errors on 100 dev utterances."""
+    if config.decode == "greedy":
+        return None
+    with run.first_rank_first(place):
+        lm = LanguageModel(config.lm, "--lm", config.root, tokenizer, place.device) if config.lm else None
+    weights = config.lm_weight if lm else (0.0,)
+    beams = [Beam(config.beam, lm, weight, bonus) for weight in weights for bonus in config.bonus]
+    if len(beams) == 1:
+        return beams[0]
+    some = random.Random(config.seed).sample(corpus.dev, min(100, len(corpus.dev)))
+    rates = [score(some, decode(config, model, tokenizer, some, place, beam))[0].rate for beam in beams]
+    for beam, rate in zip(beams, rates, strict=True):
+        run.note(f"dev WER {rate:.1f} % with --lm-weight {beam.lm_weight:g} --bonus {beam.bonus:g}")
+    return beams[rates.index(min(rates))]
+
+
 def evaluate(config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece, place: run.Place) -> dict:
     """Scores every test set, writes hyp_<split>.txt, prints a line and some errors of each. Returns RESULT's scores."""
     folder, scores = Path(config.out), {"wer": {}, "homophone_error": {}, "not_scored": 0}
+    beam = tune_beam(config, corpus, model, tokenizer, place)
     folder.mkdir(parents=True, exist_ok=True)
     for split, utterances in corpus.tests.items():
-        found = decode(config, model, tokenizer, utterances, place)
+        found = decode(config, model, tokenizer, utterances, place, beam)
         errors, twins = score(utterances, found, corpus.homophones)
         scores["wer"][split] = round(errors.rate, 2)
         scores["not_scored"] += len(utterances) - len(found)
@@ -428,16 +807,20 @@ def evaluate(config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordP
             run.write_atomically(folder / f"hyp_{split}.txt", "\n".join(aligned))
             wrong = [pair for u, pair in zip(scored, pairs, strict=True) if u.text != found[u.id]]
             print(line, *wrong[:3], sep="\n", flush=True)
-    return scores | {"rtf": real_time_factor(config, corpus, model, tokenizer, place)}
+    scores |= {"decode": config.decode, "rtf": real_time_factor(config, corpus, model, tokenizer, place, beam)}
+    if beam:
+        greedy = real_time_factor(config, corpus, model, tokenizer, place)
+        scores |= {"greedy_rtf": greedy, "lm": config.lm, "lm_weight": beam.lm_weight, "bonus": beam.bonus}
+    return scores
 
 
 def real_time_factor(
-    config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece, place: run.Place
+    config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece, place: run.Place, beam: Beam | None = None
 ) -> float | None:
     """Seconds per second of audio for features, encoder and decoding, one utterance at a time, reading excluded."""
 
     def once(wave: Tensor) -> None:  # (1, N)
-        paths, _ = recognise(model, wave, torch.tensor([wave.shape[1]]), place)
+        paths, _ = recognise(model, wave, torch.tensor([wave.shape[1]]), place, beam)
         tokenizer.decode([token.label for token in paths[0]])
 
     some = [u for utterances in corpus.tests.values() for u in utterances][:50]
@@ -470,10 +853,35 @@ def draw(config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece
         figures.posteriors(folder / "posteriors.png", probabilities, names, seconds, utterance.text)
 
 
+def draw_soft_label(
+    config: Config, models: nn.ModuleDict, tokenizer: WordPiece, utterance: Utterance, soft: SoftLabel,
+    homophones: dict[str, str], place: run.Place,
+) -> None:  # fmt: skip
+    """soft_label.png: what BERT, who sees the words around it, and the decoder, who hears it, expect at a homophone."""
+    from common import figures
+
+    batch = Batches([MicroBatch([utterance])], config, tokenizer)[0].to(place.device)
+    if not batch.utterances:
+        return
+    words = utterance.text.split()
+    n = next(n for n, word in enumerate(words) if word in homophones)
+    step = len(tokenizer.encode(" ".join(words[:n])))
+    models.eval()
+    with torch.inference_mode():
+        states, lengths = models["recogniser"](batch.waves, batch.samples)
+        heard = models["decoders"][-1](states, lengths, batch.targets)[0][0, step].exp().cpu()  # (V,)
+    told = torch.zeros_like(heard).index_put((soft.labels[step].long(),), soft.probs[step], accumulate=True)
+    labels = sorted({*soft.labels[step].tolist(), *heard.topk(config.top_k).indices.tolist()}, key=lambda v: -told[v])
+    bars = {"BERT's soft label": told[labels].tolist(), "decoder at the last layer": heard[labels].tolist()}
+    names = [tokenizer.pieces[v - 1] if v else "<eos>" for v in labels]
+    title = " ".join("[MASK]" if i == n else word for i, word in enumerate(words)) + f"   ({words[n]})"
+    figures.bars(Path(config.out) / "soft_label.png", names, bars, "probability", title)
+
+
 # ============================================================================================================ main
 
 
-def load(config: Config, place: run.Place) -> tuple[Recogniser, WordPiece]:
+def load(config: Config, place: run.Place) -> Trained:
     """The finished model in --checkpoint. Raises UserError."""
     weights = run.load_weights(Path(config.checkpoint) / "model.safetensors")
     tokenizer = load_tokenizer(config.checkpoint)
@@ -482,12 +890,13 @@ def load(config: Config, place: run.Place) -> tuple[Recogniser, WordPiece]:
         model.load_state_dict(weights)
     except RuntimeError:
         raise UserError(f"the weights in {config.checkpoint} do not fit its config.json: was it edited?") from None
-    return model, tokenizer
+    return Trained(model, tokenizer, {})
 
 
 def transcribe(config: Config, place: run.Place) -> int:
     """Prints file<TAB>text, or with --times file<TAB>start<TAB>end<TAB>word. Returns how many files were unreadable."""
-    model, tokenizer = load(config, place)
+    model, tokenizer, _ = load(config, place)
+    beam = tune_beam(config, Corpus([], [], {}, {}), model, tokenizer, place)
     frame, failed = config.subsampling * FRAME_SECONDS, 0  # seconds
     for path in config.transcribe:
         try:
@@ -498,7 +907,7 @@ def transcribe(config: Config, place: run.Place) -> int:
             continue
         words = []
         for start, end in split_at_pauses(wave, config.max_seconds):
-            paths, _ = recognise(model, wave[None, start:end], torch.tensor([end - start]), place)
+            paths, _ = recognise(model, wave[None, start:end], torch.tensor([end - start]), place, beam)
             for word, first, last in ctc.word_times(paths[0], tokenizer.decode):
                 words.append((start / SAMPLE_RATE + first * frame, start / SAMPLE_RATE + last * frame, word))
         if config.times:
@@ -511,9 +920,12 @@ def transcribe(config: Config, place: run.Place) -> int:
 
 def summary(config: Config) -> dict[str, int]:
     """Prints the number of parameters by part, for V = --units + 1 outputs; transcripts may use fewer."""
-    parts = run.parameters_by_part(Recogniser(config, config.units + 1))
+    models = build_models(config, config.units + 1)
+    parts = run.parameters_by_part(models["recogniser"])
     for name, count in parts.items():
         print(f"{name:12}{count:>12,}")
+    if "decoders" in models:
+        print(f"and {run.parameters_by_part(models)['decoders']:,} in the attention decoder, for training only")
     return parts
 
 
@@ -521,24 +933,40 @@ def check(config: Config) -> None:
     """Refuses values that would fail late, or silently do nothing. Raises UserError."""
     one_cycle, inner = config.schedule == "one-cycle", range(1, config.layers)
     positive = ["epochs", "average", "save_steps", "lr", "warmup", "clip"]
-    positive += ["max_seconds", "batch_seconds", "update_seconds"]
+    positive += ["max_seconds", "batch_seconds", "update_seconds", "tau", "top_k", "beam", "decoder_layers"]
+    shares = {f"--{name} is a share, from 0 to 1": not 0 <= x <= 1 for name, x in row(config)._asdict().items()}
     wrong = {f"--{name.replace('_', '-')} must be more than 0": getattr(config, name) <= 0 for name in positive} | {
         "--max-steps must be at least 1": config.max_steps is not None and config.max_steps < 1,
         "--kernel must be odd": config.kernel % 2 == 0,
         "--heads must divide --dim": config.dim % config.heads != 0,
-        f"--taps are layers from 1 to {config.layers - 1}, below the last": METHODS[config.method].w > 0
+        f"--taps are layers from 1 to {config.layers - 1}, below the last": bool(row(config).w or row(config).u)
         and not (config.taps and set(config.taps) <= set(inner)),
+        "--smoothing is a share, below 1": not 0 <= config.smoothing < 1,
+        "--units must be below 30000: soft labels are stored as int16": config.units >= 30000,
+        "--lm goes with --decode beam": config.lm is not None and config.decode != "beam",
+        "--transcribe needs one --lm-weight and one --bonus": bool(config.transcribe)
+        and config.decode == "beam"
+        and len(config.lm_weight) * len(config.bonus) > 1,
         "--warmup is a share of the run, below 1, for --schedule one-cycle": one_cycle and config.warmup >= 1,
         "--times goes with --transcribe": config.times and not config.transcribe,
     }
-    for sentence, is_wrong in wrong.items():
+    for sentence, is_wrong in (wrong | shares).items():
         if is_wrong:
             raise UserError(f"{sentence}.")
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Trains and scores, or scores, transcribes, or counts parameters. Returns what RESULT says, on the first rank."""
+    """Trains and scores, or scores, transcribes, or counts parameters. Returns what RESULT says, on the first rank.
+
+    With several methods: {method: what RESULT says}, after showing them side by side.
+    """
     config = parse(Config, PRESETS, __doc__, argv)
+    if len(config.method) > 1 and not config.summary:
+        for method in config.method:
+            check(replace(config, method=(method,)))
+        results = {method: main(command) for method, command in run.one_by_one(config, argv)}
+        run.compare(Path(config.out), results)
+        return results
     check(config)
     if config.summary:
         return summary(config)
@@ -550,26 +978,23 @@ def main(argv: list[str] | None = None) -> dict:
     with run.first_rank_first(place):
         corpus = load_corpus(
             config.data, config.root, config.hours, config.download, config.seed, small=config.preset == "smoke",
-            tests_only=config.checkpoint is not None,
+            tests_only=config.checkpoint is not None and config.decode == "greedy",
         )  # fmt: skip
-    if config.checkpoint:
-        model, tokenizer = load(config, place)
-        progress = run.Progress()
-    else:
-        model, tokenizer, progress = train(config, corpus, place)
-    result = {"script": "interaed_kd", "method": config.method, "seed": config.seed}
-    result |= evaluate(config, corpus, model, tokenizer, place) | {"normaliser": metrics.NORMALISER}
-    result |= {"params": run.parameters_by_part(model)["total"]} | run.training_report(progress)
+    trained = load(config, place) if config.checkpoint else train(config, corpus, place)
+    result = {"script": "interaed_kd", "method": config.method[0], "seed": config.seed}
+    result |= evaluate(config, corpus, trained.recogniser, trained.tokenizer, place)
+    result |= {"normaliser": metrics.NORMALISER, "params": run.parameters_by_part(trained.recogniser)["total"]}
+    result |= trained.report
     if place.first:
         if not config.checkpoint:
-            draw(config, corpus, model, tokenizer, place)
+            draw(config, corpus, trained.recogniser, trained.tokenizer, place)
         run.report(Path(config.out), result)
-    run.finish()
     return result
 
 
 if __name__ == "__main__":
     try:
         main()
+        run.finish()
     except UserError as error:
         sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""Connectionist temporal classification (Graves et al., ICML 2006): loss, feasibility, greedy decoding, alignment.
+"""Connectionist temporal classification (Graves et al., ICML 2006): loss, feasibility, greedy and beam search, times.
 
 A path puts one label or the blank (label 0) on every frame; removing repeats and then blanks gives the transcript:
 
@@ -10,6 +10,8 @@ Two equal labels in a row need a blank between them, so an utterance is feasible
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -48,6 +50,87 @@ class Token(NamedTuple):
 def greedy(log_probs: Tensor, lengths: Tensor) -> list[list[Token]]:
     """The labels of the best path, with their frames. log_probs or logits (B, T, V), lengths (B,)."""
     return [_collapse(path[:n]) for path, n in zip(log_probs.argmax(-1).tolist(), lengths.tolist(), strict=True)]
+
+
+class Hypothesis(NamedTuple):
+    """What a beam search found: labels, its score, and log p_ctc(labels | x) over the paths that were kept."""
+
+    labels: list[int]
+    score: float
+    ctc: float
+
+
+def prefix_beam_search(
+    log_probs: Tensor,
+    beam: int | None = 10,
+    candidates: int | None = 20,
+    blank_skip: float | None = 0.999,
+    lm: Callable[[list[tuple[int, ...]]], Tensor] | None = None,
+    lm_weight: float = 0.0,
+    bonus: float = 0.0,
+) -> list[Hypothesis]:
+    """The best label sequences y of one utterance, at most `beam`, best first. Hannun et al. 2014, arXiv 1408.2873.
+
+        score(y) = log p_ctc(y | x) + lm_weight log p_lm(y, end) + bonus len(y)
+
+    Frame by frame, a prefix y that ends in `a` carries the probability of all paths that give it, in two sums: b(y) of
+    those that end in a blank, n(y) of those that end in `a`. Only after a blank can `a` begin once more:
+
+        the frame holds   blank   ->  y      b'(y)   = [b(y) + n(y)] p(blank)
+                          a       ->  y      n'(y)   = n(y) p(a)                   it goes on
+                          a       ->  y a    n'(y a) = b(y) p(a)                   it begins once more
+                          c       ->  y c    n'(y c) = [b(y) + n(y)] p(c)          another label begins
+
+    Where two give the same prefix (y a may be in the beam itself), they add up. All in natural logarithms.
+
+    log_probs (T, V). Per frame, besides the blank, only the `candidates` most probable labels are looked at, and none
+    where p(blank) > blank_skip; then the best `beam` prefixes are kept. None: all of them, so that the result is exact.
+    lm(prefixes) -> (N, V), log p(next label | prefix), in column 0 that of the end. It is asked at most once per frame
+    and once after the last, for all new prefixes of the beam together, and not at all if lm_weight is 0.
+    """
+    log_probs, size = log_probs.cpu().double(), log_probs.shape[1] - 1
+    values, labels = log_probs[:, 1:].topk(size if candidates is None else min(candidates, size))  # (T, K)
+    labels += 1
+    lm = lm if lm_weight else None
+    next_labels: dict[tuple[int, ...], Tensor] = {}  # prefix -> (V,), what the language model answered
+
+    def ask() -> None:
+        new = [y for y in kept if y not in next_labels]
+        if lm and new:
+            next_labels.update(zip(new, lm(new).cpu().double(), strict=True))
+
+    nothing = -math.inf, -math.inf, 0.0
+    kept = {(): (0.0, -math.inf, 0.0)}  # prefix y -> log b(y), log n(y), and what its score adds to them
+    for t, blank in enumerate(log_probs[:, BLANK].tolist()):
+        if blank_skip is not None and math.exp(blank) > blank_skip:
+            kept = {y: (_log_add(b, n) + blank, -math.inf, extra) for y, (b, n, extra) in kept.items()}
+            continue
+        ask()
+        p, grown = dict(zip(labels[t].tolist(), values[t].tolist(), strict=True)), {}
+        for y, (b, n, extra) in kept.items():
+            grown[y] = _log_add(b, n) + blank, n + p.get(y[-1], -math.inf) if y else n, extra
+        for y, (b, n, extra) in kept.items():
+            either, last = _log_add(b, n), y[-1] if y else BLANK
+            gains = (lm_weight * next_labels[y][labels[t]] + bonus).tolist() if lm else [bonus] * len(p)
+            for (label, log_p), gain in zip(p.items(), gains, strict=True):
+                longer, begun = (*y, label), (b if label == last else either) + log_p
+                b_longer, n_longer, _ = grown.get(longer, nothing)
+                grown[longer] = b_longer, _log_add(n_longer, begun), extra + gain
+        possible = [(y, sums) for y, sums in grown.items() if sums[:2] != nothing[:2]]
+        possible.sort(key=lambda item: _log_add(*item[1][:2]) + item[1][2], reverse=True)
+        kept = dict(possible[:beam])
+    ask()
+    found = []
+    for y, (b, n, extra) in kept.items():
+        end = lm_weight * next_labels[y][0].item() if lm else 0.0
+        found.append(Hypothesis(list(y), _log_add(b, n) + extra + end, _log_add(b, n)))
+    return sorted(found, key=lambda hypothesis: hypothesis.score, reverse=True)
+
+
+def _log_add(a: float, b: float) -> float:
+    """log(e^a + e^b)"""
+    low, high = (a, b) if a < b else (b, a)
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
 
 
 def align(log_probs: Tensor, targets: list[int]) -> list[Token]:

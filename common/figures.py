@@ -46,3 +46,17 @@ def posteriors(
     axis.tick_params(axis="y", labelsize=8)
     figure.colorbar(image, ax=axis, label="probability", pad=0.01)
     _save(figure, path)
+
+
+def bars(path: str | Path, names: list[str], series: dict[str, list[float]], label: str, title: str) -> None:
+    """One group of bars per name, one colour per series: {what it is: a value per name}."""
+    figure = Figure(figsize=(1.5 + 0.6 * len(names), 3.5))
+    axis = figure.subplots()
+    width = 0.8 / len(series)
+    for i, (what, values) in enumerate(series.items()):
+        axis.bar(np.arange(len(names)) + (i - (len(series) - 1) / 2) * width, values, width, label=what)
+    axis.set(xticks=range(len(names)), ylabel=label, title=title)
+    axis.set_xticklabels(names, rotation=45, ha="right")
+    if len(series) > 1:
+        axis.legend()
+    _save(figure, path)

@@ -44,7 +44,7 @@ class RunConfig:
     download: bool = False  # fetch the LibriSpeech subsets that are missing (checksummed)
     # -- what to do --
     preset: typing.Literal["auto", "smoke", "demo", "full"] = "auto"  # sizes; auto: demo for demo data, else full
-    out: str = "auto"  # folder of the run; auto: runs/<script>-<data>-<method>-s<seed>
+    out: str = "auto"  # folder; auto: runs/<script>-<data>-<method>-s<seed>; several methods: each in a folder inside
     resume: bool = False  # go on with the unfinished run in --out
     checkpoint: str | None = None  # folder of a finished run: score it (or --transcribe with it) instead of training
     transcribe: tuple[Path, ...] = ()  # audio files to transcribe with --checkpoint: prints file<TAB>text
@@ -61,6 +61,7 @@ class RunConfig:
 # May differ between a run and its continuation: where things lie, what to do and how to compute, never what is learnt.
 NOT_PART_OF_A_RUN = {"root", "download", "out", "resume", "checkpoint", "transcribe", "times", "summary"}
 NOT_PART_OF_A_RUN |= {"device", "workers", "batch_seconds"}
+NOT_PART_OF_A_RUN |= {"decode", "lm", "beam", "lm_weight", "bonus"}
 
 
 def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str] | None = None):
@@ -92,7 +93,7 @@ def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str
         stored = load_config(config_class, config.checkpoint, presets)
         out = given.get("out", str(Path(config.checkpoint) / f"score-{_label(given.get('data', stored.data))}"))
         config = dataclasses.replace(stored, **given | {"preset": given.get("preset", stored.preset), "out": out})
-    elif config.resume:
+    elif config.resume and (len(config.method) == 1 or (Path(config.out) / "config.json").exists()):
         stored = load_config(config_class, config.out, presets)
         kept = {"preset": given.get("preset", stored.preset), "out": config.out}
         config = dataclasses.replace(stored, **given | kept)
@@ -113,7 +114,7 @@ def check_command_line(config_class: type, presets: dict[str, dict], doc: str) -
 
 def default_out(script: str, config: RunConfig) -> str:
     data = _label(config.data) + ("-smoke" if config.preset == "smoke" else "")
-    return f"runs/{script}-{data}-{config.method}-s{config.seed}"
+    return f"runs/{script}-{data}-{'+'.join(config.method)}-s{config.seed}"
 
 
 def _label(data: str) -> str:
@@ -143,7 +144,7 @@ def config_as_dict(config) -> dict:
 def differences(old, new) -> list[str]:
     """['seed 1 -> 2', ...] for every field that belongs to a run and differs."""
     old, new = config_as_dict(old), config_as_dict(new)
-    return [f"{key} {old[key]} -> {new[key]}" for key in old if old[key] != new[key]]
+    return [f"{key} {_show(old[key])} -> {_show(new[key])}" for key in old if old[key] != new[key]]
 
 
 def _is_tuple(hint) -> bool:
@@ -201,6 +202,9 @@ def _kind(hint) -> dict:
         return {"choices": typing.get_args(hint)}
     if _is_tuple(hint):
         item = typing.get_args(hint)[0]
+        if typing.get_origin(item) is typing.Literal:
+            names = typing.get_args(item)
+            return {"type": functools.partial(_names, names), "metavar": "{" + ",".join(names) + "},…"}
         if item is Path:  # file names may hold commas
             return {"nargs": "+", "type": str, "action": _AsTuple, "metavar": "FILE"}
         return {"type": functools.partial(_comma_list, item), "metavar": f"{item.__name__.upper()},…"}
@@ -209,6 +213,17 @@ def _kind(hint) -> dict:
 
 def _comma_list(item: type, text: str) -> tuple:
     return tuple(item(part) for part in text.split(",") if part)
+
+
+def _names(known: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """A comma list of known names, each once."""
+    names = tuple(dict.fromkeys(part for part in text.split(",") if part))
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
+    if not names:
+        raise argparse.ArgumentTypeError(f"give one or more of {', '.join(known)}")
+    return names
 
 
 class _AsTuple(argparse.Action):

@@ -97,28 +97,38 @@ class Interval(NamedTuple):
 
 
 def bootstrap_difference(
-    baseline: np.ndarray, system: np.ndarray, words: np.ndarray, sessions: list[str], samples: int = 2000, seed: int = 0
+    baseline: tuple[np.ndarray, np.ndarray],
+    system: tuple[np.ndarray, np.ndarray],
+    sessions: list[str],
+    samples: int = 2000,
+    seed: int = 0,
 ) -> Interval:
     """95 % interval of rate(system) - rate(baseline) in per cent points, by a hierarchical bootstrap.
 
-    baseline and system: errors per (seed, utterance), shape (seeds, utterances), the same utterances and seeds paired;
-    words (utterances,) in the references; sessions: which conversation each utterance belongs to. Seeds are drawn with
-    replacement, then whole sessions, because errors within a session are not independent (Bisani & Ney, ICASSP 2004,
-    is the bootstrap over utterances).
+    baseline and system: (errors, counts) per (seed, utterance), each (seeds, utterances), the same utterances and seeds
+    paired; the rate is sum of errors / sum of counts (words, or homophones that were heard). sessions: which
+    conversation each utterance belongs to. Seeds are drawn with replacement, then whole sessions, because errors within
+    a session are not independent (Bisani & Ney, ICASSP 2004, is the bootstrap over utterances).
     """
-    baseline, system, words = (np.asarray(x, dtype=float) for x in (baseline, system, words))
     _, session = np.unique(np.asarray(sessions), return_inverse=True)
-    n_seeds, n_sessions = len(baseline), session.max() + 1
-    gain = np.stack([np.bincount(session, weights=row, minlength=n_sessions) for row in system - baseline])
-    size = np.bincount(session, weights=words, minlength=n_sessions)  # (sessions,)
+    n_sessions, n_seeds = session.max() + 1, len(baseline[0])
+    sums = np.stack(  # (baseline errors, counts, system errors, counts; seeds; sessions)
+        [
+            [np.bincount(session, weights=row, minlength=n_sessions) for row in np.asarray(table, dtype=float)]
+            for table in (*baseline, *system)
+        ]
+    )
+
+    def difference(some: np.ndarray) -> float:
+        wrong, count, system_wrong, system_count = some.sum((1, 2))
+        return 100 * (system_wrong / max(system_count, 1) - wrong / max(count, 1))
+
     rng = np.random.default_rng(seed)
-    drawn = np.empty(samples)
-    for i in range(samples):
-        seeds = rng.integers(n_seeds, size=n_seeds)
-        picked = rng.integers(n_sessions, size=n_sessions)
-        drawn[i] = gain[seeds].mean(0)[picked].sum() / size[picked].sum()
-    low, high = np.quantile(100 * drawn, [0.025, 0.975])
-    return Interval(100 * gain.mean(0).sum() / size.sum(), low, high)
+    drawn = [
+        difference(sums[:, rng.integers(n_seeds, size=n_seeds)][:, :, rng.integers(n_sessions, size=n_sessions)])
+        for _ in range(samples)
+    ]
+    return Interval(difference(sums), *np.quantile(drawn, [0.025, 0.975]).tolist())
 
 
 def side_by_side(reference: str, hypothesis: str) -> str:
@@ -137,3 +147,13 @@ def side_by_side(reference: str, hypothesis: str) -> str:
             rows[0].append(ref.ljust(width) if ref else "*" * width)
             rows[1].append(hyp.ljust(width) if hyp else "*" * width)
     return f"REF: {' '.join(rows[0])}\nHYP: {' '.join(rows[1])}"
+
+
+def read_side_by_side(text: str) -> dict[str, tuple[str, str]]:
+    """{name: (reference, hypothesis)} from blocks of a name and the two lines of `side_by_side`."""
+    found = {}
+    for block in filter(None, text.strip().split("\n\n")):
+        name, reference, hypothesis = block.strip().splitlines()
+        both = (line.partition(":")[2].replace("*", "").lower().split() for line in (reference, hypothesis))
+        found[name] = tuple(map(" ".join, both))
+    return found

@@ -11,7 +11,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+import torch
+from torch import Tensor, nn
+
 from common.flags import UserError
+from common.text import WordPiece
 
 # Weights as safetensors only: nothing that a download could execute.
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -45,21 +49,83 @@ def resolve(name: str, flag: str, tokenizer_only: bool = False) -> str:
         raise UserError(f"{flag} {name} {where}: {instead}") from None
 
 
-def load_vocabulary(name: str, flag: str, root: str) -> list[str]:
-    """The pieces of a pretrained tokenizer in the order of their ids. Raises UserError.
+def find(name: str, flag: str, root: str, tokenizer_only: bool = False) -> str:
+    """As `resolve`, and the models of the demo worlds, built in ROOT where they are missing.
 
-    name: on the hub, a folder, or `demo` and `demo-smoke`: what those worlds hold, built in ROOT where it is missing.
+    demo, demo-smoke: that world's bert-a; demo/bert-b, demo/lm: another of its models. Raises UserError.
     """
+    world, _, model = name.partition("/")
+    if world not in ("demo", "demo-smoke") or Path(name).is_dir():
+        return resolve(name, flag, tokenizer_only)
+    from common import demo
+
+    folder, small = Path(root) / world, world == "demo-smoke"
+    return str(demo.build_text(folder, small) if tokenizer_only else demo.build_model(folder, model or "bert-a", small))
+
+
+def load_vocabulary(name: str, flag: str, root: str) -> list[str]:
+    """The pieces of a pretrained tokenizer in the order of their ids. name: see `find`. Raises UserError."""
     from transformers import AutoTokenizer
 
-    if name in ("demo", "demo-smoke"):
-        from common import demo
-
-        folder = str(demo.build_text(Path(root) / name, small=name == "demo-smoke"))
-    else:
-        folder = resolve(name, flag, tokenizer_only=True)
+    folder = find(name, flag, root, tokenizer_only=True)
     try:
         vocabulary = AutoTokenizer.from_pretrained(folder, local_files_only=True).get_vocab()
     except (OSError, ValueError) as error:
         raise UserError(f"{flag} {name} holds no tokenizer ({str(error).splitlines()[0]}).") from None
     return sorted(vocabulary, key=vocabulary.get)
+
+
+def load_model(auto_class: type, name: str, flag: str, root: str) -> nn.Module:
+    """A frozen pretrained model in fp32, in evaluation mode. name: see `find`; auto_class: AutoModelForMaskedLM, ….
+
+    Raises UserError where the folder holds no such model.
+    """
+    try:
+        model = auto_class.from_pretrained(
+            find(name, flag, root), local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} {name} holds no model of that kind ({str(error).splitlines()[0]}).") from None
+    return model.eval().requires_grad_(False)
+
+
+class LanguageModel:
+    """A causal language model for `ctc.prefix_beam_search`: how likely which label comes next, or the end.
+
+        lm([(), (17, 4)])  ->  (2, V) log p(next label | prefix), in column 0 that of the end of the sentence
+
+    It must have the recogniser's word pieces, and more if it likes: p is over its whole vocabulary, and what has no
+    label is left out. Labels that share one of its pieces (the three apostrophes; those it calls [UNK]) share p too.
+    Every prefix is read from its beginning, without a cache of keys and values: simple rather than fast.
+    """
+
+    def __init__(self, name: str, flag: str, root: str, tokenizer: WordPiece, device: torch.device | str):
+        """name: see `find`. Raises UserError where it has not even half of the pieces, or no beginning or end."""
+        from transformers import AutoModelForCausalLM
+
+        vocabulary = load_vocabulary(name, flag, root)
+        self.model = load_model(AutoModelForCausalLM, name, flag, root).to(device)
+        config, theirs = self.model.config, tokenizer.ids_in(vocabulary)
+        bos, eos, size = config.bos_token_id, config.eos_token_id, config.vocab_size
+        complete = bos in range(size) and eos in range(size) and "[UNK]" in vocabulary and len(vocabulary) <= size
+        if not complete or theirs.count(-1) > len(theirs) / 2:
+            raise UserError(
+                f"{flag} {name} does not share the recogniser's word pieces: give a causal language model over them, "
+                "whose config.json names [CLS] as bos_token_id and [SEP] as eos_token_id."
+            )
+        unknown = vocabulary.index("[UNK]")
+        theirs = [unknown if i < 0 else i for i in theirs]
+        self.inputs = torch.tensor([bos, *theirs], device=device)  # (V,) label -> the model's id
+        self.outputs = torch.tensor([eos, *theirs], device=device)
+        self.longest = getattr(config, "max_position_embeddings", 1024)  # ids that it can read at once
+
+    @torch.inference_mode()
+    def __call__(self, prefixes: list[tuple[int, ...]]) -> Tensor:
+        """N prefixes -> (N, V). A prefix too long for the model loses its beginning."""
+        rows = [torch.tensor([0, *prefix[max(0, len(prefix) - self.longest + 1) :]]) for prefix in prefixes]
+        last = torch.tensor([len(row) - 1 for row in rows], device=self.inputs.device)  # (N,)
+        ids = self.inputs[nn.utils.rnn.pad_sequence(rows, batch_first=True).to(last.device)]  # (N, L)
+        # Causal: no position sees what is padded on its right, so nothing has to be masked.
+        states = self.model.base_model(ids, use_cache=False).last_hidden_state  # (N, L, D)
+        logits = self.model.get_output_embeddings()(states[torch.arange(len(rows)), last])
+        return logits.log_softmax(-1)[:, self.outputs]

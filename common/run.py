@@ -25,6 +25,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -401,6 +402,40 @@ def progress_bar(progress: Progress, steps: int, place: Place):
 def note(message: str) -> None:
     """One line on stderr, above any progress bar."""
     tqdm.write(message, file=sys.stderr)
+
+
+def one_by_one(config: RunConfig, argv: list[str] | None) -> Iterator[tuple[str, list[str]]]:
+    """(method, the command line that runs it alone, in a folder of its own inside --out) for each of --method."""
+    argv = sys.argv[1:] if argv is None else argv
+    for method in config.method:
+        out = Path(config.out) / method
+        begun = (out / "config.json").exists()  # what never began has nothing to resume
+        command = [option for option in argv if begun or option != "--resume"]
+        yield method, [*command, "--method", method, "--out", str(out)]
+
+
+def compare(folder: Path, results: dict[str, dict]) -> None:
+    """Prints the results of several methods below each other, and three sentences of which they made different things.
+
+    folder: holds a folder per method with hyp_<split>.txt; results: {method: what RESULT says}.
+    """
+    if dist.is_initialized() and dist.get_rank():
+        return
+    splits = list(next(iter(results.values()))["wer"])
+    print("\n" + " " * 14 + "".join(f"{split + ' WER':>18}{'homophone error':>18}" for split in splits))
+    for method, result in results.items():
+        shown = [result[score].get(split) for split in splits for score in ("wer", "homophone_error")]
+        print(f"{method:14}" + "".join(f"{'' if x is None else format(x, '.1f'):>18}" for x in shown))
+    for split in splits[:1]:
+        texts = {method: (folder / method / f"hyp_{split}.txt").read_text() for method in results}
+        blocks = [text.split("\n\n") for text in texts.values()]
+        differing = [versions for versions in zip(*blocks, strict=True) if len(set(versions)) > 1]
+        for versions in differing[:3]:
+            print()
+            for method, version in zip(results, versions, strict=True):
+                name, reference, hypothesis = version.strip().splitlines()
+                print(f"{'':14}{reference}\n{method:14}{hypothesis}")
+    print(flush=True)
 
 
 def report(folder: Path, result: dict) -> dict:

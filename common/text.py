@@ -162,6 +162,12 @@ class WordPiece:
         text = " ".join(self.pieces[i - 1] for i in ids)
         return text.replace("## ##", "").replace(" ##", "").replace("## ", "").replace("##", "")
 
+    def ids_in(self, vocabulary: list[str]) -> list[int]:
+        """For every label from 1 on, the id of its piece in a BERT vocabulary; -1 where that has no such piece."""
+        theirs = {piece: i for i, piece in enumerate(vocabulary)}
+        theirs |= dict.fromkeys((self.INSIDE, self.INITIAL, self.FINAL), theirs.get("'", -1))
+        return [theirs.get(piece, -1) for piece in self.pieces]
+
     def save(self, folder: str | Path) -> None:
         _write_json(folder, {"kind": "wordpiece", "pieces": self.pieces})
 

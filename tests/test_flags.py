@@ -17,7 +17,7 @@ DOC = "Title of a paper.\n\nRun\n---\n    python test_flags.py\n"
 @dataclass(frozen=True)
 class Config(RunConfig):
     # -- method --
-    method: Literal["a", "b"] = "a"  # the row
+    method: tuple[Literal["a", "b"], ...] = ("a",)  # the row
     taps: tuple[int, ...] = (6, 12)  # layers, 50 % of them
     lr: float = 1e-3  # peak
 
@@ -38,7 +38,7 @@ def test_presets_follow_the_data():
 
 def test_values():
     config = read("--taps", "3,6", "--method=b", "--hours", "100", "--max-steps", 5)
-    assert (config.taps, config.method, config.hours, config.max_steps) == ((3, 6), "b", 100.0, 5)
+    assert (config.taps, config.method, config.hours, config.max_steps) == ((3, 6), ("b",), 100.0, 5)
     assert config.out == "runs/test_flags-demo-b-s1"
     assert read("--data", "x/y/", "--seed", 3).out == "runs/test_flags-y-a-s3"
     assert read("--preset", "smoke").out == "runs/test_flags-demo-smoke-a-s1"
@@ -50,7 +50,8 @@ def test_values():
         (["--tapps", "3"], "did you mean --taps?"),
         (["--max-step=3"], "did you mean --max-steps?"),
         (["train"], "options start with --"),
-        (["--method", "c"], "invalid choice: 'c'"),
+        (["--method", "a,c"], "'c' is none of a, b"),
+        (["--method", ","], "give one or more of a, b"),
         (["--lr", "fast"], "invalid float value: 'fast'"),
         (["--taps", "3;6"], "invalid"),
         (["--transcribe", "a.wav"], "--transcribe needs --checkpoint"),
@@ -82,6 +83,17 @@ def test_a_checkpoint_brings_its_configuration(tmp_path):
     assert read("--resume", "--out", tmp_path, *how).workers == 1
     with pytest.raises(UserError, match=r"lr 0.7 -> 0.9.*--out"):
         read("--resume", "--out", tmp_path, "--lr", "0.9")
+
+
+def test_several_methods(tmp_path):
+    config = read("--method", "b,a,b")
+    assert config.method == ("b", "a") and config.out == "runs/test_flags-demo-b+a-s1"
+    # --resume with several methods is sorted out run by run; a folder that holds a single run is that run
+    assert read("--method", "b,a", "--resume", "--out", tmp_path).method == ("b", "a")
+    (tmp_path / "config.json").write_text(json.dumps({"config": config_as_dict(read("--method", "b"))}))
+    assert read("--resume", "--out", tmp_path).method == ("b",)
+    with pytest.raises(UserError, match="method b -> b,a"):
+        read("--method", "b,a", "--resume", "--out", tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", '{"config": {"nonsense": 1}}', '{"config": {"taps": 3}}'])

@@ -1,7 +1,10 @@
 """interaed_kd.py: its equations in plain Python, and its runs as users run them."""
 
 import json
+import math
+import operator
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,18 +23,25 @@ from test_ctc import enumerate_paths
 import interaed_kd as script
 from common import run
 from common.corpora import MicroBatch, Utterance
+from common.demo import build_model
 from common.features import read_audio
 from common.flags import UserError
+from common.pretrained import load_model, load_vocabulary
+from common.text import WordPiece
 
 CPU = run.Place(0, 1, torch.device("cpu"), None)
 SMALL = ["--dim", "32", "--heads", "2", "--ff-dim", "64", "--channels", "4", "--average", "2"]
-SMALL += ["--update-seconds", "6", "--epochs", "6"]
+SMALL += ["--update-seconds", "6", "--epochs", "6", "--decoder-ff-dim", "64", "--method", "interaed_kd"]
 
 
 @pytest.fixture(scope="session")
 def options(root) -> list[str]:
     """Options of a tiny run that need no network: add --data and --out."""
-    return ["--preset", "smoke", "--root", str(root), "--teacher", str(root / "demo-smoke" / "bert-a"), *SMALL]
+    return ["--preset", "smoke", "--root", str(root), "--teacher", str(teacher_folder(root)), *SMALL]
+
+
+def teacher_folder(root: Path) -> Path:
+    return build_model(root / "demo-smoke", "bert-a", small=True)
 
 
 @pytest.fixture(scope="session")
@@ -63,83 +73,411 @@ def log_without_clocks(folder: Path) -> list[dict]:
 # ------------------------------------------------------------------------------------------------------- equations
 
 
-def test_total_loss_is_the_formula():
-    taps, last = [3.0, 5.0], 7.0
-    for lam, w in [(1.0, 0.0), (1.0, 0.66), (0.3, 0.5)]:
-        expected = lam * ((1 - w) * last + w * (taps[0] + taps[1]) / 2)
-        losses = [torch.tensor(x) for x in [*taps, last]]
-        assert script.total_loss(losses, script.Weights(lam, w)).item() == pytest.approx(expected)
-    assert script.total_loss([torch.tensor(last)], script.METHODS["ctc"]) == last
+def read_config(*arguments: str, **changes) -> script.Config:
+    return replace(script.parse(script.Config, script.PRESETS, script.__doc__, list(arguments)), **changes)
+
+
+def test_the_equation_map_names_what_exists():
+    section = re.search(r"^Equations.*?\n-+\n(.*?)\n\n", script.__doc__, re.M | re.S)[1]
+    rows = re.findall(r" {3,}(\S+) {2,}(test_\w+)$", section, re.M)
+    assert len(rows) == 7
+    for function, test in rows:
+        assert callable(operator.attrgetter(function)(script)) and callable(globals()[test])
 
 
 @pytest.fixture
-def small_model():
+def small():
+    """A tiny model of three layers without dropout, V = 4, and its configuration."""
     torch.manual_seed(0)
-    config = script.parse(
-        script.Config, script.PRESETS, script.__doc__, ["--preset", "smoke", *SMALL, "--method", "interctc"]
-    )
-    config = replace(config, layers=3, taps=(1, 2), frequency_masks=0, time_masks=0, dropout=0.0)
-    return config, script.Recogniser(config, vocabulary=3)
+    arguments = ["--preset", "smoke", *SMALL, "--method", "interaed_kd", "--top-k", "2"]
+    config = read_config(*arguments, layers=3, taps=(1, 2), frequency_masks=0, time_masks=0, dropout=0.0)
+    return config, script.build_models(config, vocabulary=4)
 
 
-def make_batch(waves: list[torch.Tensor], targets: list[list[int]]) -> script.Batch:
+def make_batch(waves: list[torch.Tensor], targets: list[list[int]], soft=None) -> script.Batch:
+    """soft: per utterance (labels (U+1, K), probs (U+1, K)); by default the one-hot transcript."""
     pad = torch.nn.utils.rnn.pad_sequence
+    soft = soft or [one_hot(target) for target in targets]
     return script.Batch(
         pad(waves, batch_first=True), torch.tensor([len(w) for w in waves]),
         pad([torch.tensor(t) for t in targets], batch_first=True), torch.tensor([len(t) for t in targets]),
+        pad([labels for labels, _ in soft], batch_first=True), pad([probs for _, probs in soft], batch_first=True),
         [Utterance(str(i), "", "", 1.0) for i in range(len(waves))], {}, 0, MicroBatch([]),
     )  # fmt: skip
 
 
-def test_loss_of_the_model_against_all_paths(small_model):
-    """ctc_l and loss of the equation map, recomputed by enumerating every path of a short utterance at every layer."""
-    config, model = small_model
-    model.eval()
-    batch = make_batch([torch.randn(6500), torch.randn(5500)], [[1, 2], [2]])  # 4 and 3 frames
-    log_probs, lengths = model(batch.waves, batch.samples)
-    assert lengths.tolist() == [4, 3] and len(log_probs) == 3
+def one_hot(target: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor([[y, 3] for y in [*target, 0]]), torch.tensor([[1.0, 0.0]] * (len(target) + 1))
+
+
+def two_utterances(soft=None) -> script.Batch:
+    return make_batch([torch.randn(6500), torch.randn(5500)], [[1, 2], [2]], soft)  # 4 and 3 frames
+
+
+SOFT = [
+    (torch.tensor([[1, 3], [3, 2], [0, 1]]), torch.tensor([[0.8, 0.2], [0.6, 0.4], [1.0, 0.0]])),
+    (torch.tensor([[2, 1], [0, 1]]), torch.tensor([[0.7, 0.3], [1.0, 0.0]])),
+]
+
+
+def decoder_log_probs(models, batch) -> list[torch.Tensor]:
+    states, lengths = models["recogniser"](batch.waves, batch.samples, (1, 2))
+    return models["decoders"][0](states, lengths, batch.targets)
+
+
+def cross_entropy_by_hand(log_probs, labels, probs, lengths, e) -> float:
+    """The equation H_l(q), term by term."""
+    total, V = 0.0, log_probs.shape[-1]
+    for b, U in enumerate(lengths):
+        for i in range(U + 1):
+            q = [0.0] * V
+            for label, p in zip(labels[b][i].tolist(), probs[b][i].tolist(), strict=True):
+                q[label] += p
+            total -= sum(((1 - e) * q[v] + e / V) * log_probs[b, i, v].item() for v in range(V))
+    return total
+
+
+def test_ctc_l(small):
+    """CTC at every layer by enumerating all paths of a short utterance; the rest of the formula left out by lam = 1."""
+    config, models = small
+    models.eval()
+    config, batch = replace(config, lam=1.0), two_utterances()
+    states, lengths = models["recogniser"](batch.waves, batch.samples, (1, 2))
+    assert lengths.tolist() == [4, 3] and len(states) == 3
     expected = 0.0
     for i, target in enumerate([[1, 2], [2]]):
-        first, second, last = (enumerate_paths(lp[i, : lengths[i]].double(), target) for lp in log_probs)
-        expected += 1.0 * ((1 - 0.66) * last + 0.66 * (first + second) / 2)
-    loss = script.compute_losses(model, batch, script.METHODS["interctc"], None)
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+        paths = [models["recogniser"].log_probs(state)[i, : lengths[i]].double() for state in states]
+        first, second, last = (enumerate_paths(path, target) for path in paths)
+        expected += (1 - 0.66) * last + 0.66 * (first + second) / 2
+    assert script.compute_losses(models, batch, config, None).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_taps_loss_teaches_the_layers_at_and_below_it(small_model):
-    _, model = small_model
-    batch = make_batch([torch.randn(9000)], [[1, 2]])
-    log_probs, lengths = model(batch.waves, batch.samples)
-    script.ctc.ctc_loss(log_probs[0], lengths, batch.targets, batch.target_lengths).sum().backward()
-    first, second, third = model.encoder.blocks
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in first.parameters())
-    assert all(p.grad is None for block in (second, third) for p in block.parameters())
+def test_h(small):
+    _, models = small
+    models.eval()
+    batch = two_utterances(SOFT)
+    log_probs, mask = decoder_log_probs(models, batch)[0], torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
+    for e in (0.0, 0.1, 0.7):
+        found = script.smoothed_cross_entropy(log_probs, batch.soft_labels, batch.soft_probs, mask, e)
+        assert found.item() == pytest.approx(cross_entropy_by_hand(log_probs, *zip(*SOFT, strict=True), [2, 1], e))
+    hard = torch.tensor([[1, 2, 0], [2, 0, 0]])
+    found = script.smoothed_cross_entropy(log_probs, hard[..., None], torch.ones(2, 3, 1), mask, 0.1)
+    library = torch.nn.functional.cross_entropy(log_probs[mask], hard[mask], label_smoothing=0.1, reduction="sum")
+    assert found.item() == pytest.approx(library.item())
 
 
-def test_alone_is_as_in_a_padded_batch(small_model, corpus):
+def test_att_kd(small):
+    """A teacher who is sure of the transcript teaches what the transcript does: kd_l == att_l."""
+    _, models = small
+    models.eval()
+    for log_probs in decoder_log_probs(models, batch := two_utterances()):
+        att, kd = (script.mix_loss(log_probs, batch, a, 0.1) for a in (0.0, 1.0))
+        assert kd.item() == pytest.approx(att.item()) and att.item() > 0
+    for log_probs in decoder_log_probs(models, batch := two_utterances(SOFT)):
+        att, kd = (script.mix_loss(log_probs, batch, a, 0.1) for a in (0.0, 1.0))
+        assert abs(kd.item() - att.item()) > 0.01
+
+
+def test_mix(small):
+    _, models = small
+    models.eval()
+    batch = two_utterances(SOFT)
+    hard = zip(*[one_hot([1, 2]), one_hot([2])], strict=True)
+    log_probs = decoder_log_probs(models, batch)[1]
+    att = cross_entropy_by_hand(log_probs, *hard, [2, 1], 0.1)
+    kd = cross_entropy_by_hand(log_probs, *zip(*SOFT, strict=True), [2, 1], 0.1)
+    for a in (0.0, 0.1, 0.5, 1.0):
+        assert script.mix_loss(log_probs, batch, a, 0.1).item() == pytest.approx((1 - a) * att + a * kd)
+
+
+def test_loss():
+    c, m = [3.0, 5.0, 7.0], [2.0, 4.0, 11.0]
+    for lam, w, u in [(1.0, 0.0, 0.0), (0.3, 0.0, 0.0), (0.3, 0.66, 0.66), (0.2, 0.5, 0.9)]:
+        expected = lam * ((1 - w) * 7 + w * (3 + 5) / 2) + (1 - lam) * ((1 - u) * 11 + u * (2 + 4) / 2)
+        assert script.total_loss(c, m, script.Weights(lam, w, u, 0.5)) == pytest.approx(expected)
+    assert script.total_loss([7.0], [0.0], script.METHODS["ctc"]) == 7
+    # the plain hybrid of ESPnet: lam CTC + (1 - lam) attention
+    assert script.total_loss([7.0], [11.0], script.METHODS["aed"]) == pytest.approx(0.3 * 7 + 0.7 * 11)
+
+
+def test_the_whole_loss_is_its_parts(small):
+    """compute_losses puts the parts together as the formula says, for every row, --kd-where and separate decoders."""
+    _, models = small
+    config, _ = small
+    models.eval()
+    batch = two_utterances(SOFT)
+    states, lengths = models["recogniser"](batch.waves, batch.samples, (1, 2))
+    c = [
+        script.ctc.ctc_loss(models["recogniser"].log_probs(s), lengths, batch.targets, batch.target_lengths).sum()
+        for s in states
+    ]
+    att, kd = ([script.mix_loss(lp, batch, a, 0.1) for lp in decoder_log_probs(models, batch)] for a in (0.0, 1.0))
+    for method, weights in script.METHODS.items():
+        for where in ("both", "final", "inter"):
+            lam, w, u, a = weights
+            at = [a * (where != "final")] * 2 + [a * (where != "inter")]
+            m = [(1 - x) * hard + x * soft for x, hard, soft in zip(at, att, kd, strict=True)]
+            expected = lam * ((1 - w) * c[2] + w * (c[0] + c[1]) / 2) + (1 - lam) * (
+                (1 - u) * m[2] + u * (m[0] + m[1]) / 2
+            )
+            some = models if lam < 1 else torch.nn.ModuleDict({"recogniser": models["recogniser"]})
+            found = script.compute_losses(some, batch, replace(config, method=(method,), kd_where=where), None)
+            assert found.item() == pytest.approx(expected.item(), rel=1e-5), (method, where)
+    separate = replace(config, decoder_sharing="separate")
+    several = script.build_models(separate, 4).eval()
+    assert len(several["decoders"]) == 3
+    several["recogniser"].load_state_dict(models["recogniser"].state_dict())
+    for decoder in several["decoders"]:
+        decoder.load_state_dict(models["decoders"][0].state_dict())
+    one, three = (script.compute_losses(x, batch, y, None).item() for x, y in ((models, config), (several, separate)))
+    assert three == pytest.approx(one, rel=1e-5)
+
+
+def test_q():
+    """The K largest of the kept pieces, softened; special and dropped pieces never; a row sums to one."""
+    kept = torch.tensor([-1, 5, 2, -1, 7])  # label -> the teacher's piece
+    logits = torch.tensor([[9.0, 9.0, 1.0, 9.0, 9.0, 3.0, 9.0, -2.0], [9.0, 9.0, 1.0, 9.0, 9.0, 0.0, 9.0, 4.0]])
+    labels, probs = script.soften(logits, kept, k=2, tau=3.0)
+    assert labels.tolist() == [[1, 2], [4, 2]]
+    for row, (high, low) in zip(probs, [(3.0, 1.0), (4.0, 1.0)], strict=True):
+        z = math.exp(high / 3) + math.exp(low / 3)
+        assert row.tolist() == pytest.approx([math.exp(high / 3) / z, math.exp(low / 3) / z])
+
+
+def test_a_taps_loss_teaches_the_layers_at_and_below_it(small):
+    """The gradient of CTC's and of the decoder's term at tap 1: none above block 1, some in it and below."""
+    _, models = small
+    batch = two_utterances(SOFT)
+    for term in ("ctc", "mix"):
+        models.zero_grad()
+        states, lengths = models["recogniser"](batch.waves, batch.samples, (1, 2))
+        if term == "ctc":
+            log_probs = models["recogniser"].log_probs(states[0])
+            script.ctc.ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths).sum().backward()
+        else:
+            script.mix_loss(models["decoders"][0](states[:1], lengths, batch.targets)[0], batch, 0.5, 0.1).backward()
+        first, *above = models["recogniser"].encoder.blocks
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in first.parameters())
+        assert models["recogniser"].encoder.subsampling.linear.weight.grad.abs().max() > 0
+        assert all(p.grad is None for block in above for p in block.parameters())
+
+
+def test_the_decoder_runs_once_on_what_the_row_reads(small, monkeypatch):
+    """Its batch is (taps + 1) B for interaed_kd, and B where no tap has a decoder's loss."""
+    config, models = small
+    sizes = []
+    models["decoders"][0].blocks.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    for method, w in (("interaed_kd", None), ("aed_kd", None), ("aed_kd", 0.66)):
+        script.compute_losses(models, two_utterances(SOFT), replace(config, method=(method,), w=w), None)
+    assert sizes == [6, 2, 2]
+
+
+def test_the_decoder_sees_neither_the_future_nor_padding(small):
+    _, models = small
+    decoder = models["decoders"][0].eval()
+    state, lengths = torch.randn(2, 5, 32), torch.tensor([5, 3])
+    one = decoder([state], lengths, torch.tensor([[1, 2, 3], [2, 1, 0]]))[0]
+    state[1, 3:] = 7.0
+    other = decoder([state], lengths, torch.tensor([[1, 2, 1], [2, 3, 3]]))[0]
+    torch.testing.assert_close(one[0, :3], other[0, :3])
+    torch.testing.assert_close(one[1, :2], other[1, :2])
+    assert (one[1, 2] - other[1, 2]).abs().max() > 1e-3
+
+
+def test_alone_is_as_in_a_padded_batch(small, corpus):
     """Loss, hypothesis and length of an utterance do not depend on its neighbours."""
-    _, model = small_model
-    model.eval()
+    config, models = small
+    models.eval()
     with torch.no_grad():
-        model.ctc_head.bias[0] = -1.0  # an untrained model would write blanks only
+        models["recogniser"].ctc_head.bias[0] = -1.0  # an untrained model would write blanks only
     waves = [read_audio(u.audio) for u in corpus.train[:4]]
     targets = [[1, 2, 1], [2], [1, 1], [2, 1]]
-    together = make_batch(waves, targets)
-    paths, _ = script.recognise(model, together.waves, together.samples, CPU)
+    soft = [(labels, probs * 0.7 + 0.15) for labels, probs in map(one_hot, targets)]
+    together = make_batch(waves, targets, soft)
+    paths, _ = script.recognise(models["recogniser"], together.waves, together.samples, CPU)
     assert any(paths)
     alone_sum = 0.0
-    for wave, target, path in zip(waves, targets, paths, strict=True):
-        alone = make_batch([wave], [target])
-        assert script.recognise(model, alone.waves, alone.samples, CPU)[0] == [path]
-        alone_sum += script.compute_losses(model, alone, script.METHODS["interctc"], None).item()
-    summed = script.compute_losses(model, together, script.METHODS["interctc"], None).item()
-    assert summed == pytest.approx(alone_sum, rel=1e-5)
+    for wave, target, labels, path in zip(waves, targets, soft, paths, strict=True):
+        alone = make_batch([wave], [target], [labels])
+        assert script.recognise(models["recogniser"], alone.waves, alone.samples, CPU)[0] == [path]
+        alone_sum += script.compute_losses(models, alone, config, None).item()
+    assert script.compute_losses(models, together, config, None).item() == pytest.approx(alone_sum, rel=1e-5)
 
 
-def test_both_rows_export_the_same_model():
-    read = lambda method: script.parse(script.Config, script.PRESETS, script.__doc__, ["--method", method])  # noqa: E731
-    parts = [run.parameters_by_part(script.Recogniser(read(method), 50)) for method in script.METHODS]
-    assert all(part == parts[0] for part in parts)
+def test_every_row_exports_the_same_model_from_the_same_start():
+    """The recogniser of a row with a decoder has the same parameters, and the same first values, as that of ctc."""
+    exported = []
+    for method in script.METHODS:
+        torch.manual_seed(3)
+        models = script.build_models(read_config("--method", method), 50)
+        assert ("decoders" in models) == (script.METHODS[method].lam < 1)
+        exported.append(models["recogniser"].state_dict())
+    assert all(state.keys() == exported[0].keys() for state in exported)
+    assert all(torch.equal(state[name], x) for state in exported for name, x in exported[0].items())
+
+
+# --------------------------------------------------------------------------------------------------------- teacher
+
+
+@pytest.fixture(scope="session")
+def teacher(root):
+    """A trained BERT of the smoke world, its vocabulary, a tokenizer with a part of it, and the teacher's piece ids."""
+    from transformers import AutoModelForMaskedLM
+
+    folder = str(build_model(root / "demo-smoke", "bert-a", small=True))
+    vocabulary = load_vocabulary(folder, "--teacher", str(root))
+    tokenizer = WordPiece.prune(vocabulary, ["the baker's flour", "boys' night 'tis x"], 5)
+    return (load_model(AutoModelForMaskedLM, folder, "--teacher", str(root)), vocabulary, tokenizer,
+            torch.tensor([-1, *tokenizer.ids_in(vocabulary)]))  # fmt: skip
+
+
+def by_hand(teacher, text: str, k: int = 3, tau: float = 3.0) -> list[dict[int, float]]:
+    """{label: q} per token, with one full forward pass of the model per token, the head on every position."""
+    model, vocabulary, tokenizer, theirs = teacher
+    found, target = [], tokenizer.encode(text)
+    ids = [theirs[y].item() if theirs[y] >= 0 else vocabulary.index("[UNK]") for y in target]
+    for i, y in enumerate(target):
+        masked = [vocabulary.index("[CLS]"), *ids, vocabulary.index("[SEP]")]
+        masked[i + 1] = vocabulary.index("[MASK]")
+        logits = model(input_ids=torch.tensor([masked])).logits[0, i + 1].tolist()
+        pieces = sorted({p for p in theirs.tolist() if p >= 0}, key=lambda p: -logits[p])[:k]
+        z = sum(math.exp(logits[p] / tau) for p in pieces)
+        labels = [y if theirs[y] == p else theirs.tolist().index(p) for p in pieces]
+        found.append({v: math.exp(logits[p] / tau) / z for v, p in zip(labels, pieces, strict=True)})
+    return found
+
+
+def test_z(teacher):
+    """Batched, with the head at the mask only, against one full pass per token; special ids are never a label."""
+    model, vocabulary, tokenizer, theirs = teacher
+    texts = ["the baker's flour", "boys' night", "'tis night the"]
+    questions = script.teacher_inputs(read_config(), tokenizer, vocabulary, [Utterance(t, "", t, 1.0) for t in texts])
+    with torch.inference_mode():
+        answers = script.label_tokens(model, questions, theirs, vocabulary.index("[MASK]"), 3, 3.0)
+    for text, answer in zip(texts, answers, strict=True):
+        assert answer.probs.sum(1).tolist() == pytest.approx([1.0] * len(answer.probs))
+        expected = by_hand(teacher, text)
+        assert len(expected) == len(answer.labels)
+        for labels, probs, q in zip(answer.labels.tolist(), answer.probs.tolist(), expected, strict=True):
+            assert set(labels) == set(q) and 0 not in labels
+            assert all(abs(q[v] - p) < 1e-5 for v, p in zip(labels, probs, strict=True))
+
+
+def test_what_the_teacher_cannot_know_is_a_hard_label(teacher):
+    """A letter that its vocabulary lacks, and a token beyond its longest input."""
+    model, vocabulary, _, _ = teacher
+    tokenizer = WordPiece.prune(vocabulary, ["é the"], 5)
+    theirs = torch.tensor([-1, *tokenizer.ids_in(vocabulary)])
+    text = "é " + "the " * model.config.max_position_embeddings
+    (question,) = script.teacher_inputs(read_config(), tokenizer, vocabulary, [Utterance("", "", text, 1.0)])
+    with torch.inference_mode():
+        (answer,) = script.label_tokens(model, [question], theirs, vocabulary.index("[MASK]"), 2, 3.0)
+    target = tokenizer.encode(text)
+    for i in (0, len(target) - 1):
+        assert answer.labels[i, 0] == target[i] and answer.probs[i].tolist() == [1.0, 0.0]
+    assert answer.probs[1, 1] > 0
+
+
+def test_context_of_neighbouring_utterances(teacher):
+    _, vocabulary, tokenizer, _ = teacher
+    utterances = [Utterance(str(i), "", text, 1.0, session=session) for i, (text, session) in enumerate(
+        [("the", "a"), ("night", "a"), ("flour the", "a"), ("x", "b")])]  # fmt: skip
+    read = lambda *a: script.teacher_inputs(read_config(*a), tokenizer, vocabulary, utterances)  # noqa: E731
+    pieces = lambda ids: " ".join(vocabulary[i] for i in ids)  # noqa: E731
+    assert [pieces(ids) for ids, *_ in read()][1] == "[CLS] night [SEP]"
+    alone, full = read(), read("--teacher-context", "full")
+    assert [pieces(ids) for ids, *_ in full[:3]] == [
+        "[CLS] the night flour the [SEP]".replace("flour", pieces(alone[2][0][1:-2]))
+    ] * 3
+    assert [start for _, start, _ in full] == [1, 2, 3, 1] and pieces(full[3][0]) == pieces(alone[3][0])
+    short = script.teacher_inputs(
+        read_config("--teacher-context", "full"), tokenizer, vocabulary, utterances, longest=4
+    )
+    assert pieces(short[1][0]) == "[CLS] the night [SEP]" and short[1][1] == 2
+
+
+@pytest.fixture
+def asked(teacher, root, tmp_path, monkeypatch):
+    """soft_labels with a cache of its own; returns the function and the list of how many tokens each call asked for."""
+    counts, label_tokens = [], script.label_tokens
+
+    def counting(model, questions, *rest):
+        counts[-1] += sum(len(y) for *_, y in questions)
+        return label_tokens(model, questions, *rest)
+
+    monkeypatch.setattr(script, "label_tokens", counting)
+    utterances = [Utterance(str(i), "", text, 1.0) for i, text in enumerate(["the flour", "night", "the flour"])]
+
+    def ask(*arguments, tokenizer=teacher[2], who="bert-a"):
+        counts.append(0)
+        folder = build_model(root / "demo-smoke", who, small=True)
+        config = read_config("--preset", "smoke", "--teacher", str(folder), "--root", str(tmp_path), *arguments)
+        return script.soft_labels(config, tokenizer, utterances, CPU)[0]
+
+    return ask, counts, tmp_path / "soft-labels"
+
+
+def test_nothing_is_asked_twice_and_nothing_stale_is_read(asked, teacher):
+    ask, counts, folder = asked
+    once = ask()
+    again = ask()
+    assert counts[0] == len(teacher[2].encode("the flour night")) and counts[1] == 0  # equal sentences are asked once
+    assert all(
+        torch.equal(once[n].probs, again[n].probs) and torch.equal(once[n].labels, again[n].labels) for n in once
+    )
+    fewer = WordPiece(teacher[2].pieces[1:])
+    ask("--top-k", "4"), ask("--tau", "1"), ask(tokenizer=fewer), ask(who="bert-b")
+    assert all(counts[2:]) and len(list(folder.iterdir())) == 5
+    ask("--soft-labels", "uniform"), ask("--teacher-context", "full")  # made of the same answers: no sessions here
+    assert counts[-2] == 0
+
+
+def test_uniform_labels_keep_the_pieces_and_forget_the_rest(asked):
+    ask, *_ = asked
+    taught, even = ask(), ask("--soft-labels", "uniform")
+    for name, label in even.items():
+        assert torch.equal(label.labels, taught[name].labels)
+        assert torch.allclose(label.probs[:-1], torch.tensor(1 / 8))
+        assert label.probs[-1].tolist() == taught[name].probs[-1].tolist() == [1.0] + [0.0] * 7  # <eos> is hard
+
+
+def test_a_cut_cache_is_completed(asked):
+    ask, counts, folder = asked
+    once = ask()
+    (path,) = folder.glob("*/*.safetensors")
+    path.write_bytes(path.read_bytes()[:50])
+    again = ask()
+    assert counts[1] == counts[0]
+    assert all(torch.equal(once[name].probs, again[name].probs) for name in once)
+
+
+def test_a_run_killed_while_asking_asks_for_the_rest_only(asked, monkeypatch):
+    ask, counts, folder = asked
+    monkeypatch.setattr(script, "ASKED_AT_ONCE", 1)
+    counting = script.label_tokens
+
+    def killed(*arguments):
+        if list(folder.glob("*/*.safetensors")):
+            raise KeyboardInterrupt
+        return counting(*arguments)
+
+    monkeypatch.setattr(script, "label_tokens", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ask()
+    monkeypatch.setattr(script, "label_tokens", counting)
+    found = ask()
+    assert counts[0] > 0 and counts[1] > 0
+    shutil.rmtree(folder)
+    whole = ask()
+    assert counts[0] + counts[1] == counts[2]
+    assert all(torch.equal(found[name].probs, whole[name].probs) for name in whole)
+
+
+def test_no_bert_is_one_sentence(asked, tmp_path):
+    with pytest.raises(UserError, match="--top-k 400 is more than"):
+        asked[0]("--top-k", "400")
+    with pytest.raises(UserError, match="no model of that kind|is no BERT"):
+        asked[0](who="lm")
 
 
 # ----------------------------------------------------------------------------------------------------- a whole run
@@ -151,7 +489,7 @@ def test_a_finished_run(finished):
     assert files >= {"config.json", "log.jsonl", "last.pt", "model.safetensors", "tokenizer.json", "result.json"}
     assert files >= {"hyp_test.txt", "loss.png", "posteriors.png"}
     result = json.loads((folder / "result.json").read_text())
-    assert result["method"] == "ctc" and 0 < result["wer"]["test"] <= 110 and result["rtf"] > 0
+    assert result["method"] == "interaed_kd" and 0 < result["wer"]["test"] <= 110 and result["rtf"] > 0
     updates = [entry for entry in run.read_log(folder) if "loss" in entry]
     assert [entry["step"] for entry in updates] == list(range(1, len(updates) + 1)) and len(updates) >= 30
     assert sum(entry["loss"] for entry in updates[-7:]) < 0.9 * sum(entry["loss"] for entry in updates[:7])

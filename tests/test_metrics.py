@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from common.metrics import bootstrap_difference, character_errors, homophone_errors, side_by_side, word_errors
+from common.metrics import (
+    bootstrap_difference,
+    character_errors,
+    homophone_errors,
+    read_side_by_side,
+    side_by_side,
+    word_errors,
+)
 
 
 def test_word_errors():
@@ -32,24 +39,27 @@ def test_homophone_errors():
 
 def test_bootstrap_of_a_difference():
     rng = np.random.default_rng(0)
-    words, sessions = np.full(400, 10), [f"s{i // 8}" for i in range(400)]
+    words, sessions = np.full((3, 400), 10), [f"s{i // 8}" for i in range(400)]
     base = rng.binomial(10, 0.2, (3, 400))
-    same = bootstrap_difference(base, base, words, sessions)
-    assert same == (0, 0, 0)
-    better = bootstrap_difference(base, np.maximum(base - 1, 0), words, sessions)
+    fewer = np.maximum(base - 1, 0)
+    assert bootstrap_difference((base, words), (base, words), sessions) == (0, 0, 0)
+    better = bootstrap_difference((base, words), (fewer, words), sessions)
     assert better.low < better.difference < better.high < 0
-    assert better.difference == pytest.approx(100 * (np.maximum(base - 1, 0).sum() - base.sum()) / (3 * words.sum()))
-    assert better == bootstrap_difference(base, np.maximum(base - 1, 0), words, sessions)
+    assert better.difference == pytest.approx(100 * (fewer.sum() - base.sum()) / words.sum())
+    assert better == bootstrap_difference((base, words), (fewer, words), sessions)
+    # the systems may have heard different numbers of homophones: rates, not sums, are compared
+    half = bootstrap_difference((base, words), (base, 2 * words), sessions)
+    assert half.difference == pytest.approx(-50 * base.sum() / words.sum())
 
 
 def test_intervals_cover_the_truth_and_know_sessions():
     """95 % intervals hold the true difference of zero about 95 times in 100, even though errors cluster in sessions."""
     rng, covered, repeats = np.random.default_rng(1), 0, 100
-    words, session = np.full(200, 10), np.arange(200) // 10
+    words, session = np.full((1, 200), 10), np.arange(200) // 10
     for _ in range(repeats):
         hardness = rng.normal(0, 0.5, (2, 20))[:, session]  # the two systems fail in different sessions
         errors = rng.poisson(np.exp(0.5 + hardness))
-        interval = bootstrap_difference(errors[:1], errors[1:], words, list(session), samples=400)
+        interval = bootstrap_difference((errors[:1], words), (errors[1:], words), list(session), samples=400)
         covered += interval.low <= 0 <= interval.high
     assert covered >= 86
 
@@ -59,3 +69,10 @@ def test_side_by_side():
         "REF: the KNIGHT rode *** home",
         "HYP: the NIGHT  rode OUT home",
     ]
+
+
+def test_side_by_side_is_read_back():
+    pairs = {"a-1": ("the knight rode home", "the night rode out home"), "a-2": ("boys' don't", ""), "b": ("", "x")}
+    text = "\n".join(f"{name}\n{side_by_side(*pair)}\n" for name, pair in pairs.items())
+    assert read_side_by_side(text) == pairs
+    assert read_side_by_side("") == {}

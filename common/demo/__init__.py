@@ -9,14 +9,16 @@ builds on first use, in standard formats, so that no other code knows about the 
     FOLDER/LibriSpeech/test-other/               the same, with new voices, faster and in more noise
     FOLDER/LibriSpeech/homophones.txt            one pair per line: "sail sale"
     FOLDER/text.txt                              text only: one sentence per line, a blank line between conversations
-    FOLDER/bert-a/                               a Hugging Face folder with a BERT tokenizer
+    FOLDER/bert-a/ bert-b/ lm/                   Hugging Face folders: two BERTs and a causal language model, each built
+                                                 when it is first asked for; bert-a's tokenizer at once
     FOLDER/world.json                            which world this is: version, seed, small
 
 A shard is a function of the seed and its number: more hours add shards, nothing that exists is built again, and text,
 dev and test never change with the hours. Each subset grows in a hidden folder and is renamed when complete: a build
 that is killed leaves no half of one, and two builds at once do the same work twice but disturb nothing.
 
-words.py: the words · grammar.py: sentences · vocabulary.py: WordPiece · speakers.py: voices · speech.py: eSpeak NG
+words.py: the words · grammar.py: sentences · vocabulary.py: WordPiece · speakers.py: voices · speech.py: eSpeak NG ·
+pretraining.py: text models
 """
 
 from __future__ import annotations
@@ -38,14 +40,15 @@ from common.demo import grammar, speakers, vocabulary, words
 from common.flags import UserError
 from common.text import WordPiece
 
+MODELS = ("bert-a", "bert-b", "lm")
 VERSION = 1  # of the recipe: raise it whenever the same seed would give another world
 HOURS = 1.8  # training speech by default
 SHARD = 100  # utterances: what one process of the synthesiser speaks
 SHARD_HOURS = 0.0557
 SPARE = 1.1  # frames there must be for each that CTC needs: speed perturbation by 1.1 leaves every utterance feasible
 SIZES = {  # in sentences
-    False: {"text": 80_000, "dev-clean": 200, "test-clean": 720, "test-other": 720},
-    True: {"text": 3_000, "dev-clean": 60, "test-clean": 60, "test-other": 60},
+    False: {"text": 80_000, "text-b": 40_000, "dev-clean": 200, "test-clean": 720, "test-other": 720},
+    True: {"text": 3_000, "text-b": 1_500, "dev-clean": 60, "test-clean": 60, "test-other": 60},
 }
 
 
@@ -74,14 +77,36 @@ def build_text(folder: str | Path, small: bool = False, seed: int = 0) -> Path:
     folder = Path(folder).absolute()
     _claim(folder, {"version": VERSION, "seed": seed, "small": small})
     _write(folder / "LibriSpeech" / "homophones.txt", "\n".join(map(" ".join, words.PAIRS)) + "\n")
-    text = folder / "text.txt"
-    if not text.exists():
-        told = grammar.take(seed, "text", SIZES[small]["text"])
-        _write(text, "\n\n".join(map("\n".join, told)) + "\n")
+    text = _tell(folder, "text", small, seed)
     if not (folder / "bert-a" / "vocab.txt").exists():
         for name, content in vocabulary.tokenizer_files(text.read_text(encoding="utf-8").splitlines()).items():
             _write(folder / "bert-a" / name, content)
     return folder / "bert-a"
+
+
+def _tell(folder: Path, stream: str, small: bool, seed: int) -> Path:
+    path = folder / f"{stream}.txt"
+    if not path.exists():
+        told = grammar.take(seed, stream, SIZES[small][stream])
+        _write(path, "\n\n".join(map("\n".join, told)) + "\n")
+    return path
+
+
+def build_model(folder: str | Path, model: str, small: bool = False, seed: int = 0, progress: bool = True) -> Path:
+    """Trains bert-a, bert-b or lm on the text of the world (see pretraining.py), once; returns its folder.
+
+    Raises UserError for another name.
+    """
+    if model not in MODELS:
+        raise UserError(f"the demo world has no model {model!r}: it has {', '.join(MODELS)}.")
+    folder = Path(folder).absolute()
+    build_text(folder, small, seed)
+    if not (folder / model / "model.safetensors").exists():
+        _tell(folder, "text-b" if model == "bert-b" else "text", small, seed)
+        from common.demo.pretraining import pretrain
+
+        pretrain(folder, model, small, seed, progress)
+    return folder / model
 
 
 def utterances(seed: int, subset: str, count: int, pieces: Iterable[str]) -> list[dict]:

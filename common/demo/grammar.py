@@ -21,16 +21,17 @@ SENTENCES_PER_CONVERSATION = range(4, 7)
 
 
 def conversations(seed: int, subset: str) -> Iterator[list[str]]:
-    """Endless conversations (lists of lower-case sentences) for "train-NNN", "dev-clean", "test-…" or "text".
+    """Endless conversations (lists of lower-case sentences) for "train-NNN", "dev-clean", "test-…", "text" or "text-b".
 
     Transcripts for training seldom hold a homophone in its second scene; text, dev and test hold both scenes equally.
-    Within dev and test no sentence comes twice.
+    Within dev and test no sentence comes twice. text-b is another domain: it speaks of the first half of the scenes.
     """
     rng = random.Random(f"{seed} {subset}")
+    scenes = list(SCENES)[: len(SCENES) // 2] if subset == "text-b" else list(SCENES)
     rare = SECOND_SCENE_IN_TRANSCRIPTS if subset.startswith("train") else 1
     seen = set()
     while True:
-        scene, sentences = rng.choice(list(SCENES)), []
+        scene, sentences = rng.choice(scenes), []
         length = rng.choice(SENTENCES_PER_CONVERSATION)
         while len(sentences) < length:
             sentence = draw(rng, scene, rare)

@@ -1,0 +1,138 @@
+"""A language model for the beam search: every score against the plain model, one prefix at a time."""
+
+import json
+import random
+import string
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+
+from common import ctc
+from common.flags import UserError
+from common.pretrained import LanguageModel
+from common.text import WordPiece
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "'", "the", "knight", "don", "##ing"]
+VOCABULARY += [*string.ascii_lowercase, *("##" + c for c in string.ascii_lowercase)]
+UNK, CLS, SEP, APOSTROPHE = 1, 2, 3, 5
+
+
+def save(folder, model):
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
+    return folder
+
+
+def gpt2(**changes) -> GPT2LMHeadModel:
+    sizes = {"vocab_size": len(VOCABULARY) + 3, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    torch.manual_seed(0)
+    special = {"bos_token_id": CLS, "eos_token_id": SEP}
+    return GPT2LMHeadModel(GPT2Config(**sizes | special | {"initializer_range": 0.5} | changes)).eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save(tmp_path, gpt2())
+
+
+@pytest.fixture(params=["subset", "all", "with a stranger"])
+def tokenizer(request) -> WordPiece:
+    texts = {"subset": "the knight's don't 'tis", "with a stranger": "the naïve knight's"}
+    if request.param == "all":
+        return WordPiece.from_vocabulary(VOCABULARY)
+    return WordPiece.prune(VOCABULARY, [texts[request.param]], 2)
+
+
+def load(folder, tokenizer) -> LanguageModel:
+    return LanguageModel(str(folder), "--lm", "unused", tokenizer, torch.device("cpu"))
+
+
+def spelled(tokenizer: WordPiece, label: int) -> int:
+    """The id of a label's piece in the language model's vocabulary, told once more and independently."""
+    piece = tokenizer.pieces[label - 1]
+    piece = "'" if "'" in piece else piece
+    return VOCABULARY.index(piece) if piece in VOCABULARY else UNK
+
+
+def plain(folder, tokenizer: WordPiece, prefix: tuple[int, ...]) -> torch.Tensor:
+    """(V,) by the whole model on this prefix alone."""
+    model = GPT2LMHeadModel.from_pretrained(folder).eval()
+    ids = torch.tensor([[CLS, *(spelled(tokenizer, label) for label in prefix)]])
+    with torch.no_grad():
+        log_probs = model(ids).logits[0, -1].log_softmax(-1)
+    return log_probs[[SEP, *(spelled(tokenizer, label) for label in range(1, tokenizer.size))]]
+
+
+def test_scores_are_those_of_the_plain_model(folder, tokenizer):
+    lm, rng = load(folder, tokenizer), random.Random(0)
+    labels = range(1, tokenizer.size)
+    prefixes = [tuple(rng.choices(labels, k=length)) for length in (3, 0, 7, 1, 15, 7, 2)]
+    scores = lm(prefixes)
+    assert scores.shape == (7, tokenizer.size) and scores.dtype == torch.float32 and not scores.requires_grad
+    for prefix, row in zip(prefixes, scores, strict=True):
+        torch.testing.assert_close(row, plain(folder, tokenizer, prefix), rtol=0, atol=1e-5)
+        torch.testing.assert_close(row, lm([prefix])[0], rtol=0, atol=1e-5)
+
+
+def test_what_has_no_label_keeps_its_probability(folder):
+    tokenizer = WordPiece.prune(VOCABULARY, ["the knight"], 2)
+    assert tokenizer.size < len(VOCABULARY) - 5
+    scores = load(folder, tokenizer)([()])[0, : tokenizer.size - 2]  # with one of the three apostrophes
+    assert scores.exp().sum() < 0.9
+
+
+def test_all_apostrophes_are_one_and_strangers_are_unknown(folder):
+    tokenizer = WordPiece.prune(VOCABULARY, ["the naïve knight's"], 2)
+    lm = load(folder, tokenizer)
+    inside, initial, final = (tokenizer.ids[p] for p in (tokenizer.INSIDE, tokenizer.INITIAL, tokenizer.FINAL))
+    scores = lm([(inside,), (initial,), (final,)])
+    torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(scores[0], scores[2], rtol=0, atol=1e-6)
+    assert (scores[:, inside] == scores[:, initial]).all() and (scores[:, inside] == scores[:, final]).all()
+    assert lm.outputs[inside] == APOSTROPHE
+    assert lm.outputs[tokenizer.ids["ï"]] == lm.outputs[tokenizer.ids["##ï"]] == UNK
+
+
+def test_too_long_a_prefix_loses_its_beginning(folder):
+    tokenizer = WordPiece.from_vocabulary(VOCABULARY)
+    lm, long = load(folder, tokenizer), tuple(range(1, 31))
+    torch.testing.assert_close(lm([long, long[-15:], (1,)])[0], lm([long[-15:]])[0], rtol=0, atol=1e-5)
+
+
+def test_hypotheses_carry_the_score_of_their_sentence(folder):
+    tokenizer = WordPiece.prune(VOCABULARY, ["the knight"], 2)
+    log_probs = torch.zeros(4, tokenizer.size).log_softmax(-1)
+    found = ctc.prefix_beam_search(log_probs, beam=5, lm=load(folder, tokenizer), lm_weight=1.0)
+    assert max(len(h.labels) for h in found) > 1
+    for labels, score, log_p in found:
+        steps = enumerate([*labels, 0])
+        expected = sum(plain(folder, tokenizer, tuple(labels[:i]))[label].item() for i, label in steps)
+        assert score - log_p == pytest.approx(expected, abs=1e-4)
+
+
+def test_other_models_are_one_sentence(tmp_path):
+    tokenizer = WordPiece.from_vocabulary(VOCABULARY)
+    bert = BertConfig(
+        vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    strangers = {
+        "no beginning": gpt2(bos_token_id=None),
+        "no end": gpt2(eos_token_id=None),
+        "end beyond the vocabulary": gpt2(eos_token_id=50256),
+        "vocabulary too small": gpt2(vocab_size=len(VOCABULARY) - 1),
+        "bert": BertForMaskedLM(bert),
+    }
+    for name, model in strangers.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        with pytest.raises(UserError, match="^--lm .* word pieces: give a causal language model") as caught:
+            load(save(folder, model), tokenizer)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="does not share the recogniser's word pieces"):
+        load(save(tmp_path, gpt2()), WordPiece(["Ж", "##Ж", "the"]))
+    load(tmp_path, WordPiece(["Ж", "the"]))  # half of them are enough
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="--lm .*holds no"):
+        load(empty, tokenizer)
