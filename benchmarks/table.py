@@ -1,0 +1,189 @@
+"""The table of RESULTS.md: python benchmarks/table.py [--seeds 1,2,3,4,5] [--rows ctc,interaed_kd] [--jobs 2]
+
+Trains and scores every (row, seed) that results/interaed_kd.jsonl lacks, appends its result there as soon as it is
+finished, and writes the table with its intervals between the two marks in RESULTS.md, and results/homophones.png.
+Interrupted, it goes on where it was. --jobs 2 runs two at a time with one thread each: on two cores that does more per
+hour than one run with two threads, but the seconds are then not those of a run alone (--speed measures these).
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from common import figures, metrics  # noqa: E402
+from common.corpora import load_homophones  # noqa: E402
+
+RESULTS, RUNS = ROOT / "results" / "interaed_kd.jsonl", ROOT / "runs" / "table"
+BASELINE = "ctc"
+BEAM = "--decode beam --lm demo/lm"
+ROWS = {  # row -> options; "of ROW:" decodes the finished runs of ROW anew
+    "ctc": "--method ctc",
+    "interaed_kd": "--method interaed_kd",
+    "interctc": "--method interctc",
+    "aed": "--method aed",
+    "aed_kd": "--method aed_kd",
+    "interaed": "--method interaed",
+    "ctc + beam + LM": f"of ctc: {BEAM}",
+    "interaed_kd + beam + LM": f"of interaed_kd: {BEAM}",
+    "aed_kd, w .66": "--method aed_kd --w 0.66",
+    "interaed_kd, a 1": "--method interaed_kd --a 1",
+    "interaed_kd, a .1": "--method interaed_kd --a 0.1",
+    "interaed_kd, uniform teacher": "--method interaed_kd --soft-labels uniform",
+    "interaed_kd, teacher B": "--method interaed_kd --teacher demo/bert-b",
+    "interaed_kd, KD at the last layer": "--method interaed_kd --kd-where final",
+    "interaed_kd, KD at the taps": "--method interaed_kd --kd-where inter",
+    "ctc, half the audio": "--method ctc --hours 0.9",
+    "interaed_kd, half the audio": "--method interaed_kd --hours 0.9",
+    "ctc, four times the audio": "--method ctc --hours 7.2",
+    "interaed_kd, four times the audio": "--method interaed_kd --hours 7.2",
+}
+
+
+def run_one(row: str, seed: int, threads: int) -> dict:
+    """Runs a row with one seed, or goes on with it, and returns what the results file keeps. Raises RuntimeError."""
+    folder = RUNS / f"{re.sub('[^a-z0-9_]+', '-', row)}-s{seed}"
+    options = shlex.split(ROWS[row])
+    if options[0] == "of":
+        of, options = ROWS[row].removeprefix("of ").split(":")
+        of = RUNS / f"{of}-s{seed}"
+        command = ["--checkpoint", str(of), "--out", str(folder), *shlex.split(options)]
+    else:
+        resume = ["--resume"] if (folder / "config.json").exists() else []
+        command = [*options, "--seed", str(seed), "--out", str(folder), *resume]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(
+        [sys.executable, "interaed_kd.py", *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"{row}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
+    result = json.loads((folder / "result.json").read_text())
+    kept = {"row": row, "options": ROWS[row], "threads": threads, "date": time.strftime("%Y-%m-%d"), "commit": commit()}
+    log = folder / "log.jsonl"
+    if log.exists():
+        dev = [entry for entry in map(json.loads, log.read_text().splitlines()) if "dev" in entry]
+        kept["dev"] = [[round(entry[key], 2) for key in ("dev", "dev_homophone_error")] for entry in dev]
+    return kept | result | {"seed": seed, "counts": {s: count(folder / f"hyp_{s}.txt") for s in result["wer"]}}
+
+
+def commit() -> str:
+    return subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
+
+
+def count(path: Path) -> dict[str, str]:
+    """Per utterance in the file's order, a digit each: word errors, homophones written as their twin, and heard."""
+    twins = load_homophones(ROOT / "data" / "demo" / "LibriSpeech")
+    pairs = metrics.read_side_by_side(path.read_text()).values()
+    errors = [metrics.word_errors([r], [h]) for r, h in pairs]
+    heard = [metrics.homophone_errors([r], [h], twins) for r, h in pairs]
+    columns = {
+        "errors": [e.substitutions + e.deletions + e.insertions for e in errors],
+        "twins": [h.wrong for h in heard],
+        "heard": [h.count for h in heard],
+    }
+    return {name: ",".join(map(str, column)) for name, column in columns.items()}
+
+
+def sessions_and_words(split: str) -> tuple[list[str], np.ndarray]:
+    """Of every utterance of a split, in the order of the hypothesis files."""
+    lines = []
+    for path in sorted((ROOT / "data" / "demo" / "LibriSpeech" / split).glob("*/*/*.trans.txt")):
+        lines += path.read_text().splitlines()
+    return [line.split()[0].rsplit("-", 1)[0] for line in lines], np.array([len(line.split()) - 1 for line in lines])
+
+
+def render(entries: list[dict]) -> str:
+    """The table in Markdown: means over seeds; differences to ctc (or to the row named) with 95 % intervals."""
+    splits = ["test-clean", "test-other"]
+    sessions, words = zip(*map(sessions_and_words, splits), strict=True)
+    by_row = {row: {e["seed"]: e for e in entries if e["row"] == row} for row in ROWS}
+    head = ["row", "seeds", *(f"{s} {what}" for s in splits for what in ("WER", "to ctc", "homophones", "to ctc"))]
+    lines = ["| " + " | ".join([*head, "audio-s/s"]) + " |", "|---" * (len(head) + 1) + "|"]
+    for row, found in by_row.items():
+        if not found:
+            lines.append(f"| {row} | not run |" + " |" * (len(head) - 1))
+            continue
+        base = by_row[row.replace("interaed_kd,", "ctc,") if "audio" in row else BASELINE]
+        seeds = sorted(found)
+        cells = [row, str(len(seeds))]
+        for i, split in enumerate(splits):
+            for score, errors, counts in (("wer", "errors", None), ("homophone_error", "twins", "heard")):
+                rates = [found[seed][score][split] for seed in seeds]
+                cells.append(f"{np.mean(rates):.1f}" + (f" ± {np.std(rates, ddof=1):.1f}" if len(rates) > 1 else ""))
+                paired = [seed for seed in seeds if seed in base]
+                if row == BASELINE or not paired or base is found:
+                    cells.append("")
+                    continue
+                tables = [
+                    (
+                        np.array([numbers(side[seed], split, errors) for seed in paired]),
+                        np.array([numbers(side[seed], split, counts) if counts else words[i] for seed in paired]),
+                    )
+                    for side in (base, found)
+                ]
+                interval = metrics.bootstrap_difference(*tables, sessions[i])
+                agree = len({np.sign(found[seed][score][split] - base[seed][score][split]) for seed in paired}) == 1
+                clear = len(paired) > 1 and agree and interval.low * interval.high > 0
+                shown = f"{interval.difference:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+                cells.append(f"**{shown}**" if clear else shown)
+        speeds = [found[seed].get("audio_seconds_per_second") for seed in seeds]
+        cells.append("" if None in speeds else f"{np.median(speeds):.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def numbers(entry: dict, split: str, column: str) -> np.ndarray:
+    return np.array(entry["counts"][split][column].split(","), dtype=int)
+
+
+def read_results() -> list[dict]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def write_table() -> None:
+    entries = read_results()
+    path = ROOT / "RESULTS.md"
+    before, _, rest = path.read_text().partition("<!-- table: interaed_kd -->")
+    _, _, after = rest.partition("<!-- end of table -->")
+    marked = f"<!-- table: interaed_kd -->\n{render(entries)}\n<!-- end of table -->"
+    path.write_text(before + marked + after)
+    rows = [row for row in ROWS if any(e["row"] == row for e in entries)]
+    bars = {
+        split: [np.mean([e["homophone_error"][split] for e in entries if e["row"] == row]) for row in rows]
+        for split in ("test-clean", "test-other")
+    }
+    figures.bars(ROOT / "results" / "homophones.png", rows, bars, "homophone errors, %", "mean over seeds")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", default="1,2,3,4,5")
+    parser.add_argument("--rows", default=",".join(ROWS).replace(", ", ";"), help="names; a comma inside a name is a ;")
+    parser.add_argument("--jobs", type=int, default=1)
+    arguments = parser.parse_args()
+    rows = [row.replace(";", ", ") for row in arguments.rows.split(",") if row]
+    if unknown := set(rows) - set(ROWS):
+        parser.error(f"no row {', '.join(unknown)}: there are {'; '.join(ROWS)}")
+    there = {(entry["row"], entry["seed"]) for entry in read_results()}
+    missing = [(row, int(s)) for s in arguments.seeds.split(",") for row in rows if (row, int(s)) not in there]
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    RESULTS.parent.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        runs = {pool.submit(run_one, row, seed, threads): (row, seed) for row, seed in missing}
+        for future in as_completed(runs):
+            result = future.result()
+            with open(RESULTS, "a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(*runs[future], result["wer"], result["homophone_error"], flush=True)
+    write_table()
