@@ -95,7 +95,7 @@ class LanguageModel:
         lm([(), (17, 4)])  ->  (2, V) log p(next label | prefix), in column 0 that of the end of the sentence
 
     It must have the recogniser's word pieces, and more if it likes: p is over its whole vocabulary, and what has no
-    label is left out. Labels that are one piece to it (the three apostrophes, all that it lacks) have all of its p each.
+    label is left out. Labels that are one piece to it (the three apostrophes; all it lacks) have its whole p each.
     Every prefix is read from its beginning, without a cache of keys and values: simple rather than fast.
     """
 

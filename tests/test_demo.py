@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import json
+import os
+import random
 import statistics
 import subprocess
 import sys
@@ -12,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
-from common.demo import HOURS, SHARD, SHARD_HOURS, SIZES, build, grammar, run_speech, utterances
-from common.demo.__main__ import read
+from common.demo import HOURS, MODELS, SHARD, SHARD_HOURS, SIZES, build, build_model, grammar, run_speech, utterances
+from common.demo.__main__ import fill_in, read, report_models
 from common.demo.speakers import ACCENTS, NEW_SPEAKERS, SPEAKERS
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
@@ -216,3 +219,84 @@ def test_importing_the_builder_is_light():
     code = "import common.demo, sys; print({'torch', 'transformers', 'espeakng_loader', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# ---------------------------------------------------------------------------------------------------- text models
+
+
+def test_models_are_hugging_face_folders(root):
+    """Each loads with the library's own classes, offline, and has an output for every piece of its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+    for name in MODELS:
+        folder = build_model(root / "demo-smoke", name, small=True, progress=False)
+        before = (folder / "model.safetensors").stat().st_mtime_ns
+        assert build_model(root / "demo-smoke", name, small=True) == folder  # built once
+        assert (folder / "model.safetensors").stat().st_mtime_ns == before
+        model = (AutoModelForCausalLM if name == "lm" else AutoModelForMaskedLM).from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert len(tokenizer) == model.config.vocab_size
+        if name == "lm":
+            assert tokenizer.convert_ids_to_tokens([model.config.bos_token_id, model.config.eos_token_id]) == [
+                "[CLS]", "[SEP]"]  # fmt: skip
+    told = report_models(root / "demo-smoke")
+    assert told.count(" %") == 9 and "bert-b" in told and "perplexity" in told
+    with pytest.raises(UserError, match="it has bert-a, bert-b, lm"):
+        build_model(root / "demo-smoke", "bert-c", small=True)
+
+
+def test_the_full_teacher_has_eight_layers_and_grows(root):
+    from common.demo import pretraining
+
+    assert pretraining.RECIPES["bert-a"].layers == 8 and pretraining.RECIPES["bert-a"].grow
+    assert pretraining.RECIPES["bert-b"][1:] != pretraining.RECIPES["bert-a"][1:]
+    recipe = pretraining.RECIPES["bert-a"]._replace(dim=16, steps=6, grow=4, tokens=100)
+    vocabulary = (root / "demo-smoke" / "bert-a" / "vocab.txt").read_text().split()
+    conversations = pretraining.read_conversations(root / "demo-smoke" / "text.txt", vocabulary)
+    model = pretraining.train("bert-a", recipe, len(vocabulary), conversations, random.Random(0), progress=False)
+    assert len(model.bert.encoder.layer) == 8
+    shallow = pretraining.bert(recipe._replace(layers=4), 20)
+    deep = pretraining.stack(shallow, pretraining.bert(recipe, 20))
+    for i, layer in enumerate(deep.bert.encoder.layer):
+        for one, two in zip(layer.parameters(), shallow.bert.encoder.layer[i % 4].parameters(), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_pretraining_teaches(root):
+    """A trained BERT fills in more dev tokens than one with its first weights."""
+    from transformers import AutoModelForMaskedLM
+
+    folder = build_model(root / "demo-smoke", "bert-a", small=True)
+    trained = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    untrained = AutoModelForMaskedLM.from_config(trained.config).eval()
+    texts = [[text] for text, _ in read(root / "demo-smoke" / "LibriSpeech" / "dev-clean")]
+    vocabulary = (folder / "vocab.txt").read_text().split()
+    assert fill_in(trained, texts, vocabulary)[0] > fill_in(untrained, texts, vocabulary)[0] + 0.03
+
+
+def test_the_seed_decides_every_byte_of_a_model(root, tmp_path):
+    """Whatever the number of threads; and the caller's random numbers are left alone."""
+    again = tmp_path / "demo-smoke"
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    try:
+        torch.set_num_threads(1)
+        folder = build_model(again, "bert-a", small=True, progress=False)
+        assert torch.get_num_threads() == 1 and torch.equal(torch.get_rng_state(), state)
+    finally:
+        torch.set_num_threads(threads)
+    first = build_model(root / "demo-smoke", "bert-a", small=True)
+    assert (folder / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+
+
+def test_a_killed_pretraining_leaves_no_model(tmp_path):
+    code = "from common import demo; demo.build_model('demo-smoke', 'lm', small=True)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    )
+    while not (tmp_path / "demo-smoke" / "bert-a" / "vocab.txt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(2)  # it is importing or training
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "demo-smoke" / "lm" / "model.safetensors").exists()
+    assert (build_model(tmp_path / "demo-smoke", "lm", small=True) / "model.safetensors").exists()

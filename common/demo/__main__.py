@@ -11,7 +11,7 @@ from pathlib import Path
 
 import soundfile
 
-from common.demo import HOURS, build
+from common.demo import HOURS, MODELS, build, build_model
 from common.demo.grammar import HELD_OUT
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m common.demo", description=__doc__.split(":")[0] + ".")
     parser.add_argument("--hours", type=float, default=HOURS, help=f"training speech [{HOURS}]; more adds shards")
     parser.add_argument("--out", default="data/demo", metavar="DIR", help="where it is kept [data/demo]")
+    parser.add_argument("--models", action="store_true", help="build the text models too, and test them on dev")
     parser.add_argument("--small", action="store_true", help="few text, dev and test sentences: for quick tests")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another world [0]")
     return parser
@@ -36,6 +37,10 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         sys.exit(str(error))
     print(report(Path(args.out), training))
+    if args.models:
+        for name in MODELS:
+            build_model(args.out, name, args.small, args.seed)
+        print(report_models(Path(args.out)))
 
 
 def report(folder: Path, training: list[str]) -> str:
@@ -121,6 +126,70 @@ def choose_by_cues(dev: list[str]) -> float:
         scenes = {CUES[word] for word in line if word in CUES}
         right += [bool(scenes & {USUAL[word], SECOND[word]}) for word in line if word in TWIN]
     return statistics.mean(right)
+
+
+def report_models(folder: Path) -> str:
+    """How well the pretrained models know dev: every token masked in turn, in its sentence and in its conversation."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    dev = folder / "LibriSpeech" / "dev-clean"
+    told = [[text for text, _ in read(path.parent)] for path in sorted(dev.rglob("*.trans.txt"))]
+    vocabulary = (folder / "bert-a" / "vocab.txt").read_text(encoding="utf-8").split()
+    lines = ["model    reads          tokens right   right twin chosen"]
+    for name in ("bert-a", "bert-b"):
+        model = AutoModelForMaskedLM.from_pretrained(folder / name).eval()
+        for reads, texts in ("sentence", [[s] for s in sum(told, [])]), ("conversation", told):
+            tokens, twins = fill_in(model, texts, vocabulary)
+            lines.append(f"{name:<8} {reads:<14} {100 * tokens:>10.1f} %   {100 * twins:>15.1f} %")
+    model = AutoModelForCausalLM.from_pretrained(folder / "lm").eval()
+    perplexity, twins = judge(model, sum(told, []), vocabulary)
+    lines.append(f"lm       sentence       perplexity {perplexity:.1f} per token   {100 * twins:>6.1f} %")
+    return "\n".join(lines)
+
+
+def fill_in(model, texts: list[list[str]], vocabulary: list[str]) -> tuple[float, float]:
+    """Of every token masked in turn: the share filled in right; of the homophones: the share preferred to the twin."""
+    import torch
+
+    tokens, twins = [], []
+    for sentences in texts:
+        pieces = pieces_of(" ".join(sentences), vocabulary)
+        ids = torch.tensor([[vocabulary.index(p) for p in ["[CLS]", *pieces, "[SEP]"]]]).repeat(len(pieces), 1)
+        ids.diagonal(1).fill_(vocabulary.index("[MASK]"))
+        with torch.inference_mode():
+            logits = model(ids).logits.diagonal(1).T[: len(pieces)]  # (tokens, vocabulary) at the masked positions
+        tokens += [vocabulary[best] == piece for best, piece in zip(logits.argmax(1).tolist(), pieces, strict=True)]
+        for piece, scores in zip(pieces, logits, strict=True):
+            if piece in TWIN:
+                twins.append(bool(scores[vocabulary.index(piece)] > scores[vocabulary.index(TWIN[piece])]))
+    return statistics.mean(tokens), statistics.mean(twins)
+
+
+def judge(model, sentences: list[str], vocabulary: list[str]) -> tuple[float, float]:
+    """Perplexity per token, [SEP] included; the share of homophones that make a likelier sentence than their twin."""
+    import torch
+
+    def score(words: list[str]) -> tuple[float, int]:
+        pieces = ["[CLS]", *pieces_of(" ".join(words), vocabulary), "[SEP]"]
+        ids = torch.tensor([vocabulary.index(p) for p in pieces])
+        with torch.inference_mode():
+            log_probs = model(ids[None, :-1]).logits[0].log_softmax(-1)
+        return log_probs[torch.arange(len(ids) - 1), ids[1:]].sum().item(), len(ids) - 1
+
+    scores = [score(s.split()) for s in sentences]
+    twins = []
+    for sentence, (mine, _) in zip(sentences, scores, strict=True):
+        words = sentence.split()
+        for i, word in enumerate(words):
+            if word in TWIN:
+                twins.append(mine > score([*words[:i], TWIN[word], *words[i + 1 :]])[0])
+    return math.exp(-sum(s for s, _ in scores) / sum(n for _, n in scores)), statistics.mean(twins)
+
+
+def pieces_of(text: str, vocabulary: list[str]) -> list[str]:
+    tokenizer = WordPiece.from_vocabulary(vocabulary)
+    ids = tokenizer.ids_in(vocabulary)
+    return [vocabulary[ids[label - 1]] for label in tokenizer.encode(text)]
 
 
 if __name__ == "__main__":

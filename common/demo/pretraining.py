@@ -68,7 +68,7 @@ def pretrain(world: Path, model: str, small: bool, seed: int, progress: bool) ->
             trained = train(model, recipe, len(vocabulary), conversations, random.Random(seed), progress)
     finally:
         torch.set_num_threads(threads)
-    draft = world / f".{model}-{os.getpid()}"
+    draft = world / f".building-{model}-{os.getpid()}"  # cleared away some day if this build is killed
     trained.save_pretrained(draft)
     for name in ("vocab.txt", "tokenizer_config.json"):
         shutil.copy(world / "bert-a" / name, draft)
