@@ -113,7 +113,7 @@ class Config(RunConfig):
     # -- method --
     method: tuple[Rows, ...] = ("interaed_kd",)  # row(s) of the table, one after the other
     taps: tuple[int, ...] = (6, 12)  # encoder layers with losses of their own (C2)
-    lam: float | None = None  # share of CTC in the loss; absent: the row's (C3)
+    lam: float | None = None  # share of CTC in the loss of rows with a decoder; absent: the row's (C3)
     w: float | None = None  # share of the taps in CTC; absent: the row's (C3)
     u: float | None = None  # share of the taps in the decoder's loss; absent: the row's (C3)
     a: float | None = None  # share of the teacher in the decoder's loss; absent: the row's (C3)
@@ -155,10 +155,10 @@ class Config(RunConfig):
 
 
 DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about three minutes on two cores
-    workers=0, method=("ctc", "interaed_kd"), max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0,
-    speeds=(1.0,), frequency_masks=0, time_masks=0, teacher="demo", taps=(2,), subsampling=8, channels=16, layers=4,
-    dim=112, ff_dim=448, kernel=15, dropout=0.0, decoder_layers=1, decoder_ff_dim=448, epochs=5,
-    lr=4.5e-3, schedule="one-cycle", warmup=0.3, average=1,
+    workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0, speeds=(1.0,), frequency_masks=0, time_masks=0,
+    method=("ctc", "interaed_kd"), taps=(2,), lam=0.8, teacher="demo", top_k=12, tau=1.0,  # ten homophones per scene
+    subsampling=8, channels=16, layers=4, dim=112, ff_dim=448, kernel=15, dropout=0.0, decoder_layers=1,
+    decoder_ff_dim=448, epochs=5, lr=4.5e-3, schedule="one-cycle", warmup=0.3, average=1,
 )  # fmt: skip
 SMOKE = DEMO | dict(teacher="demo-smoke", hours=0.1, layers=2, taps=(1,), update_seconds=8.0, epochs=8)
 PRESETS = {"smoke": SMOKE, "demo": DEMO}
@@ -184,9 +184,10 @@ METHODS = {
 
 
 def row(config: Config) -> Weights:
-    """The weights of the row, but for those that the command line gives."""
-    given = {name: getattr(config, name) for name in Weights._fields}
-    return METHODS[config.method[0]]._replace(**{name: x for name, x in given.items() if x is not None})
+    """The weights of the row, but for those that the options give. A row without a decoder stays without one."""
+    weights = METHODS[config.method[0]]
+    given = {name: getattr(config, name) for name in (Weights._fields if weights.lam < 1 else ["w"])}
+    return weights._replace(**{name: x for name, x in given.items() if x is not None})
 
 
 def taps(config: Config) -> tuple[int, ...]:
