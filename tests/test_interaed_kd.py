@@ -45,12 +45,13 @@ def teacher_folder(root: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(options, corpus, tmp_path_factory) -> Path:
+def finished(options, root, corpus, tmp_path_factory) -> Path:
     """A finished run of a tiny model on tiny data, and the data beside it."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "data").mkdir()
     for name, utterances in (("train", corpus.train[:24]), ("dev", corpus.dev[:6]), ("test", corpus.dev[6:12])):
         write_manifest(folder / "data" / f"{name}.jsonl", utterances)
+    shutil.copy(root / "demo-smoke" / "LibriSpeech" / "homophones.txt", folder / "data")
     script.main([*options, "--data", str(folder / "data"), "--out", str(folder / "run")])
     return folder
 
@@ -188,6 +189,21 @@ def test_mix(small):
     kd = cross_entropy_by_hand(log_probs, *zip(*SOFT, strict=True), [2, 1], 0.1)
     for a in (0.0, 0.1, 0.5, 1.0):
         assert script.mix_loss(log_probs, batch, a, 0.1).item() == pytest.approx((1 - a) * att + a * kd)
+
+
+def test_options_change_the_row():
+    weights = lambda *arguments: script.row(read_config(*arguments))  # noqa: E731
+    assert weights("--method", "ctc") == (1, 0, 0, 0)  # the demo preset's lam is for rows with a decoder
+    assert weights("--method", "aed_kd", "--lam", "0.3") == (0.3, 0, 0, 0.5)
+    assert weights("--method", "interaed_kd", "--preset", "full", "--a", "1", "--u", "0") == (0.3, 0.66, 0, 1)
+    assert weights("--method", "interctc", "--w", "0.2") == (1, 0.2, 0, 0)
+    assert script.taps(read_config("--method", "aed")) == () != script.taps(read_config("--method", "interctc"))
+
+
+def test_the_tokenizer_gives_back_every_transcript(corpus, root):
+    vocabulary = load_vocabulary("demo-smoke", "--teacher", str(root))
+    tokenizer = WordPiece.prune(vocabulary, (u.text for u in corpus.train), 5000)
+    assert all(tokenizer.decode(tokenizer.encode(u.text)) == u.text for u in corpus.train)
 
 
 def test_loss():
@@ -487,8 +503,14 @@ def test_a_finished_run(finished):
     folder = finished / "run"
     files = {p.name for p in folder.iterdir()}
     assert files >= {"config.json", "log.jsonl", "last.pt", "model.safetensors", "tokenizer.json", "result.json"}
-    assert files >= {"hyp_test.txt", "loss.png", "posteriors.png"}
+    assert files >= {"hyp_test.txt", "loss.png", "posteriors.png", "soft_label.png"}
+    # the decoder is needed to go on with the training, and absent from what is exported
+    exported = {name.split(".")[0] for name in run.load_weights(folder / "model.safetensors")}
+    assert exported == {"frontend", "encoder", "ctc_head"}
+    trained = torch.load(folder / "last.pt", weights_only=True)["model"]
+    assert {name.split(".")[0] for name in trained} == {"recogniser", "decoders"}
     result = json.loads((folder / "result.json").read_text())
+    assert 0 < result["teacher_top1"] <= result["teacher_top_k"] <= 1 and result["teacher_seconds"] > 0
     assert result["method"] == "interaed_kd" and 0 < result["wer"]["test"] <= 110 and result["rtf"] > 0
     updates = [entry for entry in run.read_log(folder) if "loss" in entry]
     assert [entry["step"] for entry in updates] == list(range(1, len(updates) + 1)) and len(updates) >= 30
@@ -588,7 +610,7 @@ def first_update(folder: Path) -> tuple[dict, list[torch.Tensor]]:
     return run.read_log(folder)[0], [s["exp_avg"] for s in state.values()]
 
 
-@pytest.mark.parametrize("method", ["ctc", "interctc"])
+@pytest.mark.parametrize("method", ["ctc", "interaed_kd"])
 def test_two_ranks_and_accumulation_are_one_rank(finished, options, tmp_path, method):
     """The same update of about 8 utterances: at once; 4 micro-batches of 2; shared by 2 ranks. Scores counted once."""
     common = [*options, "--data", str(finished / "data"), "--method", method, "--max-steps", "1", "--dropout", "0"]
@@ -707,6 +729,70 @@ def test_nothing_to_learn_from(finished, options, tmp_path, split):
         script.main([*options, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run")])
 
 
+# ------------------------------------------------------------------------------------------------- several methods
+
+
+def test_several_methods_one_after_the_other(finished, options, tmp_path, capsys):
+    """Each in a folder of its own, one RESULT line each, side by side at the end; --resume finishes the rest."""
+    out = tmp_path / "both"
+    arguments = [*options, "--data", str(finished / "data"), "--out", str(out), "--max-steps", "2"]
+    arguments += ["--method", "ctc,interaed"]
+    results = script.main(arguments)
+    alone = script.main([*arguments, "--method", "interaed", "--out", str(tmp_path / "alone")])
+    assert alone["wer"] == results["interaed"]["wer"]
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("RESULT") for line in lines) == 3
+    assert [line.split()[0] for line in lines if re.match(r"(ctc|interaed) +\d", line)] == ["ctc", "interaed"]
+    for method in ("ctc", "interaed"):
+        assert json.loads((out / method / "result.json").read_text())["method"] == method
+    with pytest.raises(UserError, match="already holds a run: add --resume"):
+        script.main(arguments)
+    shutil.rmtree(out / "interaed")
+    again = script.main([*arguments, "--resume"])
+    assert again["interaed"]["wer"] == results["interaed"]["wer"] and again["ctc"]["wer"] == results["ctc"]["wer"]
+    weights = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("both/interaed", "alone")]
+    assert weights[0] == weights[1]
+
+
+def test_a_wrong_value_of_the_second_method_shows_before_the_first_begins(finished, options, tmp_path):
+    arguments = [*options, "--data", str(finished / "data"), "--out", str(tmp_path / "x"), "--method", "ctc,interaed"]
+    with pytest.raises(UserError, match="--taps are layers"):
+        script.main([*arguments, "--taps", "5"])
+    assert not (tmp_path / "x").exists()
+
+
+# ------------------------------------------------------------------------------------------------------ beam search
+
+
+def test_beam_search_with_a_language_model(babbling, root, tmp_path, capsys):
+    """Tuned on dev, both real-time factors in RESULT; the beam without a limit finds what is at least as likely."""
+    lm = str(build_model(root / "demo-smoke", "lm", small=True))
+    search = ["--checkpoint", str(babbling), "--decode", "beam", "--beam", "3"]
+    result = script.main([*search, "--lm", lm, "--lm-weight", "0.1,0.5", "--bonus", "0", "--out", str(tmp_path / "s")])
+    assert capsys.readouterr().err.count("dev WER") == 2
+    assert result["lm_weight"] in (0.1, 0.5) and result["rtf"] > 0 and result["greedy_rtf"] > 0
+    assert (tmp_path / "s" / "hyp_test.txt").exists()
+    plain = script.main([*search, "--bonus", "0", "--out", str(tmp_path / "p")])
+    assert plain["lm_weight"] == 0 and plain["lm"] is None
+    config = script.parse(script.Config, script.PRESETS, script.__doc__, search)
+    model, tokenizer, _ = script.load(config, CPU)
+    wave = read_audio(script.load_corpus(config.data, config.root).tests["test"][0].audio)
+    greedy, log_probs = script.recognise(model, wave[None], torch.tensor([len(wave)]), CPU)
+    beam, _ = script.recognise(model, wave[None], torch.tensor([len(wave)]), CPU, script.Beam(20, None, 0.0, 0.0))
+    costs = [script.ctc.ctc_loss(log_probs, torch.tensor([log_probs.shape[1]]), torch.tensor([[t.label for t in path]]),
+                                 torch.tensor([len(path)])).item() for path in (greedy[0], beam[0])]  # fmt: skip
+    assert costs[1] <= costs[0] + 1e-4
+
+
+def test_transcribing_by_beam_with_times(babbling, corpus, capsys):
+    search = ["--checkpoint", str(babbling), "--decode", "beam", "--beam", "3", "--bonus", "0"]
+    script.main([*search, "--times", "--transcribe", corpus.train[0].audio])
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert rows and all(float(row[1]) < float(row[2]) for row in rows)
+    with pytest.raises(UserError, match="one --lm-weight and one --bonus"):
+        script.main([*search, "--bonus", "0,1", "--transcribe", corpus.train[0].audio])
+
+
 # ---------------------------------------------------------------------------------------- scoring and transcribing
 
 
@@ -793,6 +879,11 @@ def test_errors_are_one_sentence(finished, options, tmp_path):
         ("--heads 3", "--heads must divide"),
         ("--warmup 100", "below 1, for --schedule one-cycle"),
         ("--method interctc --taps 4", "--taps are layers from 1 to 3"),
+        ("--lam 1.5", "--lam is a share"),
+        ("--a -0.1 --method aed", "--a is a share"),
+        ("--smoothing 1", "--smoothing is a share, below 1"),
+        ("--top-k 0", "--top-k must be more than 0"),
+        ("--lm demo/lm", "--lm goes with --decode beam"),
         ("--times", "--times goes with --transcribe"),
     ],
 )
