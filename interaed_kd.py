@@ -947,7 +947,7 @@ def check(config: Config) -> None:
         "--lm goes with --decode beam": config.lm is not None and config.decode != "beam",
         "--transcribe needs one --lm-weight and one --bonus": bool(config.transcribe)
         and config.decode == "beam"
-        and len(config.lm_weight) * len(config.bonus) > 1,
+        and (len(config.lm_weight) if config.lm else 1) * len(config.bonus) > 1,
         "--warmup is a share of the run, below 1, for --schedule one-cycle": one_cycle and config.warmup >= 1,
         "--times goes with --transcribe": config.times and not config.transcribe,
     }
