@@ -417,8 +417,8 @@ def label_tokens(
     teacher says of it is meant for the transcript's own one, elsewhere for the first. A token without a piece, or
     beyond the teacher's longest input, keeps its hard label.
     """
-    first = torch.stack([(theirs == piece).nonzero()[0, 0] for piece in theirs])  # (V,) the first label with that piece
-    kept = theirs.masked_fill(first != torch.arange(len(theirs), device=theirs.device), -1)
+    first = {piece: label for label, piece in reversed([*enumerate(theirs.tolist())])}  # the first label with a piece
+    kept = torch.tensor([p if first[p] == v else -1 for v, p in enumerate(theirs.tolist())], device=theirs.device)
     longest = teacher.config.max_position_embeddings
     copies = [(ids[:longest], start + i) for ids, start, y in questions for i in range(len(y))]
     labels, probs = torch.zeros(len(copies), k, dtype=torch.long), torch.zeros(len(copies), k)
