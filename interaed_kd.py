@@ -73,7 +73,8 @@ Metrics
     homophone_error   of the reference's homophones that came out as themselves or their twin, the share of twins, %
     rtf     seconds to transcribe a second of audio: features + encoder + decoding, one utterance at a time
     teacher_top1, teacher_top_k   how often the transcript's piece is BERT's first guess, and among its K
-    teacher_seconds               what asking it cost; answers are kept and never asked for twice
+    teacher_seconds               what asking for all answers kept under this teacher cost, summed over ranks
+    weights                       lam, w, u, a of the row
 
 Run
 ---
@@ -133,7 +134,7 @@ class Config(RunConfig):
     heads: int = 4  # of self-attention [peer]
     ff_dim: int = 1024  # width inside the feed-forward parts [peer]
     kernel: int = 31  # frames seen by the depthwise convolution, odd [peer]
-    dropout: float = 0.1  # everywhere but on the encoder's attention weights [peer]
+    dropout: float = 0.1  # of encoder and decoder, but not on the encoder's attention weights [peer]
     decoder_layers: int = 6  # blocks of the attention decoder, in training only [choice]
     decoder_ff_dim: int = 2048  # width inside its feed-forward parts [choice]
     decoder_sharing: Literal["shared", "separate"] = "shared"  # one decoder for all layers, or one for each (C6)
@@ -160,7 +161,7 @@ DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about t
     subsampling=8, channels=16, layers=4, dim=112, ff_dim=448, kernel=15, dropout=0.0, decoder_layers=1,
     decoder_ff_dim=448, epochs=5, lr=4.5e-3, schedule="one-cycle", warmup=0.3, average=1,
 )  # fmt: skip
-SMOKE = DEMO | dict(teacher="demo-smoke", hours=0.1, layers=2, taps=(1,), update_seconds=8.0, epochs=8)
+SMOKE = DEMO | dict(teacher="demo-smoke", hours=0.1, layers=2, taps=(1,), update_seconds=8.0, epochs=6)
 PRESETS = {"smoke": SMOKE, "demo": DEMO}
 
 
@@ -271,6 +272,10 @@ class AttentionDecoder(nn.Module):
             config.dim, config.heads, config.decoder_ff_dim, config.dropout, batch_first=True, norm_first=True
         )
         self.blocks = nn.TransformerDecoder(block, config.decoder_layers, nn.LayerNorm(config.dim))
+        for copy in self.blocks.layers[1:]:  # all are copies of the first, values included
+            for weight in copy.parameters():
+                if weight.dim() > 1:
+                    nn.init.xavier_uniform_(weight)
         self.output = nn.Linear(config.dim, vocabulary)
 
     def forward(self, states: list[Tensor], lengths: Tensor, targets: Tensor) -> list[Tensor]:
@@ -408,6 +413,7 @@ def ask_teacher(teacher: nn.Module, inputs: Tensor, positions: Tensor, mask: int
     return teacher.cls(states[rows, positions])
 
 
+@torch.inference_mode()
 def label_tokens(
     teacher: nn.Module, questions: list[tuple[list[int], int, Tensor]], theirs: Tensor, mask: int, k: int, tau: float
 ) -> list[SoftLabel]:
@@ -460,13 +466,13 @@ def teacher_inputs(
             ]  # fmt: skip
             if not fits:
                 break
-            before, after, room = min(before, fits[0]), max(after, fits[0] + 1), room - len(texts[fits[0]])
+            j = min(fits, key=lambda j: abs(j - i))  # in turn
+            before, after, room = min(before, j), max(after, j + 1), room - len(texts[j])
         ids = [cls, *(piece for text in texts[before:after] for piece in text), sep]
         found.append((ids, 1 + sum(map(len, texts[before:i])), torch.tensor(target)))
     return found
 
 
-@torch.inference_mode()
 def soft_labels(
     config: Config, tokenizer: WordPiece, utterances: list[Utterance], place: run.Place
 ) -> tuple[dict[str, SoftLabel], dict[str, float]]:
@@ -482,30 +488,30 @@ def soft_labels(
     theirs = torch.tensor([-1, *tokenizer.ids_in(vocabulary)], device=place.device)
     if not hasattr(teacher, "cls") or not {"[CLS]", "[SEP]", "[UNK]", "[MASK]"} <= set(vocabulary):
         raise UserError(f"--teacher {config.teacher} is no BERT with its masked language model: give another.")
+    if tokenizer.size > 2**15:
+        raise UserError(f"{tokenizer.size} outputs are more than soft labels can name (32768): lower --units.")
     if config.top_k > len(set(theirs.tolist()) - {-1}):
         raise UserError(f"--top-k {config.top_k} is more than the {tokenizer.size - 1} pieces kept: lower it.")
     weights = cache.digest(*(p.cpu().numpy().tobytes() for p in teacher.parameters()))
     folder = Path(config.root).expanduser() / "soft-labels"
     folder /= cache.digest(weights, repr(tokenizer.pieces), repr((config.top_k, config.tau)))
-
-    questions = teacher_inputs(config, tokenizer, vocabulary, utterances)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"soft labels cannot be kept in {folder} ({error}): give another --root.") from None
+    longest = min(256, teacher.config.max_position_embeddings)
+    questions = teacher_inputs(config, tokenizer, vocabulary, utterances, longest)
     keys = [cache.digest(repr((ids, start, y.tolist()))) for ids, start, y in questions]
     known, _ = cache.load(folder)
-    run.barrier(place)  # all ranks have looked before one of them adds
     missing = {key: question for key, question in zip(keys, questions, strict=True) if key not in known}
-    missing = sorted(missing.items(), key=lambda item: len(item[1][0]))[place.rank :: place.ranks]
+    mine = {key: question for key, question in missing.items() if int(key, 16) % place.ranks == place.rank}
+    missing = sorted(mine.items(), key=lambda item: len(item[1][0]))
     total, quiet = sum(len(y) for _, (*_, y) in missing), None if place.first else True
     with tqdm(desc="asking the teacher", total=total, unit="token", disable=quiet) as bar:
         for i in range(0, len(missing), ASKED_AT_ONCE):
             started, part = run.synchronise(place), missing[i : i + ASKED_AT_ONCE]
-            answers = label_tokens(
-                teacher,
-                [question for _, question in part],
-                theirs,
-                vocabulary.index("[MASK]"),
-                config.top_k,
-                config.tau,
-            )
+            asked = [question for _, question in part]
+            answers = label_tokens(teacher, asked, theirs, vocabulary.index("[MASK]"), config.top_k, config.tau)
             named = {key: answer._asdict() for (key, _), answer in zip(part, answers, strict=True)}
             cache.add(folder, named, run.synchronise(place) - started)
             bar.update(sum(len(answer.labels) for answer in answers))
@@ -515,8 +521,9 @@ def soft_labels(
     labels, y = torch.cat([x.labels for x in found]), torch.cat([y for *_, y in questions])[:, None]
     report = {"teacher_seconds": round(seconds, 1), "teacher_top1": (labels[:, :1] == y).float().mean().item()}
     report["teacher_top_k"] = (labels == y).any(1).float().mean().item()
-    run.note("the teacher's first guess is right at {teacher_top1:.0%} of the tokens, one of its top K at "
-             "{teacher_top_k:.0%}; asking took {teacher_seconds:.0f} s".format(**report))  # fmt: skip
+    if place.first:
+        told = "the teacher's first guess is right at {teacher_top1:.0%} of the tokens, one of its top K at "
+        run.note((told + "{teacher_top_k:.0%}; asking took {teacher_seconds:.0f} s").format(**report))
     if config.soft_labels == "uniform":
         even = torch.tensor(1 / config.top_k)
         found = [x._replace(probs=torch.where(x.probs[:, -1:] > 0, even, x.probs)) for x in found]
@@ -549,13 +556,9 @@ class Batch(NamedTuple):
 class Batches(Dataset):
     """Reads the micro-batches of a plan: audio, speed perturbation, labels, padding. Runs in the worker processes."""
 
-    def __init__(
-        self, plan: list[MicroBatch], config: Config, tokenizer: WordPiece | None = None, known_bad=(),
-        soft: dict[str, SoftLabel] | None = None,
-    ):  # fmt: skip
+    def __init__(self, plan: list[MicroBatch], config: Config, tokenizer: WordPiece | None = None, known_bad=()):
         """Without a tokenizer there are no labels, and no speed perturbation: for scoring."""
         self.plan, self.config, self.tokenizer, self.known_bad = plan, config, tokenizer, set(known_bad)
-        self.soft = soft or {}
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -584,14 +587,18 @@ class Batches(Dataset):
             targets.append(target)
             kept.append(utterance)
         pad, none = nn.utils.rnn.pad_sequence, torch.zeros(0, 0)
-        soft = [self.soft[u.id] for u in kept if self.soft]
         return Batch(
             pad(waves, batch_first=True) if waves else none, torch.tensor([len(w) for w in waves]),
             pad(targets, batch_first=True) if waves else none.long(), torch.tensor([len(t) for t in targets]),
-            pad([x.labels.long() for x in soft], batch_first=True) if soft else none,
-            pad([x.probs for x in soft], batch_first=True) if soft else none,
-            kept, bad, infeasible, plan,
+            none, none, kept, bad, infeasible, plan,
         )  # fmt: skip
+
+
+def with_soft_labels(batch: Batch, soft: dict[str, SoftLabel]) -> Batch:
+    """Adds what the teacher expects. Not done by the reading processes, which would each need a copy of all of it."""
+    pad, found = nn.utils.rnn.pad_sequence, [soft[u.id] for u in batch.utterances]
+    labels, probs = ([x.labels.long() for x in found], [x.probs for x in found])
+    return batch._replace(soft_labels=pad(labels, batch_first=True), soft_probs=pad(probs, batch_first=True))
 
 
 def batches(plan: list[MicroBatch], config: Config, *labels) -> DataLoader:
@@ -622,10 +629,9 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> Trained:
         vocabulary = load_vocabulary(config.teacher, "--teacher", config.root)
     tokenizer = WordPiece.prune(vocabulary, (u.text for u in utterances), config.units)
     folder = run.open_folder(config, place)
-    example = [u for u in corpus.dev if set(u.text.split()) & set(corpus.homophones)][:1]
     soft, report = {}, {}
     if row(config).lam < 1 and row(config).a > 0:
-        soft, report = soft_labels(config, tokenizer, [*utterances, *example], place)
+        soft, report = soft_labels(config, tokenizer, utterances, place)
     run.reseed(config.seed)
     models = build_models(config, tokenizer.size).to(place.device)
     sample = random.Random(config.seed).sample(utterances, min(500, len(utterances)))
@@ -660,11 +666,12 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> Trained:
                 )
     if place.first:
         tokenizer.save(folder)
-        if soft and example:
-            draw_soft_label(config, models, tokenizer, example[0], soft[example[0].id], corpus.homophones, place)
         run.save_weights(folder / "model.safetensors", run.average_best_epochs(folder, progress))
     run.barrier(place)
     models["recogniser"].load_state_dict(run.load_weights(folder / "model.safetensors"))
+    example = [u for u in utterances if set(u.text.split()) & set(corpus.homophones)]
+    if place.first and soft and example:
+        draw_soft_label(config, models, tokenizer, example[0], soft[example[0].id], corpus.homophones, place)
     return Trained(models["recogniser"], tokenizer, run.training_report(progress) | report)
 
 
@@ -681,10 +688,11 @@ def train_epoch(
     rest = [part for part in plan if part.update >= progress.update and progress.step != config.max_steps]
     sums = run.Sums()
     models.train()
-    for batch in batches(rest, config, tokenizer, progress.bad, soft):
+    for batch in batches(rest, config, tokenizer, progress.bad):
         # Dropout and SpecAugment draw from here: they depend on where in the run we are, not on how we got here.
         run.reseed(config.seed, batch.plan.epoch, batch.plan.update, batch.plan.part, place.rank)
         if batch.utterances:
+            batch = with_soft_labels(batch, soft) if soft else batch
             loss = compute_losses(models, batch.to(place.device), config, place.autocast)
             loss.backward()
             sums.loss += loss.item()
@@ -940,10 +948,12 @@ def check(config: Config) -> None:
         "--max-steps must be at least 1": config.max_steps is not None and config.max_steps < 1,
         "--kernel must be odd": config.kernel % 2 == 0,
         "--heads must divide --dim": config.dim % config.heads != 0,
-        f"--taps are layers from 1 to {config.layers - 1}, below the last": bool(row(config).w or row(config).u)
-        and not (config.taps and set(config.taps) <= set(inner)),
+        f"--taps are layers from 1 to {config.layers - 1}, below the last, each once": bool(
+            row(config).w or row(config).u
+        )
+        and not (config.taps and set(config.taps) <= set(inner) and len(set(config.taps)) == len(config.taps)),
+        "--lm-weight and --bonus need at least one value each": not (config.lm_weight and config.bonus),
         "--smoothing is a share, below 1": not 0 <= config.smoothing < 1,
-        "--units must be below 30000: soft labels are stored as int16": config.units >= 30000,
         "--lm goes with --decode beam": config.lm is not None and config.decode != "beam",
         "--transcribe needs one --lm-weight and one --bonus": bool(config.transcribe)
         and config.decode == "beam"
@@ -970,7 +980,7 @@ def main(argv: list[str] | None = None) -> dict:
         return results
     check(config)
     if config.summary:
-        return summary(config)
+        return summary(replace(config, method=config.method[-1:]))
     place = run.start(config)
     if config.transcribe:
         if failed := transcribe(config, place):
@@ -982,7 +992,12 @@ def main(argv: list[str] | None = None) -> dict:
             tests_only=config.checkpoint is not None and config.decode == "greedy",
         )  # fmt: skip
     trained = load(config, place) if config.checkpoint else train(config, corpus, place)
-    result = {"script": "interaed_kd", "method": config.method[0], "seed": config.seed}
+    result = {
+        "script": "interaed_kd",
+        "method": config.method[0],
+        "seed": config.seed,
+        "weights": row(config)._asdict(),
+    }
     result |= evaluate(config, corpus, trained.recogniser, trained.tokenizer, place)
     result |= {"normaliser": metrics.NORMALISER, "params": run.parameters_by_part(trained.recogniser)["total"]}
     result |= trained.report

@@ -2,11 +2,13 @@
 
 For each layer of each run's exported encoder, a linear classifier per pair of homophones learns from the training
 utterances which twin was meant, and is scored on test-clean. What it sees of a word is the mean of the layer's states
-over the frames that CTC aligns with it. The audio of twins is the same, so what it finds is context. Prints the
-accuracy per layer and draws results/probe.png.
+over the frames that CTC aligns with it. Twins sound the same: beyond which of them is more frequent (which it learns
+too) it can only find context, or a little of the alignment, which is made with the right word. Prints the accuracy per
+layer and that of always choosing the more frequent twin, and draws results/probe.png.
 """
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -78,7 +80,13 @@ def main(folders: list[str]) -> None:
         sides = (corpus.train, corpus.tests["test-clean"])
         train, test = (homophones(model, tokenizer, config, side, corpus.homophones) for side in sides)
         found[Path(folder).name] = probe(train, test, corpus.homophones)
-        print(f"{Path(folder).name:24}", *(f"{x:6.1f}" for x in found[Path(folder).name]), "% right per layer")
+        counts = Counter(train[1])
+        usual = sum(counts[word] > counts[corpus.homophones[word]] for word in test[1]) / len(test[1])
+        print(
+            f"{Path(folder).name:24} the more frequent twin {100 * usual:.1f}",
+            *(f"{x:6.1f}" for x in found[Path(folder).name]),
+            "% right per layer",
+        )
     layers = [f"layer {i + 1}" for i in range(len(next(iter(found.values()))))]
     figures.bars(ROOT / "results" / "probe.png", layers, found, "right twin by a linear probe, %", "test-clean")
 

@@ -3,7 +3,7 @@
 Trains and scores every (row, seed) that results/interaed_kd.jsonl lacks, appends its result there as soon as it is
 finished, and writes the table with its intervals between the two marks in RESULTS.md, and results/homophones.png.
 Interrupted, it goes on where it was. --jobs 2 runs two at a time with one thread each: on two cores that does more per
-hour than one run with two threads, but the seconds are then not those of a run alone (--speed measures these).
+hour than one run with two threads, but the seconds are then not those of a run alone.
 """
 
 import argparse
@@ -109,7 +109,7 @@ def render(entries: list[dict]) -> str:
     sessions, words = zip(*map(sessions_and_words, splits), strict=True)
     by_row = {row: {e["seed"]: e for e in entries if e["row"] == row} for row in ROWS}
     head = ["row", "seeds", *(f"{s} {what}" for s in splits for what in ("WER", "to ctc", "homophones", "to ctc"))]
-    lines = ["| " + " | ".join([*head, "audio-s/s"]) + " |", "|---" * (len(head) + 1) + "|"]
+    lines = ["| " + " | ".join([*head, "training, s (threads)"]) + " |", "|---" * (len(head) + 1) + "|"]
     for row, found in by_row.items():
         if not found:
             lines.append(f"| {row} | not run |" + " |" * (len(head) - 1))
@@ -137,8 +137,9 @@ def render(entries: list[dict]) -> str:
                 clear = len(paired) > 1 and agree and interval.low * interval.high > 0
                 shown = f"{interval.difference:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
                 cells.append(f"**{shown}**" if clear else shown)
-        speeds = [found[seed].get("audio_seconds_per_second") for seed in seeds]
-        cells.append("" if None in speeds else f"{np.median(speeds):.0f}")
+        spent = [found[seed].get("train_seconds") for seed in seeds]
+        threads = "/".join(map(str, sorted({found[seed]["threads"] for seed in seeds})))
+        cells.append("" if None in spent else f"{np.median(spent):.0f} ({threads})")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -182,6 +183,9 @@ if __name__ == "__main__":
     with ThreadPoolExecutor(arguments.jobs) as pool:
         runs = {pool.submit(run_one, row, seed, threads): (row, seed) for row, seed in missing}
         for future in as_completed(runs):
+            if error := future.exception():  # the others go on
+                print(*runs[future], f"failed: {error}", file=sys.stderr, flush=True)
+                continue
             result = future.result()
             with open(RESULTS, "a") as file:
                 file.write(json.dumps(result) + "\n")

@@ -81,7 +81,7 @@ def load_corpus(
     if data == "demo":
         from common import demo
 
-        folder = Path(root) / ("demo-smoke" if small else "demo")
+        folder = Path(root).expanduser() / ("demo-smoke" if small else "demo")
         subsets = demo.build(folder, **({} if hours is None else {"hours": hours}), small=small)
         return _librispeech_corpus(folder / "LibriSpeech", subsets, tests_only)
     if data == "librispeech":

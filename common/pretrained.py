@@ -59,7 +59,7 @@ def find(name: str, flag: str, root: str, tokenizer_only: bool = False) -> str:
         return resolve(name, flag, tokenizer_only)
     from common import demo
 
-    folder, small = Path(root) / world, world == "demo-smoke"
+    folder, small = Path(root).expanduser() / world, world == "demo-smoke"
     return str(demo.build_text(folder, small) if tokenizer_only else demo.build_model(folder, model or "bert-a", small))
 
 
@@ -78,14 +78,18 @@ def load_vocabulary(name: str, flag: str, root: str) -> list[str]:
 def load_model(auto_class: type, name: str, flag: str, root: str) -> nn.Module:
     """A frozen pretrained model in fp32, in evaluation mode. name: see `find`; auto_class: AutoModelForMaskedLM, ….
 
-    Raises UserError where the folder holds no such model.
+    Raises UserError where the folder holds no such model, or one without its head, which would be filled with noise.
     """
     try:
-        model = auto_class.from_pretrained(
-            find(name, flag, root), local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
+        model, loaded = auto_class.from_pretrained(
+            find(name, flag, root), local_files_only=True, use_safetensors=True, dtype=torch.float32,
+            output_loading_info=True,
+        )  # fmt: skip
     except (OSError, ValueError) as error:
         raise UserError(f"{flag} {name} holds no model of that kind ({str(error).splitlines()[0]}).") from None
+    if loaded["missing_keys"]:
+        lacking = sorted(loaded["missing_keys"])[0]
+        raise UserError(f"{flag} {name} lacks weights ({lacking}, …): give a model saved with its head.")
     return model.eval().requires_grad_(False)
 
 

@@ -489,6 +489,31 @@ def test_a_run_killed_while_asking_asks_for_the_rest_only(asked, monkeypatch):
     assert all(torch.equal(found[name].probs, whole[name].probs) for name in whole)
 
 
+def test_the_demos_teacher_is_built_when_it_is_first_asked(tmp_path, teacher):
+    config = read_config("--preset", "smoke", "--root", str(tmp_path))
+    found, report = script.soft_labels(config, teacher[2], [Utterance("a", "", "the flour", 1.0)], CPU)
+    assert (tmp_path / "demo-smoke" / "bert-a" / "model.safetensors").exists()
+    assert len(found["a"].labels) == len(teacher[2].encode("the flour")) + 1 and report["teacher_seconds"] > 0
+
+
+def test_a_bert_without_its_head_is_refused(asked, root, tmp_path):
+    """The library would fill the head with noise and only warn."""
+    from transformers import AutoModel
+
+    folder = build_model(root / "demo-smoke", "bert-a", small=True)
+    AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "headless")
+    shutil.copy(folder / "vocab.txt", tmp_path / "headless")
+    shutil.copy(folder / "tokenizer_config.json", tmp_path / "headless")
+    with pytest.raises(UserError, match="lacks weights .*cls.*saved with its head"):
+        asked[0]("--teacher", str(tmp_path / "headless"))
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(asked, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="soft labels cannot be kept in .*--root"):
+        asked[0]("--root", str(tmp_path / "file"))
+
+
 def test_no_bert_is_one_sentence(asked, tmp_path):
     with pytest.raises(UserError, match="--top-k 400 is more than"):
         asked[0]("--top-k", "400")
@@ -619,11 +644,14 @@ def test_two_ranks_and_accumulation_are_one_rank(finished, options, tmp_path, me
     parts = script.main([*common, "--out", str(tmp_path / "parts"), "--batch-seconds", "5"])
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launcher, str(REPOSITORY / "interaed_kd.py"), *common, "--out", str(tmp_path / "ranks")]
+    command += ["--root", str(tmp_path)]  # without soft labels: the ranks share the asking
     done = subprocess.run(
         command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("RESULT") == 1
+    asked = list((tmp_path / "soft-labels").glob("*/*.safetensors"))
+    assert len(asked) == (2 if method == "interaed_kd" else 0)
     ranks = json.loads((tmp_path / "ranks" / "result.json").read_text())
     entry, gradients = first_update(tmp_path / "whole")
     assert entry["utterances"] >= 6
