@@ -519,7 +519,7 @@ def soft_labels(
     known, seconds = cache.load(folder)
     found = [SoftLabel(**known[key]) for key in keys]
     labels, y = torch.cat([x.labels for x in found]), torch.cat([y for *_, y in questions])[:, None]
-    report = {"teacher_seconds": round(seconds, 1), "teacher_top1": (labels[:, :1] == y).float().mean().item()}
+    report = {"teacher_seconds": seconds, "teacher_top1": (labels[:, :1] == y).float().mean().item()}
     report["teacher_top_k"] = (labels == y).any(1).float().mean().item()
     if place.first:
         told = "the teacher's first guess is right at {teacher_top1:.0%} of the tokens, one of its top K at "

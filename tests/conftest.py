@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = (
-    "0"  # the tests look at what happens without a network, not at the library's offline switch
-)
+os.environ["HF_HUB_OFFLINE"] = "0"  # tests look at what happens without a network, not at the library's own switch
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on two busy cores wait for each other: many times slower
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 

@@ -237,7 +237,9 @@ def test_the_whole_loss_is_its_parts(small):
                 (1 - u) * m[2] + u * (m[0] + m[1]) / 2
             )
             some = models if lam < 1 else torch.nn.ModuleDict({"recogniser": models["recogniser"]})
-            found = script.compute_losses(some, batch, replace(config, method=(method,), kd_where=where), None)
+            found = script.compute_losses(
+                some, batch, replace(config, method=(method,), kd_where=where, lam=None), None
+            )
             assert found.item() == pytest.approx(expected.item(), rel=1e-5), (method, where)
     separate = replace(config, decoder_sharing="separate")
     several = script.build_models(separate, 4).eval()
@@ -427,7 +429,19 @@ def asked(teacher, root, tmp_path, monkeypatch):
     def ask(*arguments, tokenizer=teacher[2], who="bert-a"):
         counts.append(0)
         folder = build_model(root / "demo-smoke", who, small=True)
-        config = read_config("--preset", "smoke", "--teacher", str(folder), "--root", str(tmp_path), *arguments)
+        config = read_config(
+            "--preset",
+            "smoke",
+            "--teacher",
+            str(folder),
+            "--root",
+            str(tmp_path),
+            "--top-k",
+            "8",
+            "--tau",
+            "3",
+            *arguments,
+        )
         return script.soft_labels(config, tokenizer, utterances, CPU)[0]
 
     return ask, counts, tmp_path / "soft-labels"

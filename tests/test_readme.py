@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, run_script
@@ -34,9 +35,9 @@ def test_commands_parse(command, tmp_path, monkeypatch, request):
         return
     name, arguments = next((w[:-3], words[i + 1 :]) for i, w in enumerate(words) if w.endswith(".py"))
     script = importlib.import_module(name)
-    run = tmp_path / f"runs/{name}-demo-ctc-s1"  # the run that --checkpoint and --resume speak of
-    run.mkdir(parents=True)
     config = parse(script.Config, script.PRESETS, script.__doc__, ["--method", "ctc"])
+    run = Path(arguments[arguments.index("--checkpoint") + 1] if "--checkpoint" in arguments else config.out)
+    run.mkdir(parents=True)  # the run that --checkpoint or --resume speaks of
     (run / "config.json").write_text(json.dumps({"config": config_as_dict(config)}))
     if arguments == ["--help"]:
         with pytest.raises(SystemExit, match="0"):
@@ -47,8 +48,17 @@ def test_commands_parse(command, tmp_path, monkeypatch, request):
         (tmp_path / "data").symlink_to(request.getfixturevalue("root"))
         code, out, error = run_script(*arguments, script=f"{name}.py", cwd=tmp_path)
         assert code == 0, error
-        assert out.splitlines()[-1].startswith('RESULT {"script": "' + name)
-        assert json.loads(out.splitlines()[-1].removeprefix("RESULT "))["wer"]["test-clean"] < 100
+        results = [json.loads(line[7:]) for line in out.splitlines() if line.startswith("RESULT ")]
+        assert [result["method"] for result in results] == ["ctc", name]
+        assert all(result["script"] == name and result["wer"]["test-clean"] < 100 for result in results)
+
+
+def test_the_readme_scores_what_the_first_command_wrote():
+    import interaed_kd as script
+
+    (folder,) = set(re.findall(r"--checkpoint (\S+)", (REPOSITORY / "README.md").read_text()))
+    config = parse(script.Config, script.PRESETS, script.__doc__, [])
+    assert folder == f"{config.out}/{config.method[-1]}"
 
 
 def test_ci_runs_the_test_command_of_the_readme():
