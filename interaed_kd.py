@@ -185,9 +185,10 @@ METHODS = {
 
 
 def row(config: Config) -> Weights:
-    """The weights of the row, but for those that the options give. A row without a decoder stays without one."""
+    """The weights of the row, but for those that options give: no decoder comes to a row without, no taps to ctc."""
     weights = METHODS[config.method[0]]
-    given = {name: getattr(config, name) for name in (Weights._fields if weights.lam < 1 else ["w"])}
+    free = Weights._fields if weights.lam < 1 else ["w"] if weights.w else []
+    given = {name: getattr(config, name) for name in free}
     return weights._replace(**{name: x for name, x in given.items() if x is not None})
 
 

@@ -26,8 +26,9 @@ from common import figures, metrics  # noqa: E402
 from common.corpora import load_homophones  # noqa: E402
 
 RESULTS, RUNS = ROOT / "results" / "interaed_kd.jsonl", ROOT / "runs" / "table"
-BASELINE = "ctc"
 BEAM = "--decode beam --lm demo/lm"
+SPEED = {"train_seconds": "training, s", "audio_seconds_per_second": "audio-s/s", "teacher_seconds": "teacher, s",
+         "rtf": "RTF"}  # fmt: skip
 ROWS = {  # row -> options; "of ROW:" decodes the finished runs of ROW anew
     "ctc": "--method ctc",
     "interaed_kd": "--method interaed_kd",
@@ -49,6 +50,18 @@ ROWS = {  # row -> options; "of ROW:" decodes the finished runs of ROW anew
     "ctc, four times the audio": "--method ctc --hours 7.2",
     "interaed_kd, four times the audio": "--method interaed_kd --hours 7.2",
 }
+
+PAIRS = [(row, "ctc") for row in ROWS if row != "ctc" and "audio" not in row] + [
+    ("interaed_kd", "interctc"),  # what decoder and teacher add to the losses at the taps
+    ("interaed_kd", "interaed"),  # what the teacher adds
+    ("interaed_kd", "aed_kd"),  # the paper's claim: against conventional distillation
+    ("interaed_kd", "aed_kd, w .66"),  # the same with the same CTC losses
+    ("interaed_kd", "interaed_kd, uniform teacher"),
+    ("interaed_kd", "interaed_kd, teacher B"),
+    ("interaed_kd", "ctc + beam + LM"),  # the paper's claim: parallel decoding against the beam
+    ("interaed_kd, half the audio", "ctc, half the audio"),
+    ("interaed_kd, four times the audio", "ctc, four times the audio"),
+]
 
 
 def run_one(row: str, seed: int, threads: int) -> dict:
@@ -103,45 +116,68 @@ def sessions_and_words(split: str) -> tuple[list[str], np.ndarray]:
     return [line.split()[0].rsplit("-", 1)[0] for line in lines], np.array([len(line.split()) - 1 for line in lines])
 
 
+SCORES = [  # column, and where it stands in a result: rate, errors per utterance, out of how many (None: words)
+    (f"{split} {name}", split, rate, errors, out_of)
+    for split in ("test-clean", "test-other")
+    for name, rate, errors, out_of in (
+        ("WER", "wer", "errors", None),
+        ("homophones", "homophone_error", "twins", "heard"),
+    )
+]
+
+
+def differences(base: dict[int, dict], found: dict[int, dict]) -> list[tuple[str, float]]:
+    """Per score: `found` minus `base` over the seeds that both have with its 95 % interval, and half of its width.
+
+    Bold where it excludes zero and all of at least two seeds agree.
+    """
+    cells, paired = [], sorted(set(base) & set(found))
+    for _, split, rate, errors, out_of in SCORES:
+        sessions, words = sessions_and_words(split)
+        tables = [
+            (
+                np.array([numbers(side[seed], split, errors) for seed in paired]),
+                np.array([numbers(side[seed], split, out_of) if out_of else words for seed in paired]),
+            )
+            for side in (base, found)
+        ]
+        interval = metrics.bootstrap_difference(*tables, sessions)
+        agree = len({np.sign(found[seed][rate][split] - base[seed][rate][split]) for seed in paired}) == 1
+        shown = f"{interval.difference:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
+        clear = len(paired) > 1 and agree and interval.low * interval.high > 0
+        cells.append((f"**{shown}**" if clear else shown, (interval.high - interval.low) / 2))
+    return cells
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
 def render(entries: list[dict]) -> str:
-    """The table in Markdown: means over seeds; differences to ctc (or to the row named) with 95 % intervals."""
-    splits = ["test-clean", "test-other"]
-    sessions, words = zip(*map(sessions_and_words, splits), strict=True)
-    by_row = {row: {e["seed"]: e for e in entries if e["row"] == row} for row in ROWS}
-    head = ["row", "seeds", *(f"{s} {what}" for s in splits for what in ("WER", "to ctc", "homophones", "to ctc"))]
-    lines = ["| " + " | ".join([*head, "training, s (threads)"]) + " |", "|---" * (len(head) + 1) + "|"]
-    for row, found in by_row.items():
-        if not found:
-            lines.append(f"| {row} | not run |" + " |" * (len(head) - 1))
+    """In Markdown: every row's means over seeds; the differences between some rows; what each was run with."""
+    found = {row: {e["seed"]: e for e in entries if e["row"] == row} for row in ROWS}
+    means, speeds = [], []
+    for row, results in found.items():
+        if not results:
+            means.append([row, "not run", *[""] * len(SCORES)])
             continue
-        base = by_row[row.replace("interaed_kd,", "ctc,") if "audio" in row else BASELINE]
-        seeds = sorted(found)
-        cells = [row, str(len(seeds))]
-        for i, split in enumerate(splits):
-            for score, errors, counts in (("wer", "errors", None), ("homophone_error", "twins", "heard")):
-                rates = [found[seed][score][split] for seed in seeds]
-                cells.append(f"{np.mean(rates):.1f}" + (f" ± {np.std(rates, ddof=1):.1f}" if len(rates) > 1 else ""))
-                paired = [seed for seed in seeds if seed in base]
-                if row == BASELINE or not paired or base is found:
-                    cells.append("")
-                    continue
-                tables = [
-                    (
-                        np.array([numbers(side[seed], split, errors) for seed in paired]),
-                        np.array([numbers(side[seed], split, counts) if counts else words[i] for seed in paired]),
-                    )
-                    for side in (base, found)
-                ]
-                interval = metrics.bootstrap_difference(*tables, sessions[i])
-                agree = len({np.sign(found[seed][score][split] - base[seed][score][split]) for seed in paired}) == 1
-                clear = len(paired) > 1 and agree and interval.low * interval.high > 0
-                shown = f"{interval.difference:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
-                cells.append(f"**{shown}**" if clear else shown)
-        spent = [found[seed].get("train_seconds") for seed in seeds]
-        threads = "/".join(map(str, sorted({found[seed]["threads"] for seed in seeds})))
-        cells.append("" if None in spent else f"{np.median(spent):.0f} ({threads})")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells = [row, str(len(results))]
+        for _, split, rate, *_ in SCORES:
+            rates = [e[rate][split] for e in results.values()]
+            cells.append(f"{np.mean(rates):.1f}" + (f" ± {np.std(rates, ddof=1):.1f}" if len(rates) > 1 else ""))
+        means.append(cells)
+        medians = {key: [e[key] for e in results.values() if key in e] for key in SPEED}
+        speed = [f"{np.median(x):.3g}" if x else "" for key, x in medians.items()]
+        speeds.append([row, f"`{ROWS[row]}`", *speed, ", ".join(sorted({e["commit"] for e in results.values()}))])
+    pairs = [(a, b, differences(found[b], found[a])) for a, b in PAIRS if set(found[a]) & set(found[b])]
+    halves = [np.median([cells[i][1] for *_, cells in pairs]) for i in range(len(SCORES))]
+    gaps = ["half an interval, median", "", *(f"{half:.1f}" for half in halves)]
+    names = [name for name, *_ in SCORES]
+    return "\n\n".join([
+        markdown(["row", "seeds", *names], means),
+        markdown(["difference of", "to", *names], [[a, b, *(shown for shown, _ in c)] for a, b, c in pairs] + [gaps]),
+        markdown(["row", "options of `interaed_kd.py`", *SPEED.values(), "commits"], speeds),
+    ])  # fmt: skip
 
 
 def numbers(entry: dict, split: str, column: str) -> np.ndarray:

@@ -91,7 +91,8 @@ def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str
         parser.error("--resume goes on with a run and --checkpoint scores one: give one of the two.")
     if config.checkpoint:
         stored = load_config(config_class, config.checkpoint, presets)
-        out = given.get("out", str(Path(config.checkpoint) / f"score-{_label(given.get('data', stored.data))}"))
+        scored = _label(given.get("data", stored.data)) + ("-beam" if given.get("decode") == "beam" else "")
+        out = given.get("out", str(Path(config.checkpoint) / f"score-{scored}"))
         config = dataclasses.replace(stored, **given | {"preset": given.get("preset", stored.preset), "out": out})
     elif config.resume and (len(config.method) == 1 or (Path(config.out) / "config.json").exists()):
         stored = load_config(config_class, config.out, presets)
@@ -130,7 +131,9 @@ def load_config(config_class: type, folder: str | Path, presets: dict[str, dict]
         values = {k: tuple(v) if _is_tuple(hints[k]) else v for k, v in stored["config"].items()}
         return config_class(**presets.get(values["preset"], {}) | values)
     except FileNotFoundError:
-        raise UserError(f"{folder} holds no run (no config.json in it): give the folder that a run wrote.") from None
+        inside = ", ".join(sorted(str(path.parent) for path in Path(folder).glob("*/config.json")))
+        which = f"one of {inside}" if inside else "the folder that a run wrote"
+        raise UserError(f"{folder} holds no run (no config.json in it): give {which}.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a configuration of this script ({error}): use the script and version that "
                         "wrote it.") from None  # fmt: skip

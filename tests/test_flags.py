@@ -72,6 +72,8 @@ def test_a_checkpoint_brings_its_configuration(tmp_path):
     config = read("--checkpoint", tmp_path, "--lr", "0.9", "--data", "demo")
     assert (config.taps, config.lr, config.preset, config.data) == ((3,), 0.9, "full", "demo")
     assert config.out == str(tmp_path / "score-demo")
+    with pytest.raises(UserError, match=f"give one of {tmp_path}"):  # where several methods have a folder each
+        read("--checkpoint", tmp_path.parent)
     assert read("--checkpoint", tmp_path, "--transcribe", "a,b.wav", "c.wav").transcribe == ("a,b.wav", "c.wav")
     smoke = tmp_path / "smoke"
     smoke.mkdir()

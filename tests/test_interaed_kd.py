@@ -196,7 +196,8 @@ def test_options_change_the_row():
     assert weights("--method", "ctc") == (1, 0, 0, 0)  # the demo preset's lam is for rows with a decoder
     assert weights("--method", "aed_kd", "--lam", "0.3") == (0.3, 0, 0, 0.5)
     assert weights("--method", "interaed_kd", "--preset", "full", "--a", "1", "--u", "0") == (0.3, 0.66, 0, 1)
-    assert weights("--method", "interctc", "--w", "0.2") == (1, 0.2, 0, 0)
+    assert weights("--method", "interctc", "--w", "0.2", "--lam", "0.5") == (1, 0.2, 0, 0)
+    assert weights("--method", "ctc", "--w", "0.2", "--lam", "0.5") == (1, 0, 0, 0)  # the baseline beside another row
     assert script.taps(read_config("--method", "aed")) == () != script.taps(read_config("--method", "interctc"))
 
 
