@@ -66,7 +66,7 @@ PAIRS = [(row, "ctc") for row in ROWS if row != "ctc" and "audio" not in row] + 
 
 def run_one(row: str, seed: int, threads: int) -> dict:
     """Runs a row with one seed, or goes on with it, and returns what the results file keeps. Raises RuntimeError."""
-    folder = RUNS / f"{re.sub('[^a-z0-9_]+', '-', row)}-s{seed}"
+    folder = RUNS / f"{re.sub('[^a-z0-9_.]+', '-', row)}-s{seed}"
     options = shlex.split(ROWS[row])
     if options[0] == "of":
         of, options = ROWS[row].removeprefix("of ").split(":")

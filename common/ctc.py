@@ -103,31 +103,31 @@ def prefix_beam_search(
     kept = {(): (0.0, -math.inf, 0.0)}  # prefix y -> log b(y), log n(y), and what its score adds to them
     for t, blank in enumerate(log_probs[:, BLANK].tolist()):
         if blank_skip is not None and math.exp(blank) > blank_skip:
-            kept = {y: (_log_add(b, n) + blank, -math.inf, extra) for y, (b, n, extra) in kept.items()}
+            kept = {y: (log_add(b, n) + blank, -math.inf, extra) for y, (b, n, extra) in kept.items()}
             continue
         ask()
         p, grown = dict(zip(labels[t].tolist(), values[t].tolist(), strict=True)), {}
         for y, (b, n, extra) in kept.items():
-            grown[y] = _log_add(b, n) + blank, n + p.get(y[-1], -math.inf) if y else n, extra
+            grown[y] = log_add(b, n) + blank, n + p.get(y[-1], -math.inf) if y else n, extra
         for y, (b, n, extra) in kept.items():
-            either, last = _log_add(b, n), y[-1] if y else BLANK
+            either, last = log_add(b, n), y[-1] if y else BLANK
             gains = (lm_weight * next_labels[y][labels[t]] + bonus).tolist() if lm else [bonus] * len(p)
             for (label, log_p), gain in zip(p.items(), gains, strict=True):
                 longer, begun = (*y, label), (b if label == last else either) + log_p
                 b_longer, n_longer, _ = grown.get(longer, nothing)
-                grown[longer] = b_longer, _log_add(n_longer, begun), extra + gain
+                grown[longer] = b_longer, log_add(n_longer, begun), extra + gain
         possible = [(y, sums) for y, sums in grown.items() if sums[:2] != nothing[:2]]
-        possible.sort(key=lambda item: _log_add(*item[1][:2]) + item[1][2], reverse=True)
+        possible.sort(key=lambda item: log_add(*item[1][:2]) + item[1][2], reverse=True)
         kept = dict(possible[:beam])
     ask()
     found = []
     for y, (b, n, extra) in kept.items():
         end = lm_weight * next_labels[y][0].item() if lm else 0.0
-        found.append(Hypothesis(list(y), _log_add(b, n) + extra + end, _log_add(b, n)))
+        found.append(Hypothesis(list(y), log_add(b, n) + extra + end, log_add(b, n)))
     return sorted(found, key=lambda hypothesis: hypothesis.score, reverse=True)
 
 
-def _log_add(a: float, b: float) -> float:
+def log_add(a: float, b: float) -> float:
     """log(e^a + e^b)"""
     low, high = (a, b) if a < b else (b, a)
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))

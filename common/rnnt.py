@@ -1,0 +1,337 @@
+"""The transducer (Graves, arXiv 1211.3711): prediction and joint network, exact loss in little memory, decoding, times.
+
+h_t is the encoder at frame t, g_u the prediction network after u labels, and the joint network turns each pair into
+p(. | t, u). An alignment walks through the lattice from (0, 0) to its end: a blank goes on to the next frame, a label
+stays at the frame. All alignments together are the probability of the transcript; here U = 3 labels, T = 5 frames:
+
+    u
+    3   .   .   .   .   o-->  the end: one last blank at (T-1, U)
+                        |
+    2   .   .   o---o---o     -->  blank at (t, u):  log p(blank | t, u)      = blank[t, u]
+                |              |   label at (t, u):  log p(y_{u+1} | t, u)    = label[t, u]
+    1   o---o---o   .   .
+        |
+    0   o   .   .   .   .
+        0   1   2   3   4   t
+
+    from (0, 0) to (t, u)   alpha(t, u) = log(e^(alpha(t-1, u) + blank[t-1, u]) + e^(alpha(t, u-1) + label[t, u-1]))
+    from (t, u) to the end  beta(t, u)  = log(e^(blank[t, u] + beta(t+1, u)) + e^(label[t, u] + beta(t, u+1)))
+    loss                    -log p(y|x) = -beta(0, 0)
+    emission posterior      gamma(t, u) = p(label u+1 leaves at frame t | x, y)
+                                        = e^(alpha(t, u) + label[t, u] + beta(t, u+1) - beta(0, 0))
+
+gamma is minus the derivative of the loss by label[t, u], and sums to 1 over t for every u < U. With its like for the
+blanks it gives the derivative by every logit, so nobody has to differentiate the recursion.
+
+The tensor of all logits (B, T, U+1, V) is what makes a transducer heavy. `transducer_loss` never holds it: it makes the
+logits for a few frames at a time, keeps only blank[t, u] and label[t, u], and makes them again for the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.conformer import length_mask
+from common.ctc import BLANK, Token, log_add
+
+# ---------------------------------------------------------------------------------------------------------- networks
+
+
+class Predictor(nn.Module):
+    """The prediction network: an embedding and an LSTM over the labels so far; label 0, the blank, begins them."""
+
+    def __init__(self, vocabulary: int, embedding_dim: int, dim: int):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, embedding_dim)
+        self.lstm = nn.LSTM(embedding_dim, dim, batch_first=True)
+
+    def forward(self, labels: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple]:
+        """labels (B, N) -> outputs (B, N, D) after each of them, and the state (2 x (1, B, D)) with which to go on."""
+        return self.lstm(self.embedding(labels), state)
+
+    def all_states(self, targets: Tensor) -> Tensor:
+        """targets (B, U) -> g_0 … g_U (B, U+1, D)."""
+        return self(F.pad(targets, (1, 0), value=BLANK))[0]
+
+
+class Joint(nn.Module):
+    """The joint network: logits = Linear(tanh(W_e h_t ∘ W_p g_u + b)), where ∘ adds or multiplies.
+
+    Adding is Graves' own; the elementwise product is Saon et al. 2021, arXiv 2103.11325. encode and predict come
+    first, once for every h_t and every g_u, so that a pair (t, u) costs only what depends on both.
+    """
+
+    def __init__(self, encoder_dim: int, predictor_dim: int, dim: int, vocabulary: int, multiply: bool = False):
+        super().__init__()
+        self.encode = nn.Linear(encoder_dim, dim, bias=False)
+        self.predict = nn.Linear(predictor_dim, dim, bias=False)
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.output = nn.Linear(dim, vocabulary)
+        self.multiply = multiply
+
+    def forward(self, encoded: Tensor, predicted: Tensor) -> Tensor:
+        """W_e h (…, D) and W_p g (…, D), of shapes that broadcast -> logits (…, V)."""
+        both = encoded * predicted if self.multiply else encoded + predicted
+        return self.output(torch.tanh(both + self.bias))
+
+
+# -------------------------------------------------------------------------------------------------------------- loss
+
+
+class Lattice(NamedTuple):
+    loss: Tensor  # (B,) -log p(y | x)
+    blanks: Tensor  # (B, T, U+1) p(a blank leaves (t, u) | x, y)
+    gamma: Tensor  # (B, T, U+1) p(a label leaves (t, u) | x, y); 0 at u = U
+
+
+@torch.no_grad()
+def lattice(blank: Tensor, label: Tensor, lengths: Tensor, target_lengths: Tensor) -> Lattice:
+    """Sums over all alignments. blank, label (B, T, U+1) log-probabilities; lengths, target_lengths (B,).
+
+    In float64. With C(t, u) = sum over s < t of blank[s, u], a row of the lattice follows from the one below at once,
+
+        alpha(t, u) = C(t, u) + log sum over s <= t of e^(alpha(s, u-1) + label[s, u-1] - C(s, u))
+
+    and beta likewise from the other end: U steps over u, each a cumulative sum over t, and no steps over t. A blank
+    less probable than e^-10000 counts as that probable, to keep differences of C finite.
+    """
+    B, T, U = *blank.shape[:2], blank.shape[2] - 1
+    u = torch.arange(U + 1, device=blank.device)
+    real = length_mask(lengths, T)[:, :, None] & (u <= target_lengths[:, None])[:, None]  # (B, T, U+1)
+    blank = blank.double().masked_fill(~real, 0.0).clamp(min=-1e4).permute(2, 0, 1)  # (U+1, B, T), t side by side
+    label = label.double().masked_fill(~real | (u == target_lengths[:, None])[:, None], -math.inf).permute(2, 0, 1)
+    C = F.pad(blank.cumsum(2), (1, 0))  # (U+1, B, T+1)
+
+    alpha = torch.empty(U + 1, B, T, dtype=torch.float64, device=blank.device)
+    alpha[0] = C[0, :, :T]
+    for i in range(1, U + 1):
+        alpha[i] = C[i, :, :T] + (alpha[i - 1] + label[i - 1] - C[i, :, :T]).logcumsumexp(1)
+
+    beta = torch.full_like(C, -math.inf)
+    end = target_lengths, torch.arange(B, device=blank.device), lengths  # frame T of row U, behind the last blank
+    beta[end] = C[end]  # until its turn comes, a row of beta holds what enters it
+    for i in range(U, -1, -1):
+        if i < U:
+            entered = C[i, :, :T] + label[i] + beta[i + 1, :, :T]
+            beta[i, :, :T] = torch.logaddexp(beta[i, :, :T], entered)
+        beta[i] = beta[i].flip(1).logcumsumexp(1).flip(1) - C[i]
+
+    log_p = beta[0, :, 0]
+    above = F.pad(beta[1:, :, :T], (0, 0, 0, 0, 0, 1), value=-math.inf)
+    gamma = (alpha + label + above - log_p[:, None]).exp()
+    blanks = (alpha + blank + beta[:, :, 1:] - log_p[:, None]).exp().masked_fill(~real.permute(2, 0, 1), 0.0)
+    return Lattice(-log_p, blanks.permute(1, 2, 0), gamma.permute(1, 2, 0))
+
+
+def pick(logits: Tensor, targets: Tensor, blank: int, normalise: bool = True) -> tuple[Tensor, Tensor]:
+    """logits (B, T, U+1, V), targets (B, U) -> log p(blank), log p(y_{u+1}) (B, T, U+1), in fp32 at least.
+
+    At u = U, where there is no further label, the second holds anything.
+    """
+    log_probs = logits if logits.dtype == torch.float64 else logits.float()
+    log_probs = log_probs.log_softmax(-1) if normalise else log_probs
+    labels = F.pad(targets, (0, 1), value=blank)[:, None, :, None].expand(*logits.shape[:3], 1)
+    return log_probs[..., blank], log_probs.gather(-1, labels)[..., 0]
+
+
+def derivative(logits: Tensor, targets: Tensor, blank: int, blanks: Tensor, gamma: Tensor, normalise=True) -> Tensor:
+    """The loss by the logits, (B, T, U+1, V) as they are: (blanks + gamma) p(v) - blanks [v = blank] - gamma [v = y].
+
+    Without normalise the logits are log-probabilities, and the first term is not there.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    blanks, gamma = blanks.to(wide.dtype), gamma.to(wide.dtype)
+    result = wide.softmax(-1).mul_((blanks + gamma)[..., None]) if normalise else torch.zeros_like(wide)
+    result[..., blank] -= blanks
+    labels = F.pad(targets, (0, 1), value=blank)[:, None, :, None].expand(*logits.shape[:3], 1)
+    return result.scatter_add_(-1, labels, -gamma[..., None])
+
+
+class _Loss(torch.autograd.Function):
+    """The loss of joint(encoded, predicted), whose logits are made `tile` frames at a time, and again in backward."""
+
+    @staticmethod
+    def forward(ctx, joint, options, encoded, predicted, targets, lengths, target_lengths, *weights):
+        tile, blank, _, normalise = options
+        device = encoded.device.type  # backward has to go the same way
+        mode = dict(
+            device_type=device, enabled=torch.is_autocast_enabled(device), dtype=torch.get_autocast_dtype(device)
+        )
+        both = [] if predicted is None else [predicted]
+        picked = [pick(joint(part, *both), targets, blank, normalise) for part in encoded.split(tile, 1)]
+        found = lattice(*(torch.cat(parts, 1) for parts in zip(*picked, strict=True)), lengths, target_lengths)
+        if found.loss.isnan().any():
+            raise ValueError(f"the logits of utterances {found.loss.isnan().nonzero()[:, 0].tolist()} contain NaN")
+        ctx.save_for_backward(encoded, predicted, targets, found.blanks, found.gamma)
+        ctx.joint, ctx.options, ctx.mode, ctx.weights = joint, options, mode, weights
+        gamma = found.gamma[:, :, :-1].to(picked[0][0].dtype)
+        ctx.mark_non_differentiable(gamma)
+        return found.loss.to(gamma.dtype), gamma
+
+    @staticmethod
+    def backward(ctx, scale, _):
+        encoded, predicted, targets, blanks, gamma = ctx.saved_tensors
+        tile, blank, clamp, normalise = ctx.options
+        scale = scale.double()[:, None, None]  # (B, 1, 1)
+        inputs = [x.detach().requires_grad_() for x in (encoded, predicted) if x is not None]
+        encoded_gradient = torch.empty_like(encoded)
+        others = [*inputs[1:], *ctx.weights]
+        gradients = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in others]
+        for i in range(0, encoded.shape[1], tile):
+            part = encoded[:, i : i + tile].detach().requires_grad_()
+            with torch.enable_grad(), torch.autocast(**ctx.mode):
+                logits = ctx.joint(part, *inputs[1:])
+            wanted = derivative(
+                logits.detach(),
+                targets,
+                blank,
+                scale * blanks[:, i : i + tile],
+                scale * gamma[:, i : i + tile],
+                normalise,
+            )
+            if clamp > 0:
+                wanted.clamp_(-clamp * scale.abs()[..., None], clamp * scale.abs()[..., None])
+            found = torch.autograd.grad(logits, [part, *others], wanted.to(logits.dtype), allow_unused=True)
+            encoded_gradient[:, i : i + tile] = found[0]
+            for total, gradient in zip(gradients, found[1:], strict=True):
+                if gradient is not None:
+                    total += gradient
+        gradients = [total.to(x.dtype) for total, x in zip(gradients, others, strict=True)]
+        middle = [gradients.pop(0)] if predicted is not None else [None]
+        return None, None, encoded_gradient, *middle, None, None, None, *gradients
+
+
+def tile_size(device: torch.device, *frame: int) -> int:
+    """How many frames to hold at once, when one needs so many numbers: near a CPU's caches, enough work for a GPU."""
+    return max(1, (2**21 if device.type == "cpu" else 2**27) // max(1, math.prod(frame)))
+
+
+def transducer_loss(
+    joint: Joint, encoded: Tensor, predicted: Tensor, targets: Tensor, lengths: Tensor, target_lengths: Tensor,
+    tile: int | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """-log p(y | x) per utterance (B,), and gamma (B, T, U), detached. Exact, whatever the tile (frames held at once).
+
+    encoded (B, T, D) and predicted (B, U+1, D) of joint.encode and joint.predict; targets (B, U) padded with any label,
+    lengths and target_lengths (B,). Under autocast the joint network runs in its type; what follows is fp32, and the
+    lattice float64. Raises ValueError where a logit is NaN.
+    """
+    tile = tile or tile_size(encoded.device, len(encoded), predicted.shape[1], joint.output.out_features)
+    weights = [weight for weight in joint.parameters() if weight.requires_grad]
+    pairs = encoded[:, :, None], predicted[:, None]
+    return _Loss.apply(joint, (tile, BLANK, -1.0, True), *pairs, targets, lengths, target_lengths, *weights)
+
+
+def rnnt_loss(
+    logits: Tensor, targets: Tensor, logit_lengths: Tensor, target_lengths: Tensor, blank: int = -1, clamp: float = -1,
+    reduction: str = "mean", fused_log_softmax: bool = True,
+) -> Tensor:  # fmt: skip
+    """As torchaudio.functional.rnnt_loss, which it can replace: logits (B, T, U+1, V), targets (B, U), lengths (B,).
+
+    clamp > 0 limits every derivative by a logit; reduction: mean | sum over utterances, or none: (B,);
+    fused_log_softmax False: the logits are log-probabilities. Raises ValueError where a logit is NaN.
+    """
+    options = (
+        tile_size(logits.device, len(logits), *logits.shape[2:]),
+        blank % logits.shape[-1],
+        clamp,
+        fused_log_softmax,
+    )
+    losses, _ = _Loss.apply(lambda part: part, options, logits, None, targets.long(), logit_lengths, target_lengths)
+    return {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[reduction]()
+
+
+# ---------------------------------------------------------------------------------------------------------- decoding
+
+
+@torch.inference_mode()
+def greedy(
+    predictor: Predictor, joint: Joint, encoded: Tensor, lengths: Tensor, per_frame: int = 10, ahead: int = 8
+) -> list[list[Token]]:
+    """At every frame the most probable label, until that is the blank. All utterances go on together.
+
+    encoded (B, T, D) of joint.encode, lengths (B,). Where an utterance has found a label, its prediction network moves
+    on; until then it looks `ahead` frames at once ("label looping", Bataev et al. 2024, arXiv 2406.06220), so that a
+    batch takes about max over utterances of (U + T / ahead) steps. After `per_frame` labels at a frame it must go on.
+    """
+    B, T = encoded.shape[:2]
+    rows, window = torch.arange(B, device=encoded.device)[:, None], torch.arange(ahead, device=encoded.device)
+    tokens: list[list[Token]] = [[] for _ in range(B)]
+    t, here = torch.zeros_like(lengths), torch.zeros_like(lengths)  # the frame, and how many labels it has given
+    output, state = predictor(torch.full_like(rows, BLANK))
+    predicted = joint.predict(output)  # (B, 1, D)
+    while (t < lengths).any():
+        frames = t[:, None] + window  # (B, ahead)
+        best = joint(encoded[rows, frames.clamp(max=T - 1)], predicted).argmax(-1)
+        best[:, 0].masked_fill_(here >= per_frame, BLANK)
+        is_label = (best != BLANK) & (frames < lengths[:, None])
+        found, first = is_label.any(1), is_label.int().argmax(1)
+        label = torch.where(found, best[rows[:, 0], first], BLANK)
+        skipped = torch.where(found, first, ahead)
+        here = here.masked_fill(skipped > 0, 0) + found
+        t = t + skipped
+        for b in found.nonzero()[:, 0].tolist():
+            tokens[b].append(Token(label[b].item(), t[b].item(), t[b].item() + 1))
+        output, moved = predictor(label[:, None], state)
+        state = tuple(torch.where(found[:, None], new, old) for new, old in zip(moved, state, strict=True))
+        predicted = torch.where(found[:, None, None], joint.predict(output), predicted)
+    return tokens
+
+
+class Hypothesis(NamedTuple):
+    labels: list[int]
+    log_p: float  # log p(labels | x), over the alignments that were kept
+
+
+@torch.inference_mode()
+def beam_search(
+    predictor: Predictor, joint: Joint, encoded: Tensor, beam: int | None = 16, candidates: int | None = 20,
+    longest: int | None = None,
+) -> list[Hypothesis]:  # fmt: skip
+    """The most probable label sequences of one utterance, encoded (T, D), at most `beam`, best first.
+
+    Hypotheses are compared after equally many steps, blanks and labels counted alike (alignment-length synchronous
+    decoding, Saon et al. 2020): after i steps, one of u labels stands at frame i - u. Ways to the same labels add up.
+    Per step, only the `candidates` most probable labels are looked at and the best `beam` hypotheses kept; None: all,
+    which is exact among sequences of at most `longest` labels (T unless given).
+    """
+    T, size = len(encoded), joint.output.out_features - 1
+    longest, width = T if longest is None else longest, size if candidates is None else min(candidates, size)
+    output, state = predictor(torch.full((1, 1), BLANK, device=encoded.device))
+    known = {(): (joint.predict(output)[0, 0], state)}  # labels -> W_p g (D,), state of the prediction network
+    kept, finished = {(): 0.0}, {}
+    for i in range(T + longest):
+        new = [y for y in kept if y not in known]
+        if new:  # all have a parent that was kept one step ago
+            states = [torch.cat(parts, 1) for parts in zip(*(known[y[:-1]][1] for y in new), strict=True)]
+            output, (h, c) = predictor(torch.tensor([[y[-1]] for y in new], device=encoded.device), tuple(states))
+            parts = joint.predict(output)[:, 0], zip(h.split(1, 1), c.split(1, 1), strict=True)
+            known |= zip(new, zip(*parts, strict=True), strict=True)
+        frames = torch.tensor([i - len(y) for y in kept], device=encoded.device)
+        logits = joint(encoded[frames], torch.stack([known[y][0] for y in kept]))
+        log_probs = logits.double().log_softmax(-1).cpu()  # (N, V)
+        values, labels = log_probs[:, 1:].topk(width)
+        grown: dict[tuple[int, ...], float] = {}
+        for n, (y, log_p) in enumerate(kept.items()):
+            ways = [(y, log_probs[n, BLANK].item())]
+            if len(y) < longest:
+                ways += [((*y, v + 1), p) for v, p in zip(labels[n].tolist(), values[n].tolist(), strict=True)]
+            for longer, p in ways:
+                grown[longer] = log_add(grown.get(longer, -math.inf), log_p + p)
+        finished |= {y: log_p for y, log_p in grown.items() if i + 1 - len(y) == T}
+        alive = sorted((item for item in grown.items() if i + 1 - len(item[0]) < T), key=lambda x: -x[1])
+        kept = dict(alive[:beam])
+        if not kept:
+            break
+    best = sorted(finished.items(), key=lambda item: -item[1])[:beam]
+    return [Hypothesis(list(y), log_p) for y, log_p in best]
+
+
+def emission_frames(gamma: Tensor) -> Tensor:
+    """gamma (B, T, U) -> (B, U): when each label is emitted, in frames: the expectation, which never runs backwards."""
+    return (gamma * torch.arange(gamma.shape[1], device=gamma.device)[:, None]).sum(1)

@@ -1,0 +1,272 @@
+"""common/rnnt.py against enumeration of all alignments, torchaudio, and itself."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torchaudio
+
+from common import rnnt
+
+V = 5
+
+
+def alignments(T: int, U: int):
+    """All ways through the lattice: lists of (t, u, whether a label leaves there), the last of them a blank."""
+    for labels in itertools.combinations(range(T + U - 1), U):
+        t = u = 0
+        way = []
+        for i in range(T + U):
+            way.append((t, u, i in labels))
+            t, u = (t, u + 1) if i in labels else (t + 1, u)
+        yield way
+
+
+def by_hand(log_probs: torch.Tensor, target: list[int], blank: int = 0) -> torch.Tensor:
+    """-log p of one utterance, log_probs (T, U+1, V), by summing the probabilities of all alignments."""
+    T, U = log_probs.shape[0], len(target)
+    ways = [
+        sum(log_probs[t, u, target[u] if is_label else blank] for t, u, is_label in way) for way in alignments(T, U)
+    ]
+    return -torch.stack(ways).logsumexp(0)
+
+
+def batch(seed: int = 0, dtype=torch.float64):
+    """Four utterances: long, short, without a label, of one frame. logits (4, 5, 4, V), targets, lengths."""
+    torch.manual_seed(seed)
+    logits = (3 * torch.randn(4, 5, 4, V)).to(dtype).requires_grad_()
+    targets = torch.tensor([[1, 2, 2], [4, 4, 0], [0, 0, 0], [3, 1, 0]])
+    return logits, targets, torch.tensor([5, 3, 4, 1]), torch.tensor([3, 2, 0, 2])
+
+
+def networks(multiply: bool = False, seed: int = 0, size: float = 2.0):
+    """Predictor, joint, the encoder's output h (3, 6, 7), targets, lengths, target_lengths: small, double, sharp."""
+    torch.manual_seed(seed)
+    predictor, joint = rnnt.Predictor(V, 3, 4).double(), rnnt.Joint(7, 4, 6, V, multiply).double()
+    with torch.no_grad():
+        for parameter in [*predictor.parameters(), *joint.parameters()]:
+            parameter.normal_().mul_(size / 2)
+    h = torch.randn(3, 6, 7, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([[1, 2, 4], [3, 3, 0], [2, 0, 0]])
+    return predictor, joint, h, targets, torch.tensor([6, 4, 5]), torch.tensor([3, 2, 1])
+
+
+# -------------------------------------------------------------------------------------------------------------- loss
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_loss_and_gradient_against_all_alignments(seed):
+    logits, targets, T, U = batch(seed)
+    found = rnnt.rnnt_loss(logits, targets, T, U, blank=0, reduction="none")
+    log_probs = logits.log_softmax(-1)
+    expected = [by_hand(log_probs[b, : T[b], : U[b] + 1], targets[b, : U[b]].tolist()) for b in range(4)]
+    assert torch.allclose(found, torch.stack(expected), rtol=0, atol=1e-9)
+    ours, theirs = (torch.autograd.grad(x, logits)[0] for x in (found.sum(), sum(expected)))
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"clamp": 0.05}, {"blank": 0}, {"reduction": "sum"}, {"reduction": "none"},
+                                     {"fused_log_softmax": False}])  # fmt: skip
+def test_it_replaces_torchaudios(options):
+    logits, targets, T, U = batch(dtype=torch.float32)
+    if options.get("blank") is None:
+        targets = (targets - 1).clamp(min=0)  # torchaudio's blank is the last label
+    if not options.get("fused_log_softmax", True):
+        logits = logits.detach().log_softmax(-1).requires_grad_()
+    results = []
+    for loss in (rnnt.rnnt_loss, torchaudio.functional.rnnt_loss):
+        value = loss(logits, targets.int(), T.int(), U.int(), **options)
+        results.append((value, torch.autograd.grad((3 * value).sum(), logits)[0]))
+    (ours, our_gradient), (theirs, their_gradient) = results
+    assert ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=5e-6)
+    assert (our_gradient - their_gradient).abs().max() <= 5e-6  # of entries of about 1, before they are clamped
+
+
+@pytest.mark.parametrize("multiply", [False, True])
+def test_every_tile_gives_the_same_and_gradcheck(multiply):
+    predictor, joint, h, targets, T, U = networks(multiply)
+    inputs = [h, *predictor.parameters(), *joint.parameters()]
+
+    def loss(tile, *_):
+        encoded, predicted = joint.encode(h), joint.predict(predictor.all_states(targets))
+        return rnnt.transducer_loss(joint, encoded, predicted, targets, T, U, tile)[0]
+
+    encoded, predicted = joint.encode(h), joint.predict(predictor.all_states(targets))
+    whole = rnnt.rnnt_loss(joint(encoded[:, :, None], predicted[:, None]), targets, T, U, blank=0, reduction="none")
+    expected = torch.autograd.grad(whole.sum(), inputs)
+    for tile in (None, 1, 2, 3, 4, 5, 6, 7):
+        assert torch.allclose(loss(tile), whole, rtol=0, atol=1e-12)
+        found = torch.autograd.grad(loss(tile).sum(), inputs)
+        assert all(torch.allclose(f, e, rtol=0, atol=1e-11) for f, e in zip(found, expected, strict=True))
+    assert torch.autograd.gradcheck(lambda *x: loss(2, *x), inputs)
+
+
+def test_no_tile_is_larger_than_asked(monkeypatch):
+    predictor, joint, h, targets, T, U = networks()
+    largest, output = [], joint.output.forward
+    monkeypatch.setattr(joint.output, "forward", lambda x: largest.append(x.shape[1]) or output(x))
+    loss, _ = rnnt.transducer_loss(
+        joint, joint.encode(h), joint.predict(predictor.all_states(targets)), targets, T, U, 2
+    )
+    loss.sum().backward()
+    assert largest == [2] * 6  # three tiles, forward and backward
+
+
+def test_gamma_is_the_emission_posterior():
+    """Against the share of the alignments' probability; against the derivative; and it sums to one over the frames."""
+    logits, targets, T, U = batch()
+    log_probs = logits.detach().log_softmax(-1).requires_grad_()
+    loss = rnnt.rnnt_loss(log_probs, targets, T, U, blank=0, reduction="sum", fused_log_softmax=False)
+    derivative = torch.autograd.grad(loss, log_probs)[0]
+    label = log_probs.gather(-1, targets[:, None, :, None].expand(4, 5, 3, 1))[..., 0]
+    gamma = rnnt.lattice(log_probs[..., 0], torch.nn.functional.pad(label, (0, 1)), T, U).gamma[..., :-1]
+    assert torch.allclose(gamma.sum(1), (torch.arange(3) < U[:, None]).double(), rtol=0, atol=1e-12)
+    for b, u in itertools.product(range(4), range(3)):
+        for t in range(5):
+            expected = 0.0
+            if t < T[b] and u < U[b]:
+                expected = -derivative[b, t, u, targets[b, u]].item()
+                ways = list(alignments(int(T[b]), int(U[b])))
+                p = [math.exp(sum(log_probs[b, i, j, targets[b, j] if k else 0].item() for i, j, k in w)) for w in ways]
+                share = sum(x for x, way in zip(p, ways, strict=True) if (t, u, True) in way) / sum(p)
+                assert share == pytest.approx(expected, abs=1e-9)
+            assert gamma[b, t, u].item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("multiply", [False, True])
+def test_an_utterance_alone_and_in_a_batch(multiply):
+    predictor, joint, h, targets, T, U = networks(multiply)
+
+    def loss(h, targets, T, U):
+        return rnnt.transducer_loss(
+            joint, joint.encode(h), joint.predict(predictor.all_states(targets)), targets, T, U, 2
+        )
+
+    together, gamma = loss(h, targets, T, U)
+    noisy, other = h + 9 * torch.randn_like(h) * (torch.arange(6) >= T[:, None])[..., None], targets.clone()
+    other[1, 2], other[2, 1:] = 4, 3  # what stands in the padding is nobody's business
+    assert torch.equal(loss(noisy, other, T, U)[0], together)
+    for b in range(3):
+        alone, its_gamma = loss(h[b : b + 1, : T[b]], targets[b : b + 1, : U[b]], T[b : b + 1], U[b : b + 1])
+        assert torch.allclose(alone[0], together[b], rtol=0, atol=1e-12)
+        assert torch.allclose(its_gamma[0], gamma[b, : T[b], : U[b]], rtol=0, atol=1e-12)
+        assert not gamma[b, T[b] :].any() and not gamma[b, :, U[b] :].any()
+
+
+def test_paths_without_probability():
+    logits, targets, T, U = batch()
+    log_probs = logits.detach().log_softmax(-1)
+    log_probs[0, 1, 0, 0] = log_probs[0, 2, 2, 2] = log_probs[1, 0, :2, 0] = -math.inf
+    found = rnnt.rnnt_loss(log_probs, targets, T, U, blank=0, reduction="none", fused_log_softmax=False)
+    for b in range(4):
+        expected = by_hand(log_probs[b, : T[b], : U[b] + 1], targets[b, : U[b]].tolist())
+        assert found[b].item() == pytest.approx(expected.item(), abs=1e-9)
+
+
+def test_nan_is_named():
+    logits, targets, T, U = batch()
+    with torch.no_grad():
+        logits[2, 1, 0, 3] = math.nan
+    with pytest.raises(ValueError, match=r"utterances \[2\] contain NaN"):
+        rnnt.rnnt_loss(logits, targets, T, U, blank=0)
+
+
+def test_half_precision():
+    """bf16 logits are read as what they are, in fp32; under autocast only the joint network runs in bf16."""
+    logits, targets, T, U = batch(dtype=torch.bfloat16)
+    found = rnnt.rnnt_loss(logits, targets, T, U, blank=0, reduction="none")
+    wide = logits.detach().double().requires_grad_()
+    expected = rnnt.rnnt_loss(wide, targets, T, U, blank=0, reduction="none")
+    assert found.dtype == torch.float32 and torch.allclose(found.double(), expected, rtol=1e-6)
+    gradient, exact = torch.autograd.grad(found.sum(), logits)[0], torch.autograd.grad(expected.sum(), wide)[0]
+    assert gradient.dtype == torch.bfloat16 and torch.allclose(gradient.double(), exact, atol=4e-3)
+
+    predictor, joint, h, targets, T, U = networks()
+    joint, h = joint.float(), h.detach().float().requires_grad_()
+    predicted = predictor.float().all_states(targets)
+    results = {}
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _ = rnnt.transducer_loss(joint, joint.encode(h), joint.predict(predicted), targets, T, U, 2)
+        assert loss.dtype == torch.float32
+        results[enabled] = loss.detach(), torch.autograd.grad(loss.sum(), [h, *joint.parameters()], retain_graph=True)
+    assert torch.allclose(results[True][0], results[False][0], rtol=0.02) and not results[True][0].equal(
+        results[False][0]
+    )
+    for low, high in zip(results[True][1], results[False][1], strict=True):
+        assert low.dtype == high.dtype and (low - high).abs().max() < 0.05 * high.abs().max()
+
+
+# ---------------------------------------------------------------------------------------------------------- decoding
+
+
+def test_the_predictor_step_by_step():
+    predictor, _, _, targets, *_ = networks()
+    whole, state = predictor.all_states(targets), None
+    for u, labels in enumerate([torch.zeros(3, dtype=torch.long), *targets.T]):
+        output, state = predictor(labels[:, None], state)
+        assert torch.allclose(output[:, 0], whole[:, u], rtol=0, atol=1e-12)
+
+
+def greedy_by_hand(predictor, joint, encoded, per_frame):
+    """Frame by frame, label by label, with the prediction network read anew from the beginning every time."""
+    labels, times = [], []
+    for t, e in enumerate(encoded):
+        for _ in range(per_frame):
+            g = predictor.all_states(torch.tensor([labels], dtype=torch.long).reshape(1, -1))[0, -1]
+            best = joint(e, joint.predict(g)).argmax().item()
+            if best == 0:
+                break
+            labels.append(best)
+            times.append(t)
+    return labels, times
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_for_a_batch_is_greedy_one_by_one(seed):
+    predictor, joint, h, _, T, _ = networks(seed=seed, size=3)
+    joint.output.bias.data[0] += seed  # from babbling to nearly silent
+    encoded = joint.encode(h)
+    for per_frame in (1, 3):
+        batched = rnnt.greedy(predictor, joint, encoded, T, per_frame)
+        for ahead in (1, 2, 20):
+            assert rnnt.greedy(predictor, joint, encoded, T, per_frame, ahead) == batched
+        for b in range(3):
+            assert rnnt.greedy(predictor, joint, encoded[b : b + 1, : T[b]], T[b : b + 1], per_frame)[0] == batched[b]
+            labels, times = greedy_by_hand(predictor, joint, encoded[b, : T[b]], per_frame)
+            assert [x.label for x in batched[b]] == labels and [x.start for x in batched[b]] == times
+            assert all(x.end == x.start + 1 for x in batched[b])
+
+
+@pytest.mark.parametrize("multiply", [False, True])
+def test_an_unlimited_beam_finds_everything(multiply):
+    """All sequences of at most three labels with their exact probabilities, in order; a beam finds some of them."""
+    predictor, joint, h, *_ = networks(multiply)
+    encoded = joint.encode(h)[0, :3]
+    expected = {}
+    for y in itertools.chain.from_iterable(itertools.product(range(1, V), repeat=n) for n in range(4)):
+        target = torch.tensor([y], dtype=torch.long).reshape(1, -1)
+        predicted = joint.predict(predictor.all_states(target))
+        loss, _ = rnnt.transducer_loss(
+            joint, encoded[None], predicted, target, torch.tensor([3]), torch.tensor([len(y)])
+        )
+        expected[y] = -loss.item()
+    found = rnnt.beam_search(predictor, joint, encoded, None, None, longest=3)
+    assert [tuple(x.labels) for x in found] == sorted(expected, key=expected.get, reverse=True)
+    assert all(x.log_p == pytest.approx(expected[tuple(x.labels)], abs=1e-9) for x in found)
+    for beam in (1, 4):
+        some = rnnt.beam_search(predictor, joint, encoded, beam, 2, longest=3)
+        assert 1 <= len(some) <= beam and all(x.log_p <= expected[tuple(x.labels)] + 1e-9 for x in some)
+
+
+def test_labels_are_emitted_in_order():
+    predictor, joint, h, targets, T, U = networks()
+    _, gamma = rnnt.transducer_loss(joint, joint.encode(h), joint.predict(predictor.all_states(targets)), targets, T, U)
+    frames = rnnt.emission_frames(gamma)
+    for b in range(3):
+        times = frames[b, : U[b]].tolist()
+        assert times == sorted(times) and times[0] >= 0 and times[-1] <= T[b] - 1
+    certain = torch.zeros(1, 5, 2)
+    certain[0, 1, 0] = certain[0, 4, 1] = 1
+    assert rnnt.emission_frames(certain).tolist() == [[1, 4]]
