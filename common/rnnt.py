@@ -136,7 +136,7 @@ def pick(logits: Tensor, targets: Tensor, blank: int, normalise: bool = True) ->
     log_probs = logits if logits.dtype == torch.float64 else logits.float()
     log_probs = log_probs.log_softmax(-1) if normalise else log_probs
     labels = F.pad(targets, (0, 1), value=blank)[:, None, :, None].expand(*logits.shape[:3], 1)
-    return log_probs[..., blank], log_probs.gather(-1, labels)[..., 0]
+    return log_probs[..., blank].clone(), log_probs.gather(-1, labels)[..., 0]  # a view would keep all alive
 
 
 def derivative(logits: Tensor, targets: Tensor, blank: int, blanks: Tensor, gamma: Tensor, normalise=True) -> Tensor:
@@ -167,9 +167,11 @@ class _Loss(torch.autograd.Function):
         found = lattice(*(torch.cat(parts, 1) for parts in zip(*picked, strict=True)), lengths, target_lengths)
         if found.loss.isnan().any():
             raise ValueError(f"the logits of utterances {found.loss.isnan().nonzero()[:, 0].tolist()} contain NaN")
-        ctx.save_for_backward(encoded, predicted, targets, found.blanks, found.gamma)
+        # Far from the path all is next to 0. Subnormal numbers make a CPU's matrix products ten times slower.
+        blanks, gamma = (F.threshold(x, 1e-20, 0.0) for x in (found.blanks, found.gamma))
+        ctx.save_for_backward(encoded, predicted, targets, blanks, gamma)
         ctx.joint, ctx.options, ctx.mode, ctx.weights = joint, options, mode, weights
-        gamma = found.gamma[:, :, :-1].to(picked[0][0].dtype)
+        gamma = gamma[:, :, :-1].to(picked[0][0].dtype)
         ctx.mark_non_differentiable(gamma)
         return found.loss.to(gamma.dtype), gamma
 
