@@ -48,6 +48,19 @@ def posteriors(
     _save(figure, path)
 
 
+def curves(path: str | Path, series: dict[str, list[tuple[float, float]]], x: str, y: str, title: str) -> None:
+    """One smoothed line per series of points (x, y); an axis begins at 0."""
+    figure = Figure(figsize=(7, 3.5))
+    axis = figure.subplots()
+    for name, points in series.items():
+        xs, ys = np.array(points).T
+        span = max(1, len(ys) // 50)
+        axis.plot(xs[span - 1 :], np.convolve(ys, np.ones(span) / span, mode="valid"), label=name)
+    axis.set(xlabel=x, ylabel=y, title=title, ylim=(0, None))
+    axis.legend()
+    _save(figure, path)
+
+
 def bars(path: str | Path, names: list[str], series: dict[str, list[float]], label: str, title: str) -> None:
     """One group of bars per name, one colour per series: {what it is: a value per name}."""
     figure = Figure(figsize=(1.5 + 0.6 * len(names), 3.5))

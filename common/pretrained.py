@@ -63,15 +63,23 @@ def find(name: str, flag: str, root: str, tokenizer_only: bool = False) -> str:
     return str(demo.build_text(folder, small) if tokenizer_only else demo.build_model(folder, model or "bert-a", small))
 
 
-def load_vocabulary(name: str, flag: str, root: str) -> list[str]:
-    """The pieces of a pretrained tokenizer in the order of their ids. name: see `find`. Raises UserError."""
+def load_pieces(name: str, flag: str, root: str):
+    """A pretrained tokenizer, which also tells the characters that each piece covers. name: see `find`.
+
+    Raises UserError.
+    """
     from transformers import AutoTokenizer
 
     folder = find(name, flag, root, tokenizer_only=True)
     try:
-        vocabulary = AutoTokenizer.from_pretrained(folder, local_files_only=True).get_vocab()
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{flag} {name} holds no tokenizer ({str(error).splitlines()[0]}).") from None
+
+
+def load_vocabulary(name: str, flag: str, root: str) -> list[str]:
+    """The pieces of a pretrained tokenizer in the order of their ids. name: see `find`. Raises UserError."""
+    vocabulary = load_pieces(name, flag, root).get_vocab()
     return sorted(vocabulary, key=vocabulary.get)
 
 

@@ -195,7 +195,7 @@ class Progress:
     update: int = 0  # updates done in this epoch
     done: bool = False
     skipped: int = 0  # updates not applied because their gradient was not finite
-    infeasible: int = 0  # utterances left out because CTC could not align them, counted at every pass
+    infeasible: int = 0  # utterances left out because too short for their transcript, counted at every pass
     audio_seconds: float = 0.0  # audio learnt from
     train_seconds: float = 0.0  # clock time of the training loop, scoring excluded
     bad: dict[str, str] = field(default_factory=dict)  # utterance -> why its audio could not be read
@@ -273,6 +273,7 @@ class Sums:
     """What the micro-batches of one update add up to. Create it when the update begins: it also holds the time."""
 
     loss: float = 0.0
+    parts: list[float] = field(default_factory=list)  # of the loss, equally many on every rank
     utterances: int = 0
     seconds: float = 0.0  # of audio
     infeasible: int = 0
@@ -285,21 +286,22 @@ def sum_over_ranks(sums: Sums, place: Place) -> Sums:
     """Adds up all ranks; `stop` becomes whether any of them was asked to stop."""
     sums.stop = stop_requested()
     if place.ranks > 1:
-        counts = [sums.loss, sums.utterances, sums.seconds, sums.infeasible, sums.stop, len(sums.bad)]
+        counts = [sums.loss, sums.utterances, sums.seconds, sums.infeasible, sums.stop, len(sums.bad), *sums.parts]
         total = torch.tensor(counts, dtype=torch.float64, device=place.device)
         dist.all_reduce(total)
-        sums.loss, sums.utterances, sums.seconds, sums.infeasible, sums.stop, bad = total.tolist()
+        sums.loss, sums.utterances, sums.seconds, sums.infeasible, sums.stop, bad, *sums.parts = total.tolist()
         if bad:
             sums.bad = {name: reason for found in gather(sums.bad, place) for name, reason in found.items()}
     return sums
 
 
 def count_update(
-    folder: Path, progress: Progress, sums: Sums, place: Place, bar, norm: float, lr: float, usable: bool
+    folder: Path, progress: Progress, sums: Sums, place: Place, bar, norm: float, lr: float, usable: bool, **entry
 ) -> None:
     """Books a finished update: progress, log.jsonl, progress bar, and the utterances whose audio could not be read.
 
-    These are named once and never tried again. Raises UserError once they are more than max(10, 1 %) of the corpus.
+    entry: what the log shall say besides. Such utterances are named once and never tried again. Raises UserError once
+    they are more than max(10, 1 %) of the corpus.
     """
     progress.step, progress.update = progress.step + 1, progress.update + 1
     progress.audio_seconds += sums.seconds
@@ -311,7 +313,7 @@ def count_update(
     bar.update()
     bar.set_postfix(loss=f"{mean:.1f}", refresh=False)
     if place.first:
-        entry = dict(step=progress.step, loss=mean, norm=norm, lr=lr, utterances=int(sums.utterances))
+        entry = dict(step=progress.step, loss=mean, norm=norm, lr=lr, utterances=int(sums.utterances)) | entry
         write_log(folder, progress, **entry, clock={"seconds": progress.train_seconds})
         for name, reason in sums.bad.items():
             note(f"left out {name}: {reason}")
