@@ -225,10 +225,11 @@ def mix_utterances(features: Tensor, frames: Tensor, share: float, frontend: Log
 
     features (B, F, 80) normalised, frames (B,). log(e^x_i + 0.4 e^x_j) of the log-mel features themselves.
     """
-    if not share:
+    B, device = len(features), features.device
+    if not share or B < 2:
         return features
-    partner, chosen = torch.randperm(len(features)), torch.rand(len(features)) < share  # drawn on the CPU
-    partner, chosen = partner.to(features.device), chosen.to(features.device)
+    partner = torch.arange(B, device=device).roll(int(torch.randint(1, B, ())))  # drawn on the CPU
+    chosen = (torch.rand(B) < share).to(device)
     both = length_mask(torch.minimum(frames, frames[partner]), features.shape[1]) & chosen[:, None]  # (B, F)
     x = features * frontend.std + frontend.mean
     mixed = (torch.logaddexp(x, x[partner] + math.log(0.4)) - frontend.mean) / frontend.std

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,33 @@ def copy_corpus(root: Path, target: Path) -> Path:
     """A copy of the world that a test may damage."""
     shutil.copytree(root / "demo-smoke" / "LibriSpeech", target / "LibriSpeech")
     return target
+
+
+def start_run(arguments, cwd, script="interaed_kd.py", **options) -> subprocess.Popen:
+    command = [sys.executable, str(REPOSITORY / script), *arguments]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        command, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def wait_for_log(folder: Path, lines: int, process: subprocess.Popen) -> None:
+    log = folder / "log.jsonl"
+    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= lines):
+        time.sleep(0.002)
+
+
+def log_without_clocks(folder: Path) -> list[dict]:
+    from common import run
+
+    return [{k: v for k, v in entry.items() if k != "clock"} for entry in run.read_log(folder)]
+
+
+def first_update(folder: Path) -> tuple[dict, list]:
+    """Log entry and gradients of a one-update run: Adam's first moment is then 0.1 times the clipped gradient."""
+    import torch
+
+    from common import run
+
+    state = torch.load(folder / "last.pt", weights_only=True)["optimizer"]["state"]
+    return run.read_log(folder)[0], [s["exp_avg"] for s in state.values()]

@@ -17,7 +17,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import REPOSITORY, copy_corpus, run_script, write_manifest
+from conftest import (
+    REPOSITORY,
+    copy_corpus,
+    first_update,
+    log_without_clocks,
+    run_script,
+    start_run,
+    wait_for_log,
+    write_manifest,
+)  # fmt: skip
 from test_ctc import enumerate_paths
 
 import interaed_kd as script
@@ -65,10 +74,6 @@ def babbling(finished, tmp_path_factory) -> Path:
     weights["ctc_head.bias"][script.ctc.BLANK] -= 4
     run.save_weights(folder / "model.safetensors", weights)
     return folder
-
-
-def log_without_clocks(folder: Path) -> list[dict]:
-    return [{k: v for k, v in entry.items() if k != "clock"} for entry in run.read_log(folder)]
 
 
 # ------------------------------------------------------------------------------------------------------- equations
@@ -575,20 +580,6 @@ def test_another_seed_gives_another_run(finished, options, tmp_path):
     assert log_without_clocks(tmp_path / "x")[0]["loss"] != log_without_clocks(finished / "run")[0]["loss"]
 
 
-def start_run(arguments, cwd, **options) -> subprocess.Popen:
-    command = [sys.executable, str(REPOSITORY / "interaed_kd.py"), *arguments]
-    env = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen(
-        command, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
-def wait_for_log(folder: Path, lines: int, process: subprocess.Popen) -> None:
-    log = folder / "log.jsonl"
-    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= lines):
-        time.sleep(0.002)
-
-
 def test_killed_at_several_moments_and_resumed_it_ends_bit_identical(finished, options, tmp_path):
     """kill -9 before the first checkpoint, between two, and late; then SIGTERM; then to the end."""
     folder = tmp_path / "killed"
@@ -642,12 +633,6 @@ def test_resuming_a_finished_run_scores_it_again(finished, options, tmp_path):
     result = script.main([*options, "--data", str(finished / "data"), "--out", str(tmp_path / "run"), "--resume"])
     assert result["wer"] == json.loads((finished / "run" / "result.json").read_text())["wer"]
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
-
-
-def first_update(folder: Path) -> tuple[dict, list[torch.Tensor]]:
-    """Log entry and gradients of a one-update run: Adam's first moment is then 0.1 times the clipped gradient."""
-    state = torch.load(folder / "last.pt", weights_only=True)["optimizer"]["state"]
-    return run.read_log(folder)[0], [s["exp_avg"] for s in state.values()]
 
 
 @pytest.mark.parametrize("method", ["ctc", "interaed_kd"])
