@@ -79,7 +79,7 @@ Metrics
 Run
 ---
     python interaed_kd.py --preset smoke                      does all work? under a minute on two cores
-    python interaed_kd.py                                     demo world: ctc and interaed_kd side by side, 10 minutes
+    python interaed_kd.py                                     demo world: ctc and interaed_kd side by side, 7 minutes
     python interaed_kd.py --method aed_kd --a 1 --seed 2      another row of the table
     python interaed_kd.py --data librispeech --root ~/corpora --hours 100
     python interaed_kd.py --data DIR                          DIR/train.jsonl, dev.jsonl, test*.jsonl
