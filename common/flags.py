@@ -202,7 +202,8 @@ def _kind(hint) -> dict:
     if hint is bool:
         return {"action": "store_true"}
     if typing.get_origin(hint) is typing.Literal:
-        return {"choices": typing.get_args(hint)}
+        names = typing.get_args(hint)
+        return {"choices": names, "type": type(names[0])}
     if _is_tuple(hint):
         item = typing.get_args(hint)[0]
         if typing.get_origin(item) is typing.Literal:

@@ -20,6 +20,7 @@ class Config(RunConfig):
     method: tuple[Literal["a", "b"], ...] = ("a",)  # the row
     taps: tuple[int, ...] = (6, 12)  # layers, 50 % of them
     lr: float = 1e-3  # peak
+    factor: Literal[4, 8] = 4  # of a kind
 
 
 PRESETS = {"smoke": {"taps": (1,), "lr": 0.5, "workers": 0}, "demo": {"lr": 0.1}}
@@ -40,6 +41,7 @@ def test_values():
     config = read("--taps", "3,6", "--method=b", "--hours", "100", "--max-steps", 5)
     assert (config.taps, config.method, config.hours, config.max_steps) == ((3, 6), ("b",), 100.0, 5)
     assert config.out == "runs/test_flags-demo-b-s1"
+    assert read("--factor", "8").factor == 8
     assert read("--data", "x/y/", "--seed", 3).out == "runs/test_flags-y-a-s3"
     assert read("--preset", "smoke").out == "runs/test_flags-demo-smoke-a-s1"
 
