@@ -29,12 +29,14 @@ logits for a few frames at a time, keeps only blank[t, u] and label[t, u], and m
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from common.conformer import length_mask
 from common.ctc import BLANK, Token, log_add
@@ -52,7 +54,8 @@ class Predictor(nn.Module):
 
     def forward(self, labels: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple]:
         """labels (B, N) -> outputs (B, N, D) after each of them, and the state (2 x (1, B, D)) with which to go on."""
-        return self.lstm(self.embedding(labels), state)
+        with torch.autocast(labels.device.type, enabled=False):  # cuDNN's LSTM would take fp16 for bf16
+            return self.lstm(self.embedding(labels), state)
 
     def all_states(self, targets: Tensor) -> Tensor:
         """targets (B, U) -> g_0 … g_U (B, U+1, D)."""
@@ -77,7 +80,7 @@ class Joint(nn.Module):
     def forward(self, encoded: Tensor, predicted: Tensor) -> Tensor:
         """W_e h (…, D) and W_p g (…, D), of shapes that broadcast -> logits (…, V)."""
         both = encoded * predicted if self.multiply else encoded + predicted
-        return self.output(torch.tanh(both + self.bias))
+        return self.output(torch.tanh(both + self.bias.to(both.dtype)))
 
 
 # -------------------------------------------------------------------------------------------------------------- loss
@@ -123,8 +126,9 @@ def lattice(blank: Tensor, label: Tensor, lengths: Tensor, target_lengths: Tenso
 
     log_p = beta[0, :, 0]
     above = F.pad(beta[1:, :, :T], (0, 0, 0, 0, 0, 1), value=-math.inf)
-    gamma = (alpha + label + above - log_p[:, None]).exp()
-    blanks = (alpha + blank + beta[:, :, 1:] - log_p[:, None]).exp().masked_fill(~real.permute(2, 0, 1), 0.0)
+    total = log_p.masked_fill(log_p == -math.inf, math.inf)[:, None]  # no way to the end: nobody goes anywhere
+    gamma = (alpha + label + above - total).exp()
+    blanks = (alpha + blank + beta[:, :, 1:] - total).exp().masked_fill(~real.permute(2, 0, 1), 0.0)
     return Lattice(-log_p, blanks.permute(1, 2, 0), gamma.permute(1, 2, 0))
 
 
@@ -165,8 +169,6 @@ class _Loss(torch.autograd.Function):
         both = [] if predicted is None else [predicted]
         picked = [pick(joint(part, *both), targets, blank, normalise) for part in encoded.split(tile, 1)]
         found = lattice(*(torch.cat(parts, 1) for parts in zip(*picked, strict=True)), lengths, target_lengths)
-        if found.loss.isnan().any():
-            raise ValueError(f"the logits of utterances {found.loss.isnan().nonzero()[:, 0].tolist()} contain NaN")
         # Far from the path all is next to 0. Subnormal numbers make a CPU's matrix products ten times slower.
         blanks, gamma = (F.threshold(x, 1e-20, 0.0) for x in (found.blanks, found.gamma))
         ctx.save_for_backward(encoded, predicted, targets, blanks, gamma)
@@ -176,6 +178,7 @@ class _Loss(torch.autograd.Function):
         return found.loss.to(gamma.dtype), gamma
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, scale, _):
         encoded, predicted, targets, blanks, gamma = ctx.saved_tensors
         tile, blank, clamp, normalise = ctx.options
@@ -198,11 +201,10 @@ class _Loss(torch.autograd.Function):
             )
             if clamp > 0:
                 wanted.clamp_(-clamp * scale.abs()[..., None], clamp * scale.abs()[..., None])
-            found = torch.autograd.grad(logits, [part, *others], wanted.to(logits.dtype), allow_unused=True)
-            encoded_gradient[:, i : i + tile] = found[0]
-            for total, gradient in zip(gradients, found[1:], strict=True):
-                if gradient is not None:
-                    total += gradient
+            first, *found = torch.autograd.grad(logits, [part, *others], wanted.to(logits.dtype))
+            encoded_gradient[:, i : i + tile] = first
+            for total, gradient in zip(gradients, found, strict=True):
+                total += gradient
         gradients = [total.to(x.dtype) for total, x in zip(gradients, others, strict=True)]
         middle = [gradients.pop(0)] if predicted is not None else [None]
         return None, None, encoded_gradient, *middle, None, None, None, *gradients
@@ -210,7 +212,7 @@ class _Loss(torch.autograd.Function):
 
 def tile_size(device: torch.device, *frame: int) -> int:
     """How many frames to hold at once, when one needs so many numbers: near a CPU's caches, enough work for a GPU."""
-    return max(1, (2**21 if device.type == "cpu" else 2**27) // max(1, math.prod(frame)))
+    return max(1, (2**21 if device.type == "cpu" else 2**25) // max(1, math.prod(frame)))
 
 
 def transducer_loss(
@@ -221,10 +223,11 @@ def transducer_loss(
 
     encoded (B, T, D) and predicted (B, U+1, D) of joint.encode and joint.predict; targets (B, U) padded with any label,
     lengths and target_lengths (B,). Under autocast the joint network runs in its type; what follows is fp32, and the
-    lattice float64. Raises ValueError where a logit is NaN.
+    lattice float64. Where a logit is NaN, so are the loss and its gradient.
     """
-    tile = tile or tile_size(encoded.device, len(encoded), predicted.shape[1], joint.output.out_features)
-    weights = [weight for weight in joint.parameters() if weight.requires_grad]
+    numbers = joint.output.out_features + 3 * joint.output.in_features  # per pair (t, u): logits, and what gives them
+    tile = tile or tile_size(encoded.device, len(encoded), predicted.shape[1], numbers)
+    weights = [weight for weight in (joint.bias, *joint.output.parameters()) if weight.requires_grad]
     pairs = encoded[:, :, None], predicted[:, None]
     return _Loss.apply(joint, (tile, BLANK, -1.0, True), *pairs, targets, lengths, target_lengths, *weights)
 
@@ -236,16 +239,18 @@ def rnnt_loss(
     """As torchaudio.functional.rnnt_loss, which it can replace: logits (B, T, U+1, V), targets (B, U), lengths (B,).
 
     clamp > 0 limits every derivative by a logit; reduction: mean | sum over utterances, or none: (B,);
-    fused_log_softmax False: the logits are log-probabilities. Raises ValueError where a logit is NaN.
+    fused_log_softmax False: the logits are log-probabilities. Raises ValueError where a logit is NaN, and for another
+    reduction.
     """
-    options = (
-        tile_size(logits.device, len(logits), *logits.shape[2:]),
-        blank % logits.shape[-1],
-        clamp,
-        fused_log_softmax,
-    )
-    losses, _ = _Loss.apply(lambda part: part, options, logits, None, targets.long(), logit_lengths, target_lengths)
-    return {"mean": losses.mean, "sum": losses.sum, "none": lambda: losses}[reduction]()
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is mean, sum or none, not {reduction!r}")
+    tile = tile_size(logits.device, len(logits), *logits.shape[2:])
+    options = tile, blank % logits.shape[-1], clamp, fused_log_softmax
+    targets = targets.long() * length_mask(target_lengths, targets.shape[1])  # whatever they are padded with
+    losses, _ = _Loss.apply(lambda part: part, options, logits, None, targets, logit_lengths, target_lengths)
+    if losses.isnan().any():
+        raise ValueError(f"the logits of utterances {losses.isnan().nonzero()[:, 0].tolist()} contain NaN")
+    return losses if reduction == "none" else getattr(losses, reduction)()
 
 
 # ---------------------------------------------------------------------------------------------------------- decoding
@@ -277,8 +282,9 @@ def greedy(
         skipped = torch.where(found, first, ahead)
         here = here.masked_fill(skipped > 0, 0) + found
         t = t + skipped
-        for b in found.nonzero()[:, 0].tolist():
-            tokens[b].append(Token(label[b].item(), t[b].item(), t[b].item() + 1))
+        for its_tokens, emitted, frame in zip(tokens, label.tolist(), t.tolist(), strict=True):
+            if emitted != BLANK:
+                its_tokens.append(Token(emitted, frame, frame + 1))
         output, moved = predictor(label[:, None], state)
         state = tuple(torch.where(found[:, None], new, old) for new, old in zip(moved, state, strict=True))
         predicted = torch.where(found[:, None, None], joint.predict(output), predicted)
@@ -314,6 +320,7 @@ def beam_search(
             output, (h, c) = predictor(torch.tensor([[y[-1]] for y in new], device=encoded.device), tuple(states))
             parts = joint.predict(output)[:, 0], zip(h.split(1, 1), c.split(1, 1), strict=True)
             known |= zip(new, zip(*parts, strict=True), strict=True)
+        known = {y: known[y] for y in kept}
         frames = torch.tensor([i - len(y) for y in kept], device=encoded.device)
         logits = joint(encoded[frames], torch.stack([known[y][0] for y in kept]))
         log_probs = logits.double().log_softmax(-1).cpu()  # (N, V)
@@ -328,9 +335,11 @@ def beam_search(
         finished |= {y: log_p for y, log_p in grown.items() if i + 1 - len(y) == T}
         alive = sorted((item for item in grown.items() if i + 1 - len(item[0]) < T), key=lambda x: -x[1])
         kept = dict(alive[:beam])
-        if not kept:
+        best = sorted(finished.items(), key=lambda item: -item[1])[:beam]
+        # No sequence can still get more than what all unfinished ones have together.
+        hope = functools.reduce(log_add, kept.values(), -math.inf)
+        if not kept or (len(best) == beam and hope < best[-1][1]):
             break
-    best = sorted(finished.items(), key=lambda item: -item[1])[:beam]
     return [Hypothesis(list(y), log_p) for y, log_p in best]
 
 

@@ -160,8 +160,9 @@ def test_an_utterance_alone_and_in_a_batch(multiply):
 def test_paths_without_probability():
     logits, targets, T, U = batch()
     log_probs = logits.detach().log_softmax(-1)
+    padded = targets.masked_fill(torch.arange(3) >= U[:, None], -1)
     log_probs[0, 1, 0, 0] = log_probs[0, 2, 2, 2] = log_probs[1, 0, :2, 0] = -math.inf
-    found = rnnt.rnnt_loss(log_probs, targets, T, U, blank=0, reduction="none", fused_log_softmax=False)
+    found = rnnt.rnnt_loss(log_probs, padded, T, U, blank=0, reduction="none", fused_log_softmax=False)
     for b in range(4):
         expected = by_hand(log_probs[b, : T[b], : U[b] + 1], targets[b, : U[b]].tolist())
         assert found[b].item() == pytest.approx(expected.item(), abs=1e-9)
@@ -173,6 +174,17 @@ def test_nan_is_named():
         logits[2, 1, 0, 3] = math.nan
     with pytest.raises(ValueError, match=r"utterances \[2\] contain NaN"):
         rnnt.rnnt_loss(logits, targets, T, U, blank=0)
+    with pytest.raises(ValueError, match="not 'max'"):
+        rnnt.rnnt_loss(logits, targets, T, U, reduction="max")
+    predictor, joint, h, targets, T, U = networks()  # in a training, the update is skipped by its norm
+    with torch.no_grad():
+        h[1, 2, 0] = math.nan
+    losses, _ = rnnt.transducer_loss(
+        joint, joint.encode(h), joint.predict(predictor.all_states(targets)), targets, T, U
+    )
+    assert losses.isnan().tolist() == [False, True, False]
+    losses.sum().backward()
+    assert not joint.output.weight.grad.isfinite().all()
 
 
 def test_half_precision():
@@ -273,3 +285,13 @@ def test_labels_are_emitted_in_order():
     certain = torch.zeros(1, 5, 2)
     certain[0, 1, 0] = certain[0, 4, 1] = 1
     assert rnnt.emission_frames(certain).tolist() == [[1, 4]]
+
+
+def test_an_impossible_transcript_teaches_nothing():
+    logits, targets, T, U = batch()
+    log_probs = logits.detach().log_softmax(-1)
+    log_probs[1, :, 0, 4] = -math.inf  # its first label is never allowed
+    log_probs.requires_grad_()
+    loss = rnnt.rnnt_loss(log_probs, targets, T, U, blank=0, reduction="none", fused_log_softmax=False)
+    assert loss.isinf().tolist() == [False, True, False, False]
+    assert not torch.autograd.grad(loss.sum(), log_probs)[0][1].any()
