@@ -228,7 +228,7 @@ from common.features import (
     split_at_pauses,
 )
 from common.pretrained import LanguageModel, load_model, load_vocabulary
-from common.text import WordPiece, load_tokenizer
+from common.text import Tokenizer, WordPiece, load_tokenizer
 
 # ========================================================================================================== model
 
@@ -557,7 +557,7 @@ class Batch(NamedTuple):
 class Batches(Dataset):
     """Reads the micro-batches of a plan: audio, speed perturbation, labels, padding. Runs in the worker processes."""
 
-    def __init__(self, plan: list[MicroBatch], config: Config, tokenizer: WordPiece | None = None, known_bad=()):
+    def __init__(self, plan: list[MicroBatch], config: Config, tokenizer: Tokenizer | None = None, known_bad=()):
         """Without a tokenizer there are no labels, and no speed perturbation: for scoring."""
         self.plan, self.config, self.tokenizer, self.known_bad = plan, config, tokenizer, set(known_bad)
 
@@ -738,21 +738,21 @@ class Beam(NamedTuple):
 @torch.inference_mode()
 def recognise(
     model: Recogniser, waves: Tensor, samples: Tensor, place: run.Place, beam: Beam | None = None
-) -> tuple[list[list[ctc.Token]], Tensor]:
-    """waves (B, N), samples (B,) -> tokens per utterance, greedy or by the beam; log-probabilities (B, T, V)."""
+) -> list[list[ctc.Token]]:
+    """waves (B, N), samples (B,) -> tokens per utterance, greedy or by the beam."""
     model.eval()
     with torch.autocast(place.device.type, place.autocast, enabled=place.autocast is not None):
         (state,), lengths = model(waves.to(place.device), samples.to(place.device))
         log_probs = model.log_probs(state)
     if beam is None:
-        return ctc.greedy(log_probs, lengths), log_probs
+        return ctc.greedy(log_probs, lengths)
     utterances = [lp[:n] for lp, n in zip(log_probs, lengths.tolist(), strict=True)]
     best = [ctc.prefix_beam_search(lp, **beam._asdict())[0].labels for lp in utterances]
-    return [ctc.align(lp, labels) for lp, labels in zip(utterances, best, strict=True)], log_probs
+    return [ctc.align(lp, labels) for lp, labels in zip(utterances, best, strict=True)]
 
 
 def decode(
-    config: Config, model: Recogniser, tokenizer: WordPiece, utterances: list[Utterance], place: run.Place,
+    config: Config, model: Recogniser, tokenizer: Tokenizer, utterances: list[Utterance], place: run.Place,
     beam: Beam | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """{utterance: what was recognised}, shared out over the ranks. What cannot be read is named, and not in it."""
@@ -762,7 +762,7 @@ def decode(
         for reason in batch.bad.values():
             run.note(f"not scored: {reason}")
         if batch.utterances:
-            paths, _ = recognise(model, batch.waves, batch.samples, place, beam)
+            paths = recognise(model, batch.waves, batch.samples, place, beam)
             for utterance, path in zip(batch.utterances, paths, strict=True):
                 found[utterance.id] = tokenizer.decode([token.label for token in path])
     return {name: text for part in run.gather(found, place) for name, text in part.items()}
@@ -778,7 +778,7 @@ def score(
     return errors, metrics.homophone_errors(references, hypotheses, twins or {})
 
 
-def tune_beam(config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece, place: run.Place) -> Beam | None:
+def tune_beam(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Tokenizer, place: run.Place) -> Beam | None:
     """None for --decode greedy; else the --lm-weight and --bonus with the fewest errors on 100 dev utterances."""
     if config.decode == "greedy":
         return None
@@ -795,7 +795,7 @@ def tune_beam(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Word
     return beams[rates.index(min(rates))]
 
 
-def evaluate(config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece, place: run.Place) -> dict:
+def evaluate(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Tokenizer, place: run.Place) -> dict:
     """Scores every test set, writes hyp_<split>.txt, prints a line and some errors of each. Returns RESULT's scores."""
     folder, scores = Path(config.out), {"wer": {}, "homophone_error": {}, "not_scored": 0}
     beam = tune_beam(config, corpus, model, tokenizer, place)
@@ -825,12 +825,12 @@ def evaluate(config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordP
 
 
 def real_time_factor(
-    config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece, place: run.Place, beam: Beam | None = None
+    config: Config, corpus: Corpus, model: Recogniser, tokenizer: Tokenizer, place: run.Place, beam: Beam | None = None
 ) -> float | None:
     """Seconds per second of audio for features, encoder and decoding, one utterance at a time, reading excluded."""
 
     def once(wave: Tensor) -> None:  # (1, N)
-        paths, _ = recognise(model, wave, torch.tensor([wave.shape[1]]), place, beam)
+        paths = recognise(model, wave, torch.tensor([wave.shape[1]]), place, beam)
         tokenizer.decode([token.label for token in paths[0]])
 
     some = [u for utterances in corpus.tests.values() for u in utterances][:50]
@@ -855,8 +855,11 @@ def draw(config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece
     utterance = [u for utterances in [*corpus.tests.values(), corpus.dev] for u in utterances][0]
     batch = Batches([MicroBatch([utterance])], config)[0]
     if batch.utterances:
-        paths, log_probs = recognise(model, batch.waves, batch.samples, place)
-        labels = list(dict.fromkeys([ctc.BLANK, *(token.label for token in paths[0])]))
+        with torch.inference_mode():
+            (state,), lengths = model.eval()(batch.waves.to(place.device), batch.samples.to(place.device))
+            log_probs = model.log_probs(state)
+        path = ctc.greedy(log_probs, lengths)[0]
+        labels = list(dict.fromkeys([ctc.BLANK, *(token.label for token in path)]))
         names = ["(blank)", *(tokenizer.pieces[label - 1] for label in labels[1:])]
         seconds = config.subsampling * FRAME_SECONDS
         probabilities = log_probs[0, :, labels].exp().cpu().numpy()
@@ -864,7 +867,7 @@ def draw(config: Config, corpus: Corpus, model: Recogniser, tokenizer: WordPiece
 
 
 def draw_soft_label(
-    config: Config, models: nn.ModuleDict, tokenizer: WordPiece, utterance: Utterance, soft: SoftLabel,
+    config: Config, models: nn.ModuleDict, tokenizer: Tokenizer, utterance: Utterance, soft: SoftLabel,
     homophones: dict[str, str], place: run.Place,
 ) -> None:  # fmt: skip
     """soft_label.png: what BERT, who sees the words around it, and the decoder, who hears it, expect at a homophone."""
@@ -917,7 +920,7 @@ def transcribe(config: Config, place: run.Place) -> int:
             continue
         words = []
         for start, end in split_at_pauses(wave, config.max_seconds):
-            paths, _ = recognise(model, wave[None, start:end], torch.tensor([end - start]), place, beam)
+            paths = recognise(model, wave[None, start:end], torch.tensor([end - start]), place, beam)
             for word, first, last in ctc.word_times(paths[0], tokenizer.decode):
                 words.append((start / SAMPLE_RATE + first * frame, start / SAMPLE_RATE + last * frame, word))
         if config.times:
@@ -1003,9 +1006,9 @@ def main(argv: list[str] | None = None) -> dict:
     result |= {"normaliser": metrics.NORMALISER, "params": run.parameters_by_part(trained.recogniser)["total"]}
     result |= trained.report
     if place.first:
+        run.report(Path(config.out), result)
         if not config.checkpoint:
             draw(config, corpus, trained.recogniser, trained.tokenizer, place)
-        run.report(Path(config.out), result)
     return result
 
 

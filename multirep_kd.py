@@ -65,7 +65,7 @@ Choices (ours, marked again where they stand)
 Metrics
 -------
     loss    as above: summed over the utterances of an update, divided by their number (nats per utterance)
-    kd      of each representation (teacher.layer): the distance, in the same way
+    rnnt    the transducer's share of it;  kd: the distance to each representation, named by teacher and layer
     norm    of the recogniser's gradient before clipping          lr    learning rate
     dev     word error rate of greedy decoding on the dev set, %, after every epoch;  dev_homophone_error: as below
     wer     the same on the test sets, with the average of the best epochs' weights (--decode beam: by beam search)
@@ -189,7 +189,7 @@ from common.features import (
     split_at_pauses,
 )
 from common.pretrained import load_model, load_pieces
-from common.text import Characters, load_tokenizer
+from common.text import Characters, Tokenizer, load_tokenizer
 
 # ========================================================================================================== model
 
@@ -243,16 +243,19 @@ class RegressionHead(nn.Sequential):
         super().__init__(nn.Linear(student_dim, dim), nn.GELU(), nn.LayerNorm(dim), nn.Linear(dim, teacher_dim))
 
 
-def build_models(config: Config, vocabulary: int, teacher_dims: list[int]) -> nn.ModuleDict:
-    """What is trained: `recogniser`, and where there are teachers `heads`, one per teacher and layer.
+def build_models(config: Config, vocabulary: int, teachers: list[tuple[int, int]]) -> nn.ModuleDict:
+    """What is trained: `recogniser`, and where there are teachers `heads`, named TEACHER-LAYER, one per representation.
 
-    teacher_dims: each teacher's width. The heads come last, so that they leave the recogniser's first weights alone.
+    teachers: each one's layers and width. The heads come last, so that they leave the recogniser's first weights alone.
     """
     models = nn.ModuleDict({"recogniser": Recogniser(config, vocabulary)})
-    if teacher_dims:
-        student_dim = config.dim + config.predictor_dim
-        widths = [width for width in teacher_dims for _ in range(config.n_layers)]
-        models["heads"] = nn.ModuleList(RegressionHead(student_dim, config.head_dim, width) for width in widths)
+    if teachers:
+        heads = nn.ModuleDict()
+        for i, (depth, width) in enumerate(teachers):
+            fixed = choose_layers(config.teacher_layers, config.n_layers, depth, random.Random(0))
+            for layer in range(1, depth + 1) if config.teacher_layers == "random" else fixed:
+                heads[f"{i}-{layer}"] = RegressionHead(config.dim + config.predictor_dim, config.head_dim, width)
+        models["heads"] = heads
     return models
 
 
@@ -269,11 +272,10 @@ def label_features(gamma: Tensor, h: Tensor, g: Tensor) -> Tensor:
 
 def pool_spans(c: Tensor, spans: list[list[tuple[int, int]]]) -> Tensor:
     """The mean of c_s … c_{e-1} for every token's span [s, e) of characters: c (B, U, S) -> (B, N, S), zero-padded."""
-    weights = torch.zeros(len(spans), max(map(len, spans), default=0), c.shape[1])  # (B, N, U)
-    for b, its_spans in enumerate(spans):
-        for i, (start, end) in enumerate(its_spans):
-            weights[b, i, start:end] = 1 / (end - start)
-    return weights.to(c) @ c
+    bounds = [torch.tensor(its_spans).reshape(-1, 2) for its_spans in spans]
+    start, end = nn.utils.rnn.pad_sequence(bounds, batch_first=True).to(c.device)[..., None].unbind(2)  # (B, N, 1)
+    u = torch.arange(c.shape[1], device=c.device)
+    return (((u >= start) & (u < end)) / (end - start).clamp(min=1)).to(c.dtype) @ c  # (B, N, U) @ (B, U, S)
 
 
 def distance(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
@@ -296,7 +298,7 @@ def compute_losses(
     models: nn.ModuleDict, batch: Batch, config: Config, teachers: list[Teacher], layers: list[list[int]], lam: float,
     autocast: torch.dtype | None,
 ) -> tuple[Tensor, list[float]]:  # fmt: skip
-    """The batch's loss, and each representation's distance, summed over utterances and tokens.
+    """The batch's loss; and its parts, rnnt_l and each representation's distance; all summed over its utterances.
 
     layers: of each teacher; lam: as large as it is by now. Networks may run in bf16; losses and distances are fp32.
     """
@@ -310,18 +312,16 @@ def compute_losses(
         )
         if teachers:
             c = label_features(gamma, h, g)
-            heads = iter(models["heads"])
-            for teacher, its_layers in zip(teachers, layers, strict=True):
+            for i, (teacher, its_layers) in enumerate(zip(teachers, layers, strict=True)):
                 spans = [teacher.texts[u.id].spans for u in batch.utterances]
                 pooled = pool_spans(c, spans)
                 targets = represent(teacher, batch, its_layers, config)
-                students = [next(heads)(pooled).float() for _ in its_layers]
+                students = [models["heads"][f"{i}-{layer}"](pooled).float() for layer in its_layers]
                 real = length_mask(torch.tensor([len(s) for s in spans], device=h.device), pooled.shape[1])
                 found += distillation_loss(students, targets, real, config.distance)
-    loss = losses.sum()
-    if found:
-        loss = loss + lam * sum(found) / len(found)
-    return loss, [x.item() for x in found]
+    rnnt_loss = losses.sum()
+    loss = rnnt_loss + lam * sum(found) / len(found) if found else rnnt_loss
+    return loss, [x.item() for x in (rnnt_loss, *found)]
 
 
 # ======================================================================================================== teacher
@@ -339,6 +339,7 @@ class Teacher(NamedTuple):
 
     name: str
     model: nn.Module
+    longest: int  # tokens that it reads at once, beside [CLS] and [SEP]
     special: tuple[int, int, int]  # [CLS], [SEP], [MASK]
     texts: dict[str, Text]  # utterance -> its pieces
     around: dict[str, tuple[list[str], int]]  # utterance -> its session's utterances in order, and which of them it is
@@ -348,7 +349,7 @@ class Teacher(NamedTuple):
 def load_teachers(config: Config, utterances: list[Utterance], place: run.Place) -> list[Teacher]:
     """utterances: all of the training corpus, also those that are too long to learn from: BERT may read them.
 
-    Raises UserError where a teacher is no BERT, or has fewer layers than asked for.
+    Raises UserError where a teacher is no masked language model, or has fewer layers than asked for.
     """
     from transformers import AutoModelForMaskedLM
 
@@ -359,7 +360,7 @@ def load_teachers(config: Config, utterances: list[Utterance], place: run.Place)
     for session in sessions.values():  # in the order of their beginnings, whatever their channel
         names = [u.id for u in sorted(session, key=lambda u: u.offset)]
         around |= {name: (names, i) for i, name in enumerate(names)}
-    order = [u.id for u in utterances]
+    order = [u.id for u in utterances if u.text]
     random.Random(config.seed).shuffle(order)
     others = order[1:] + order[:1] if config.control == "shuffle" else order
     teachers = []
@@ -374,13 +375,16 @@ def load_teachers(config: Config, utterances: list[Utterance], place: run.Place)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
                 model = type(model)(model.config).eval().requires_grad_(False)
-        said = tokenizer([u.text for u in utterances], add_special_tokens=False, return_offsets_mapping=True)
+        said = tokenizer(
+            [u.text for u in utterances], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         pairs = zip(said["input_ids"], said["offset_mapping"], strict=True)
-        longest = model.config.max_position_embeddings - 2
+        longest = min(tokenizer.model_max_length, model.config.max_position_embeddings) - 2
         texts = {u.id: Text(i[:longest], s[:longest]) for u, (i, s) in zip(utterances, pairs, strict=True)}
         special = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id
         partners = dict(zip(order, others, strict=True))
-        teachers.append(Teacher(name, model.to(place.device), special, texts, around, partners))
+        short = Path(name).name if name not in config.teachers[: len(teachers)] else f"{name} again"
+        teachers.append(Teacher(short, model.to(place.device), longest, special, texts, around, partners))
     return teachers
 
 
@@ -412,7 +416,7 @@ def teacher_input(teacher: Teacher, name: str, config: Config, draw: random.Rand
     """
     cls, sep, mask = teacher.special
     target, (session, i) = teacher.texts[name].ids, teacher.around[name]
-    budget = min(config.context, teacher.model.config.max_position_embeddings - 2 - len(target))
+    budget = min(config.context, teacher.longest - len(target))
     sides: list[list[int]] = []
     for neighbours in (session[i - 1 :: -1] if i else [], session[i + 1 :]):  # the nearest first
         tokens: list[list[int]] = []
@@ -466,7 +470,7 @@ class Batch(NamedTuple):
 class Batches(Dataset):
     """Reads the micro-batches of a plan: audio, speed perturbation, labels, padding. Runs in the worker processes."""
 
-    def __init__(self, plan: list[MicroBatch], config: Config, tokenizer: Characters | None = None, known_bad=()):
+    def __init__(self, plan: list[MicroBatch], config: Config, tokenizer: Tokenizer | None = None, known_bad=()):
         """Without a tokenizer there are no labels, and no speed perturbation: for scoring."""
         self.plan, self.config, self.tokenizer, self.known_bad = plan, config, tokenizer, set(known_bad)
 
@@ -515,7 +519,7 @@ def batches(plan: list[MicroBatch], config: Config, *labels) -> DataLoader:
 
 class Trained(NamedTuple):
     recogniser: Recogniser  # with the average of the best epochs' weights
-    tokenizer: Characters
+    tokenizer: Tokenizer
     report: dict  # what RESULT says about the training
 
 
@@ -531,8 +535,8 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> Trained:
     folder = run.open_folder(config, place)
     teachers = load_teachers(config, corpus.train, place) if config.method == ("multirep_kd",) else []
     run.reseed(config.seed)
-    teacher_dims = [teacher.model.config.hidden_size for teacher in teachers]
-    models = build_models(config, tokenizer.size, teacher_dims).to(place.device)
+    sizes = [(teacher.model.config.num_hidden_layers, teacher.model.config.hidden_size) for teacher in teachers]
+    models = build_models(config, tokenizer.size, sizes).to(place.device)
     sample = random.Random(config.seed).sample(utterances, min(500, len(utterances)))
     singly = batches([MicroBatch([utterance]) for utterance in sample], config)
     models["recogniser"].frontend.fit(wave for batch in singly for wave in batch.waves)
@@ -575,7 +579,7 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> Trained:
 
 
 def train_epoch(
-    config: Config, models: nn.ModuleDict, tokenizer: Characters, teachers: list[Teacher],
+    config: Config, models: nn.ModuleDict, tokenizer: Tokenizer, teachers: list[Teacher],
     optimizer: torch.optim.Optimizer, plan: list[MicroBatch], steps: int, progress: run.Progress, place: run.Place,
     bar: tqdm,
 ) -> None:  # fmt: skip
@@ -588,20 +592,18 @@ def train_epoch(
     draw = random.Random(f"{config.seed}-{progress.epoch}-layers")
     depths = [teacher.model.config.num_hidden_layers for teacher in teachers]
     layers = [choose_layers(config.teacher_layers, config.n_layers, depth, draw) for depth in depths]
-    names = [f"{t.name}.{layer}" for t, its_layers in zip(teachers, layers, strict=True) for layer in its_layers]
-    sums = run.Sums(parts=[0.0] * len(names))
+    names = [f"{t.name} {layer}" for t, its_layers in zip(teachers, layers, strict=True) for layer in its_layers]
+    sums = run.Sums(parts=[0.0] * (1 + len(names)))
     models.train()
     for batch in batches(rest, config, tokenizer, progress.bad):
         # Dropout and SpecAugment draw from here: they depend on where in the run we are, not on how we got here.
         run.reseed(config.seed, batch.plan.epoch, batch.plan.update, batch.plan.part, place.rank)
         if batch.utterances:
             lam = config.lam * min(1.0, (progress.step + 1) / max(1.0, config.ramp * steps))
-            loss, distances = compute_losses(
-                models, batch.to(place.device), config, teachers, layers, lam, place.autocast
-            )
+            loss, parts = compute_losses(models, batch.to(place.device), config, teachers, layers, lam, place.autocast)
             loss.backward()
             sums.loss += loss.item()
-            sums.parts = [a + b for a, b in zip(sums.parts, distances, strict=True)]
+            sums.parts = [a + b for a, b in zip(sums.parts, parts, strict=True)]
         sums.utterances += len(batch.utterances)
         sums.seconds += batch.samples.sum().item() / SAMPLE_RATE
         sums.infeasible += batch.infeasible
@@ -612,31 +614,38 @@ def train_epoch(
         sums = run.sum_over_ranks(sums, place)
         run.sum_gradients(parameters, sums.utterances, place)
         # Each part's gradient is clipped by itself: what the heads do must not slow the recogniser down (C3).
-        norm, *_ = [nn.utils.clip_grad_norm_(part.parameters(), config.clip).item() for part in models.values()]
+        norms = [nn.utils.clip_grad_norm_(part.parameters(), config.clip).item() for part in models.values()]
         lr = config.lr * run.learning_rate(config.schedule, config.warmup, progress.step, steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        usable = sums.utterances > 0 and math.isfinite(norm)
+        usable = sums.utterances > 0 and all(map(math.isfinite, norms))
         if usable:
             optimizer.step()
         optimizer.zero_grad()
-        kd = {"kd": {name: x / max(sums.utterances, 1) for name, x in zip(names, sums.parts, strict=True)}}
-        run.count_update(folder, progress, sums, place, bar, norm=norm, lr=lr, usable=usable, **(kd if names else {}))
+        rnnt_l, *distances = (part / max(sums.utterances, 1) for part in sums.parts)
+        parts = {"rnnt": rnnt_l} | ({"kd": dict(zip(names, distances, strict=True))} if names else {})
+        run.count_update(folder, progress, sums, place, bar, norm=norms[0], lr=lr, usable=usable, **parts)
         if place.first and (sums.stop or progress.step % config.save_steps == 0):
             run.save_checkpoint(folder, models, optimizer, progress)
         if sums.stop:
             raise UserError(f"stopped after update {progress.step}: go on with --resume --out {folder}")
         if progress.step == config.max_steps:
             return
-        sums = run.Sums(parts=[0.0] * len(names))
+        sums = run.Sums(parts=[0.0] * (1 + len(names)))
 
 
 # ======================================================================================================== evaluate
 
 
+class Beam(NamedTuple):
+    """How the beam search goes, see rnnt.beam_search."""
+
+    beam: int
+
+
 @torch.inference_mode()
 def recognise(
-    model: Recogniser, waves: Tensor, samples: Tensor, place: run.Place, beam: int | None = None
+    model: Recogniser, waves: Tensor, samples: Tensor, place: run.Place, beam: Beam | None = None
 ) -> list[list[ctc.Token]]:
     """waves (B, N), samples (B,) -> tokens per utterance, greedy or by the beam, each at the frame that emits it."""
     model.eval()
@@ -648,7 +657,7 @@ def recognise(
         return rnnt.greedy(predictor, joint, encoded, lengths)
     found = []
     for e, length in zip(encoded, lengths.tolist(), strict=True):
-        labels = rnnt.beam_search(predictor, joint, e[:length], beam)[0].labels if length else []
+        labels = rnnt.beam_search(predictor, joint, e[:length], **beam._asdict())[0].labels if length else []
         target, sizes = torch.tensor([labels], dtype=torch.long, device=e.device), (length, len(labels))
         predicted = joint.predict(predictor.all_states(target))
         ends = [torch.tensor([size], device=e.device) for size in sizes]
@@ -659,8 +668,8 @@ def recognise(
 
 
 def decode(
-    config: Config, model: Recogniser, tokenizer: Characters, utterances: list[Utterance], place: run.Place,
-    beam: int | None = None,
+    config: Config, model: Recogniser, tokenizer: Tokenizer, utterances: list[Utterance], place: run.Place,
+    beam: Beam | None = None,
 ) -> dict[str, str]:  # fmt: skip
     """{utterance: what was recognised}, shared out over the ranks. What cannot be read is named, and not in it."""
     plan, found = evaluation_batches(utterances, config.batch_seconds, place.rank, place.ranks), {}
@@ -671,7 +680,7 @@ def decode(
         if batch.utterances:
             paths = recognise(model, batch.waves, batch.samples, place, beam)
             for utterance, path in zip(batch.utterances, paths, strict=True):
-                found[utterance.id] = " ".join(tokenizer.decode([token.label for token in path]).split())
+                found[utterance.id] = tokenizer.decode([token.label for token in path])
     return {name: text for part in run.gather(found, place) for name, text in part.items()}
 
 
@@ -685,10 +694,10 @@ def score(
     return errors, metrics.homophone_errors(references, hypotheses, twins or {})
 
 
-def evaluate(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Characters, place: run.Place) -> dict:
+def evaluate(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Tokenizer, place: run.Place) -> dict:
     """Scores every test set, writes hyp_<split>.txt, prints a line and some errors of each. Returns RESULT's scores."""
     folder, scores = Path(config.out), {"wer": {}, "homophone_error": {}, "not_scored": 0}
-    beam = config.beam if config.decode == "beam" else None
+    beam = Beam(config.beam) if config.decode == "beam" else None
     folder.mkdir(parents=True, exist_ok=True)
     for split, utterances in corpus.tests.items():
         found = decode(config, model, tokenizer, utterances, place, beam)
@@ -714,7 +723,7 @@ def evaluate(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Chara
 
 
 def real_time_factor(
-    config: Config, corpus: Corpus, model: Recogniser, tokenizer: Characters, place: run.Place, beam: int | None = None
+    config: Config, corpus: Corpus, model: Recogniser, tokenizer: Tokenizer, place: run.Place, beam: Beam | None = None
 ) -> float | None:
     """Seconds per second of audio for features, encoder and decoding, one utterance at a time, reading excluded."""
 
@@ -733,7 +742,7 @@ def real_time_factor(
     return round((run.synchronise(place) - started) / seconds, 5) if audio else None
 
 
-def draw(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Characters, place: run.Place) -> None:
+def draw(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Tokenizer, place: run.Place) -> None:
     """loss.png; distances.png, of each representation; lattice.png: when which label of an utterance is emitted."""
     from common import figures
 
@@ -747,18 +756,21 @@ def draw(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Character
             curves.setdefault(name, []).append((entry["step"], value))
     if curves:
         figures.curves(folder / "distances.png", curves, "update", f"{config.distance} per utterance", folder.name)
-    utterance = corpus.dev[0]
-    batch = Batches([MicroBatch([utterance])], config, tokenizer)[0].to(place.device)
-    if batch.utterances:
+    utterances = [u for utterances in [*corpus.tests.values(), corpus.dev] for u in utterances]
+    short = [u for u in utterances if 0 < len(u.text) <= 60 and set(u.text) <= set(tokenizer.ids)]
+    still = replace(config, speeds=(1.0,))
+    for batch in [b for u in short[:1] if (b := Batches([MicroBatch([u])], still, tokenizer)[0]).utterances]:
         model.eval()
         with torch.inference_mode():
+            batch = batch.to(place.device)
             h, lengths = model(batch.waves, batch.samples)
-            predicted = model.joint.predict(model.predictor.all_states(batch.targets))
-            sizes = lengths, batch.target_lengths
-            _, gamma = rnnt.transducer_loss(model.joint, model.joint.encode(h), predicted, batch.targets, *sizes)
-        names = ["(space)" if c == " " else c for c in utterance.text]
-        seconds = config.subsampling * FRAME_SECONDS
-        figures.posteriors(folder / "lattice.png", gamma[0].cpu().numpy(), names, seconds, utterance.text)
+            encoded, predicted = model.joint.encode(h), model.joint.predict(model.predictor.all_states(batch.targets))
+            _, gamma = rnnt.transducer_loss(
+                model.joint, encoded, predicted, batch.targets, lengths, batch.target_lengths
+            )
+        text, seconds = batch.utterances[0].text, config.subsampling * FRAME_SECONDS
+        names = ["(space)" if c == " " else c for c in text]
+        figures.posteriors(folder / "lattice.png", gamma[0].cpu().numpy(), names, seconds, text)
 
 
 # ============================================================================================================ main
@@ -779,7 +791,7 @@ def load(config: Config, place: run.Place) -> Trained:
 def transcribe(config: Config, place: run.Place) -> int:
     """Prints file<TAB>text, or with --times file<TAB>start<TAB>end<TAB>word. Returns how many files were unreadable."""
     model, tokenizer, _ = load(config, place)
-    beam = config.beam if config.decode == "beam" else None
+    beam = Beam(config.beam) if config.decode == "beam" else None
     frame, failed = config.subsampling * FRAME_SECONDS, 0  # seconds
     for path in config.transcribe:
         try:
@@ -803,7 +815,8 @@ def transcribe(config: Config, place: run.Place) -> int:
 
 def summary(config: Config) -> dict[str, int]:
     """Prints the number of parameters by part, for 46 outputs (the blank and 45 characters), as on Switchboard."""
-    models = build_models(config, 46, [768] * len(config.teachers) if config.method == ("multirep_kd",) else [])
+    teachers = [(12, 768)] * len(config.teachers) if config.method == ("multirep_kd",) else []  # as bert-base's
+    models = build_models(config, 46, teachers)
     parts = run.parameters_by_part(models["recogniser"])
     for name, count in parts.items():
         print(f"{name:12}{count:>12,}")
@@ -865,9 +878,9 @@ def main(argv: list[str] | None = None) -> dict:
     result |= {"normaliser": metrics.NORMALISER, "params": run.parameters_by_part(trained.recogniser)["total"]}
     result |= trained.report
     if place.first:
+        run.report(Path(config.out), result)
         if not config.checkpoint:
             draw(config, corpus, trained.recogniser, trained.tokenizer, place)
-        run.report(Path(config.out), result)
     return result
 
 

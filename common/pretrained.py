@@ -72,9 +72,12 @@ def load_pieces(name: str, flag: str, root: str):
 
     folder = find(name, flag, root, tokenizer_only=True)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{flag} {name} holds no tokenizer ({str(error).splitlines()[0]}).") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"{flag} {name} has a tokenizer that cannot tell where its pieces stand: give another model.")
+    return tokenizer
 
 
 def load_vocabulary(name: str, flag: str, root: str) -> list[str]:

@@ -53,7 +53,8 @@ class Characters:
         return [_lookup(self.ids, c, text) for c in text]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return "".join(self.characters[i - 1] for i in ids)
+        """Words a space apart, however many spaces there are."""
+        return " ".join("".join(self.characters[i - 1] for i in ids).split())
 
     def save(self, folder: str | Path) -> None:
         _write_json(folder, {"kind": "characters", "characters": self.characters})
@@ -172,7 +173,10 @@ class WordPiece:
         _write_json(folder, {"kind": "wordpiece", "pieces": self.pieces})
 
 
-def load_tokenizer(folder: str | Path) -> Characters | SentencePiece | WordPiece:
+Tokenizer = Characters | SentencePiece | WordPiece
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The tokenizer a run wrote into its folder. Raises UserError where there is none."""
     path = Path(folder) / "tokenizer.json"
     try:
