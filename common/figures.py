@@ -63,7 +63,7 @@ def curves(path: str | Path, series: dict[str, list[tuple[float, float]]], x: st
 
 def bars(path: str | Path, names: list[str], series: dict[str, list[float]], label: str, title: str) -> None:
     """One group of bars per name, one colour per series: {what it is: a value per name}."""
-    figure = Figure(figsize=(1.5 + 0.6 * len(names), 3.5))
+    figure = Figure(figsize=(1.5 + max(0.6, 0.2 * len(series)) * len(names), 3.5))
     axis = figure.subplots()
     width = 0.8 / len(series)
     for i, (what, values) in enumerate(series.items()):
@@ -71,5 +71,5 @@ def bars(path: str | Path, names: list[str], series: dict[str, list[float]], lab
     axis.set(xticks=range(len(names)), ylabel=label, title=title)
     axis.set_xticklabels(names, rotation=45, ha="right")
     if len(series) > 1:
-        axis.legend()
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)  # beside the bars
     _save(figure, path)
