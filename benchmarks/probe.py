@@ -1,4 +1,4 @@
-"""Where in the encoder twins become separable: python benchmarks/probe.py runs/table/ctc-s1 runs/table/interaed_kd-s1
+"""Where in the encoder twins become separable: python benchmarks/probe.py RUN [RUN …]
 
 For each layer of each run's exported encoder, a linear classifier per pair of homophones learns from the training
 utterances which twin was meant, and is scored on test-clean. What it sees of a word is the mean of the layer's states

@@ -1,7 +1,7 @@
-"""The table of RESULTS.md: python benchmarks/table.py [--seeds 1,2,3,4,5] [--rows ctc,interaed_kd] [--jobs 2]
+"""A table of RESULTS.md: python benchmarks/table.py [--script multirep_kd] [--seeds 1,2,3] [--rows ctc,aed] [--jobs 2]
 
-Trains and scores every (row, seed) that results/interaed_kd.jsonl lacks, appends its result there as soon as it is
-finished, and writes the table with its intervals between the two marks in RESULTS.md, and results/homophones.png.
+Trains and scores every (row, seed) that results/<script>.jsonl lacks, appends its result there as soon as it is
+finished, and writes the table with its intervals between the two marks in RESULTS.md, and results/<script>.png.
 Interrupted, it goes on where it was. --jobs 2 runs two at a time with one thread each: on two cores that does more per
 hour than one run with two threads, but the seconds are then not those of a run alone.
 """
@@ -25,64 +25,94 @@ sys.path.insert(0, str(ROOT))
 from common import figures, metrics  # noqa: E402
 from common.corpora import load_homophones  # noqa: E402
 
-RESULTS, RUNS = ROOT / "results" / "interaed_kd.jsonl", ROOT / "runs" / "table"
 BEAM = "--decode beam --lm demo/lm"
+KD = "--method multirep_kd"
+ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW anew
+    "interaed_kd": {
+        "ctc": "--method ctc",
+        "interaed_kd": "--method interaed_kd",
+        "interctc": "--method interctc",
+        "aed": "--method aed",
+        "aed_kd": "--method aed_kd",
+        "interaed": "--method interaed",
+        "ctc + beam + LM": f"of ctc: {BEAM}",
+        "interaed_kd + beam + LM": f"of interaed_kd: {BEAM}",
+        "aed_kd, w .66": "--method aed_kd --w 0.66",
+        "interaed_kd, a 1": "--method interaed_kd --a 1",
+        "interaed_kd, a .1": "--method interaed_kd --a 0.1",
+        "interaed_kd, uniform teacher": "--method interaed_kd --soft-labels uniform",
+        "interaed_kd, teacher B": "--method interaed_kd --teacher demo/bert-b",
+        "interaed_kd, KD at the last layer": "--method interaed_kd --kd-where final",
+        "interaed_kd, KD at the taps": "--method interaed_kd --kd-where inter",
+        "ctc, half the audio": "--method ctc --hours 0.9",
+        "interaed_kd, half the audio": "--method interaed_kd --hours 0.9",
+        "ctc, four times the audio": "--method ctc --hours 7.2",
+        "interaed_kd, four times the audio": "--method interaed_kd --hours 7.2",
+    },
+    "multirep_kd": {
+        "rnnt": "--method rnnt",
+        "uniform-2": KD,
+        "last-1": f"{KD} --teacher-layers last --n-layers 1",
+        "uniform-2, context": f"{KD} --context 60",
+        "uniform-2, two teachers": f"{KD} --teachers demo,demo/bert-b",
+        "uniform-2, shuffled teacher": f"{KD} --control shuffle",
+        "uniform-2, untrained teacher": f"{KD} --control random",
+        "uniform-4": f"{KD} --n-layers 4",
+        **{
+            f"{s}-{k}": f"{KD} --teacher-layers {s} --n-layers {k}" for s in ("last", "first", "random") for k in (2, 4)
+        },
+        "uniform-2, context, mask 0": f"{KD} --context 60 --context-mask 0",
+        "uniform-2, past context": f"{KD} --context 60 --context-sides past",
+        "uniform-2, teacher B": f"{KD} --teachers demo/bert-b",
+        "rnnt, half the audio": "--method rnnt --hours 0.9",
+        "uniform-2, half the audio": f"{KD} --hours 0.9",
+    },
+}
+PAIRS = {  # what is compared with what, beside every row with the first
+    "interaed_kd": [
+        ("interaed_kd", "interctc"),  # what decoder and teacher add to the losses at the taps
+        ("interaed_kd", "interaed"),  # what the teacher adds
+        ("interaed_kd", "aed_kd"),  # the paper's claim: against conventional distillation
+        ("interaed_kd", "aed_kd, w .66"),  # the same with the same CTC losses
+        ("interaed_kd", "interaed_kd, uniform teacher"),
+        ("interaed_kd", "interaed_kd, teacher B"),
+        ("interaed_kd", "ctc + beam + LM"),  # the paper's claim: parallel decoding against the beam
+        ("interaed_kd, half the audio", "ctc, half the audio"),
+        ("interaed_kd, four times the audio", "ctc, four times the audio"),
+    ],
+    "multirep_kd": [
+        ("uniform-2", "last-1"),  # the paper's claims: several representations against one, context, two teachers
+        ("uniform-2, context", "uniform-2"),
+        ("uniform-2, two teachers", "uniform-2"),
+        ("uniform-2", "uniform-2, shuffled teacher"),  # what is left is language
+        ("uniform-2", "uniform-2, untrained teacher"),
+        ("uniform-2, half the audio", "rnnt, half the audio"),
+    ],
+}
 SPEED = {"train_seconds": "training, s", "audio_seconds_per_second": "audio-s/s", "teacher_seconds": "teacher, s",
          "rtf": "RTF"}  # fmt: skip
-ROWS = {  # row -> options; "of ROW:" decodes the finished runs of ROW anew
-    "ctc": "--method ctc",
-    "interaed_kd": "--method interaed_kd",
-    "interctc": "--method interctc",
-    "aed": "--method aed",
-    "aed_kd": "--method aed_kd",
-    "interaed": "--method interaed",
-    "ctc + beam + LM": f"of ctc: {BEAM}",
-    "interaed_kd + beam + LM": f"of interaed_kd: {BEAM}",
-    "aed_kd, w .66": "--method aed_kd --w 0.66",
-    "interaed_kd, a 1": "--method interaed_kd --a 1",
-    "interaed_kd, a .1": "--method interaed_kd --a 0.1",
-    "interaed_kd, uniform teacher": "--method interaed_kd --soft-labels uniform",
-    "interaed_kd, teacher B": "--method interaed_kd --teacher demo/bert-b",
-    "interaed_kd, KD at the last layer": "--method interaed_kd --kd-where final",
-    "interaed_kd, KD at the taps": "--method interaed_kd --kd-where inter",
-    "ctc, half the audio": "--method ctc --hours 0.9",
-    "interaed_kd, half the audio": "--method interaed_kd --hours 0.9",
-    "ctc, four times the audio": "--method ctc --hours 7.2",
-    "interaed_kd, four times the audio": "--method interaed_kd --hours 7.2",
-}
-
-PAIRS = [(row, "ctc") for row in ROWS if row != "ctc" and "audio" not in row] + [
-    ("interaed_kd", "interctc"),  # what decoder and teacher add to the losses at the taps
-    ("interaed_kd", "interaed"),  # what the teacher adds
-    ("interaed_kd", "aed_kd"),  # the paper's claim: against conventional distillation
-    ("interaed_kd", "aed_kd, w .66"),  # the same with the same CTC losses
-    ("interaed_kd", "interaed_kd, uniform teacher"),
-    ("interaed_kd", "interaed_kd, teacher B"),
-    ("interaed_kd", "ctc + beam + LM"),  # the paper's claim: parallel decoding against the beam
-    ("interaed_kd, half the audio", "ctc, half the audio"),
-    ("interaed_kd, four times the audio", "ctc, four times the audio"),
-]
 
 
-def run_one(row: str, seed: int, threads: int) -> dict:
+def run_one(script: str, row: str, seed: int, threads: int) -> dict:
     """Runs a row with one seed, or goes on with it, and returns what the results file keeps. Raises RuntimeError."""
-    folder = RUNS / f"{re.sub('[^a-z0-9_.]+', '-', row)}-s{seed}"
-    options = shlex.split(ROWS[row])
+    runs, what = ROOT / "runs" / "table" / script, ROWS[script][row]
+    folder = runs / f"{re.sub('[^a-z0-9_.]+', '-', row)}-s{seed}"
+    options = shlex.split(what)
     if options[0] == "of":
-        of, options = ROWS[row].removeprefix("of ").split(":")
-        of = RUNS / f"{of}-s{seed}"
+        of, options = what.removeprefix("of ").split(":")
+        of = runs / f"{of}-s{seed}"
         command = ["--checkpoint", str(of), "--out", str(folder), *shlex.split(options)]
     else:
         resume = ["--resume"] if (folder / "config.json").exists() else []
         command = [*options, "--seed", str(seed), "--out", str(folder), *resume]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(
-        [sys.executable, "interaed_kd.py", *command], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, f"{script}.py", *command], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     if done.returncode:
         raise RuntimeError(f"{row}, seed {seed}: {done.stderr.strip().splitlines()[-1]}")
     result = json.loads((folder / "result.json").read_text())
-    kept = {"row": row, "options": ROWS[row], "threads": threads, "date": time.strftime("%Y-%m-%d"), "commit": commit()}
+    kept = {"row": row, "options": what, "threads": threads, "date": time.strftime("%Y-%m-%d"), "commit": commit()}
     log = folder / "log.jsonl"
     if log.exists():
         dev = [entry for entry in map(json.loads, log.read_text().splitlines()) if "dev" in entry]
@@ -153,9 +183,9 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
 
 
-def render(entries: list[dict]) -> str:
+def render(script: str, entries: list[dict]) -> str:
     """In Markdown: every row's means over seeds; the differences between some rows; what each was run with."""
-    found = {row: {e["seed"]: e for e in entries if e["row"] == row} for row in ROWS}
+    found = {row: {e["seed"]: e for e in entries if e["row"] == row} for row in ROWS[script]}
     means, speeds = [], []
     for row, results in found.items():
         if not results:
@@ -168,15 +198,19 @@ def render(entries: list[dict]) -> str:
         means.append(cells)
         medians = {key: [e[key] for e in results.values() if key in e] for key in SPEED}
         speed = [f"{np.median(x):.3g}" if x else "" for key, x in medians.items()]
-        speeds.append([row, f"`{ROWS[row]}`", *speed, ", ".join(sorted({e["commit"] for e in results.values()}))])
-    pairs = [(a, b, differences(found[b], found[a])) for a, b in PAIRS if set(found[a]) & set(found[b])]
-    halves = [np.median([cells[i][1] for *_, cells in pairs]) for i in range(len(SCORES))]
+        speeds.append(
+            [row, f"`{ROWS[script][row]}`", *speed, ", ".join(sorted({e["commit"] for e in results.values()}))]
+        )
+    baseline = next(iter(found))
+    compared = [(row, baseline) for row in found if row != baseline and "audio" not in row] + PAIRS[script]
+    pairs = [(a, b, differences(found[b], found[a])) for a, b in compared if set(found[a]) & set(found[b])]
+    halves = [np.median([cells[i][1] for *_, cells in pairs]) for i in range(len(SCORES)) if pairs]
     gaps = ["half an interval, median", "", *(f"{half:.1f}" for half in halves)]
     names = [name for name, *_ in SCORES]
     return "\n\n".join([
         markdown(["row", "seeds", *names], means),
         markdown(["difference of", "to", *names], [[a, b, *(shown for shown, _ in c)] for a, b, c in pairs] + [gaps]),
-        markdown(["row", "options of `interaed_kd.py`", *SPEED.values(), "commits"], speeds),
+        markdown(["row", f"options of `{script}.py`", *SPEED.values(), "commits"], speeds),
     ])  # fmt: skip
 
 
@@ -184,46 +218,52 @@ def numbers(entry: dict, split: str, column: str) -> np.ndarray:
     return np.array(entry["counts"][split][column].split(","), dtype=int)
 
 
-def read_results() -> list[dict]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+def results_file(script: str) -> Path:
+    return ROOT / "results" / f"{script}.jsonl"
 
 
-def write_table() -> None:
-    entries = read_results()
+def read_results(script: str) -> list[dict]:
+    path = results_file(script)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def write_table(script: str) -> None:
+    entries = read_results(script)
     path = ROOT / "RESULTS.md"
-    before, _, rest = path.read_text().partition("<!-- table: interaed_kd -->")
+    before, _, rest = path.read_text().partition(f"<!-- table: {script} -->")
     _, _, after = rest.partition("<!-- end of table -->")
-    marked = f"<!-- table: interaed_kd -->\n{render(entries)}\n<!-- end of table -->"
-    path.write_text(before + marked + after)
-    rows = [row for row in ROWS if any(e["row"] == row for e in entries)]
+    path.write_text(f"{before}<!-- table: {script} -->\n{render(script, entries)}\n<!-- end of table -->{after}")
+    rows = [row for row in ROWS[script] if any(e["row"] == row for e in entries)]
     bars = {
         split: [np.mean([e["homophone_error"][split] for e in entries if e["row"] == row]) for row in rows]
         for split in ("test-clean", "test-other")
     }
-    figures.bars(ROOT / "results" / "homophones.png", rows, bars, "homophone errors, %", "mean over seeds")
+    figures.bars(ROOT / "results" / f"{script}.png", rows, bars, "homophone errors, %", f"{script}, mean over seeds")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--script", default="interaed_kd", choices=ROWS)
     parser.add_argument("--seeds", default="1,2,3,4,5")
-    parser.add_argument("--rows", default=",".join(ROWS).replace(", ", ";"), help="names; a comma inside a name is a ;")
+    parser.add_argument("--rows", help="names; a comma inside a name is a ; (absent: all)")
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
-    rows = [row.replace(";", ", ") for row in arguments.rows.split(",") if row]
-    if unknown := set(rows) - set(ROWS):
-        parser.error(f"no row {', '.join(unknown)}: there are {'; '.join(ROWS)}")
-    there = {(entry["row"], entry["seed"]) for entry in read_results()}
+    script, all_rows = arguments.script, ROWS[arguments.script]
+    rows = [row.replace(";", ", ") for row in arguments.rows.split(",")] if arguments.rows else list(all_rows)
+    if unknown := set(rows) - set(all_rows):
+        parser.error(f"no row {', '.join(unknown)}: there are {'; '.join(all_rows)}")
+    there = {(entry["row"], entry["seed"]) for entry in read_results(script)}
     missing = [(row, int(s)) for s in arguments.seeds.split(",") for row in rows if (row, int(s)) not in there]
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
-    RESULTS.parent.mkdir(exist_ok=True)
+    results_file(script).parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        runs = {pool.submit(run_one, row, seed, threads): (row, seed) for row, seed in missing}
+        runs = {pool.submit(run_one, script, row, seed, threads): (row, seed) for row, seed in missing}
         for future in as_completed(runs):
             if error := future.exception():  # the others go on
                 print(*runs[future], f"failed: {error}", file=sys.stderr, flush=True)
                 continue
             result = future.result()
-            with open(RESULTS, "a") as file:
+            with open(results_file(script), "a") as file:
                 file.write(json.dumps(result) + "\n")
             print(*runs[future], result["wer"], result["homophone_error"], flush=True)
-    write_table()
+    write_table(script)

@@ -212,6 +212,21 @@ def test_loss(small):
     assert all(p.grad is None and not p.requires_grad for p in teachers[0].model.parameters())
 
 
+def test_half_precision_is_near(small):
+    """The whole forward and backward pass under bf16 autocast, teacher included; losses stay fp32."""
+    config, models, teachers, batch = small
+    results = {}
+    for autocast in (None, torch.bfloat16):
+        models.zero_grad()
+        loss, parts = script.compute_losses(models, batch, config, teachers, [[1, 2]], 1.0, autocast)
+        loss.backward()
+        results[autocast] = parts, models["recogniser"].encoder.norm.weight.grad
+        assert loss.dtype == torch.float32
+    (exact, gradient), (near, its_gradient) = results.values()
+    assert near == pytest.approx(exact, rel=0.02) and near != exact
+    assert (gradient - its_gradient).abs().max() < 0.1 * gradient.abs().max()
+
+
 # --------------------------------------------------------------------------------------------------------- teacher
 
 
@@ -274,6 +289,16 @@ def test_what_a_teacher_reads(conversation):
     assert found == [mask] * n + ids["b"] + [mask] * (len(found) - n - len(ids["b"]))
     draws = {tuple(read("b", "--context", "60", "--context-mask", "0.5", seed=seed)[0]) for seed in range(9)}
     assert len(draws) > 3
+
+
+def test_a_text_longer_than_the_teacher_reads(conversation):
+    arguments, _ = conversation
+    config = read_config(*arguments, "--context", "60")
+    utterances = [Utterance(name, "", "the night " * 200, 1.0, session="s") for name in "ab"]
+    (teacher,) = script.load_teachers(config, utterances, CPU)
+    ids, start = script.teacher_input(teacher, "a", config, random.Random(0))
+    assert len(ids) == teacher.longest + 2 == teacher.model.config.max_position_embeddings and start == 1
+    assert len(teacher.texts["a"].spans) == len(teacher.texts["a"].ids) == teacher.longest
 
 
 def test_represented_alone_and_in_a_batch(conversation):
