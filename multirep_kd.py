@@ -156,7 +156,7 @@ DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about t
     dim=112, heads=4, ff_dim=448, kernel=15, dropout=0.0, embedding_dim=16, predictor_dim=128, joint_dim=128, epochs=5,
     lr=3e-3, average=1,
 )  # fmt: skip
-SMOKE = DEMO | dict(teachers=("demo-smoke",), hours=0.1, layers=2, update_seconds=8.0, epochs=2)
+SMOKE = DEMO | dict(teachers=("demo-smoke",), hours=0.1, layers=2, update_seconds=8.0, epochs=4)
 PRESETS = {"smoke": SMOKE, "demo": DEMO}
 
 
