@@ -197,7 +197,7 @@ def render(script: str, entries: list[dict]) -> str:
             cells.append(f"{np.mean(rates):.1f}" + (f" ± {np.std(rates, ddof=1):.1f}" if len(rates) > 1 else ""))
         means.append(cells)
         medians = {key: [e[key] for e in results.values() if key in e] for key in SPEED}
-        speed = [f"{np.median(x):.3g}" if x else "" for key, x in medians.items()]
+        speed = [f"{np.median(x):.4g}" if x else "" for key, x in medians.items()]
         speeds.append(
             [row, f"`{ROWS[script][row]}`", *speed, ", ".join(sorted({e["commit"] for e in results.values()}))]
         )
