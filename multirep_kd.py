@@ -152,9 +152,9 @@ class Config(RunConfig):
 
 DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about three minutes on two cores
     workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0, speeds=(1.0,), frequency_masks=0, time_masks=0,
-    noise=0.0, method=("rnnt", "multirep_kd"), teachers=("demo",), head_dim=128, subsampling=4, channels=16, layers=4,
-    dim=112, heads=4, ff_dim=448, kernel=15, dropout=0.0, embedding_dim=16, predictor_dim=128, joint_dim=128, epochs=5,
-    lr=3e-3, average=1,
+    noise=0.0, method=("rnnt", "multirep_kd"), teachers=("demo",), head_dim=128, subsampling=8, channels=16, layers=4,
+    dim=112, heads=4, ff_dim=448, kernel=15, dropout=0.0, embedding_dim=16, predictor_dim=128, joint_dim=128,
+    joint="add", epochs=5, lr=3e-3, average=1,
 )  # fmt: skip
 SMOKE = DEMO | dict(teachers=("demo-smoke",), hours=0.1, layers=2, update_seconds=8.0, epochs=4)
 PRESETS = {"smoke": SMOKE, "demo": DEMO}
@@ -169,6 +169,7 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -270,9 +271,9 @@ def label_features(gamma: Tensor, h: Tensor, g: Tensor) -> Tensor:
     return torch.cat([gamma.transpose(1, 2).to(h.dtype) @ h, g[:, :-1]], -1)
 
 
-def pool_spans(c: Tensor, spans: list[list[tuple[int, int]]]) -> Tensor:
+def pool_spans(c: Tensor, spans: list[np.ndarray]) -> Tensor:
     """The mean of c_s … c_{e-1} for every token's span [s, e) of characters: c (B, U, S) -> (B, N, S), zero-padded."""
-    bounds = [torch.tensor(its_spans).reshape(-1, 2) for its_spans in spans]
+    bounds = [torch.as_tensor(its_spans) for its_spans in spans]  # (N, 2)
     start, end = nn.utils.rnn.pad_sequence(bounds, batch_first=True).to(c.device)[..., None].unbind(2)  # (B, N, 1)
     u = torch.arange(c.shape[1], device=c.device)
     return (((u >= start) & (u < end)) / (end - start).clamp(min=1)).to(c.dtype) @ c  # (B, N, U) @ (B, U, S)
@@ -328,10 +329,10 @@ def compute_losses(
 
 
 class Text(NamedTuple):
-    """A transcript in a teacher's word pieces."""
+    """A transcript in a teacher's word pieces. Arrays, since all of the training corpus is kept."""
 
-    ids: list[int]
-    spans: list[tuple[int, int]]  # of each piece, the characters [start, end) of the transcript
+    ids: np.ndarray  # (N,)
+    spans: np.ndarray  # (N, 2): of each piece, the characters [start, end) of the transcript
 
 
 class Teacher(NamedTuple):
@@ -375,12 +376,11 @@ def load_teachers(config: Config, utterances: list[Utterance], place: run.Place)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
                 model = type(model)(model.config).eval().requires_grad_(False)
-        said = tokenizer(
-            [u.text for u in utterances], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        pairs = zip(said["input_ids"], said["offset_mapping"], strict=True)
-        longest = min(tokenizer.model_max_length, model.config.max_position_embeddings) - 2
-        texts = {u.id: Text(i[:longest], s[:longest]) for u, (i, s) in zip(utterances, pairs, strict=True)}
+        longest, texts = min(tokenizer.model_max_length, model.config.max_position_embeddings) - 2, {}
+        for u in utterances:
+            said = tokenizer(u.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            ids, spans = np.array(said["input_ids"], np.int32), np.array(said["offset_mapping"], np.int32)
+            texts[u.id] = Text(ids[:longest], spans.reshape(-1, 2)[:longest])
         special = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id
         partners = dict(zip(order, others, strict=True))
         short = Path(name).name if name not in config.teachers[: len(teachers)] else f"{name} again"
@@ -415,13 +415,13 @@ def teacher_input(teacher: Teacher, name: str, config: Config, draw: random.Rand
     Each token of the context becomes [MASK] with probability --context-mask; those of the target never do.
     """
     cls, sep, mask = teacher.special
-    target, (session, i) = teacher.texts[name].ids, teacher.around[name]
+    target, (session, i) = teacher.texts[name].ids.tolist(), teacher.around[name]
     budget = min(config.context, teacher.longest - len(target))
     sides: list[list[int]] = []
     for neighbours in (session[i - 1 :: -1] if i else [], session[i + 1 :]):  # the nearest first
         tokens: list[list[int]] = []
         while len(tokens) < len(neighbours) and sum(map(len, tokens)) < budget:
-            tokens.append(teacher.texts[neighbours[len(tokens)]].ids)
+            tokens.append(teacher.texts[neighbours[len(tokens)]].ids.tolist())
         ordered = tokens if sides else tokens[::-1]
         sides.append([token for text in ordered for token in text])
     past, future = take_context(*sides, budget, config.context_sides)

@@ -15,6 +15,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, first_update, log_without_clocks, start_run, wait_for_log, write_manifest
@@ -151,9 +152,9 @@ def test_c():
 
 def test_s():
     c = torch.arange(12.0).reshape(2, 3, 2)
-    found = script.pool_spans(c, [[(0, 1), (1, 3)], [(0, 3)]])
+    found = script.pool_spans(c, [np.array([(0, 1), (1, 3)]), np.array([(0, 3)])])
     assert found.tolist() == [[[0, 1], [3, 4]], [[8, 9], [0, 0]]]
-    assert script.pool_spans(c, [[], []]).shape == (2, 0, 2)
+    assert script.pool_spans(c, [np.zeros((0, 2), int)] * 2).shape == (2, 0, 2)
 
 
 def test_layers():
@@ -269,7 +270,7 @@ def test_what_a_teacher_reads(conversation):
     def read(name, *more, seed=0):
         config = read_config(*arguments, *more)
         (teacher,) = script.load_teachers(config, utterances, CPU)
-        (cls, sep, mask), ids = teacher.special, {n: text.ids for n, text in teacher.texts.items()}
+        (cls, sep, mask), ids = teacher.special, {n: text.ids.tolist() for n, text in teacher.texts.items()}
         found, start = script.teacher_input(teacher, name, config, random.Random(seed))
         assert found[0] == cls and found[-1] == sep and found[start : start + len(ids[name])] == ids[name]
         return found[1:-1], ids, mask
