@@ -57,15 +57,29 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
         "uniform-2, two teachers": f"{KD} --teachers demo,demo/bert-b",
         "uniform-2, shuffled teacher": f"{KD} --control shuffle",
         "uniform-2, untrained teacher": f"{KD} --control random",
-        "uniform-4": f"{KD} --n-layers 4",
         **{
-            f"{s}-{k}": f"{KD} --teacher-layers {s} --n-layers {k}" for s in ("last", "first", "random") for k in (2, 4)
+            f"{layers}-{k}": f"{KD} --teacher-layers {layers} --n-layers {k}"
+            for layers in ("last", "first", "uniform", "random")
+            for k in (2, 4)
+            if (layers, k) != ("uniform", 2)
         },
-        "uniform-2, context, mask 0": f"{KD} --context 60 --context-mask 0",
-        "uniform-2, past context": f"{KD} --context 60 --context-sides past",
+        "last-1, two teachers": f"{KD} --n-layers 1 --teachers demo,demo/bert-b",
+        "last-1, teacher B": f"{KD} --n-layers 1 --teachers demo/bert-b",
         "uniform-2, teacher B": f"{KD} --teachers demo/bert-b",
-        "rnnt, half the audio": "--method rnnt --hours 0.9",
-        "uniform-2, half the audio": f"{KD} --hours 0.9",
+        "last-1, context": f"{KD} --n-layers 1 --context 60",
+        **{
+            f"uniform-2, context, mask {mask}": f"{KD} --context 60 --context-mask {mask}" for mask in ("0", ".1", ".2")
+        },
+        "uniform-2, past context": f"{KD} --context 60 --context-sides past",
+        **{f"uniform-2, context {size}": f"{KD} --context {size}" for size in (30, 90, 120)},
+        "uniform-2, L2": f"{KD} --distance l2",
+        "uniform-2, cosine": f"{KD} --distance cosine",
+        "uniform-2, target norm": f"{KD} --target-norm",
+        **{
+            f"{row}, {amount} the audio": f"{options} --hours {hours}"
+            for amount, hours in (("half", 0.9), ("twice", 3.6))
+            for row, options in (("rnnt", "--method rnnt"), ("uniform-2", KD))
+        },
     },
 }
 PAIRS = {  # what is compared with what, beside every row with the first
@@ -87,6 +101,7 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("uniform-2", "uniform-2, shuffled teacher"),  # what is left is language
         ("uniform-2", "uniform-2, untrained teacher"),
         ("uniform-2, half the audio", "rnnt, half the audio"),
+        ("uniform-2, twice the audio", "rnnt, twice the audio"),
     ],
 }
 SPEED = {"train_seconds": "training, s", "audio_seconds_per_second": "audio-s/s", "teacher_seconds": "teacher, s",

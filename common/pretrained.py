@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from common.flags import UserError
-from common.text import WordPiece
+from common.text import Characters, WordPiece
 
 # Weights as safetensors only: nothing that a download could execute.
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -144,3 +144,46 @@ class LanguageModel:
         states = self.model.base_model(ids, use_cache=False).last_hidden_state  # (N, L, D)
         logits = self.model.get_output_embeddings()(states[torch.arange(len(rows)), last])
         return logits.log_softmax(-1)[:, self.outputs]
+
+
+class WordModel:
+    """A causal language model for `rnnt.beam_search` over characters: how likely the words that a prefix completes.
+
+        lm([labels of "the sai", labels of "the sail "], False)  ->  [log p(the), log p(the sail)]
+
+    It may have any pieces, since only whole words are given to it. If ended, all of a text counts, and its end.
+    """
+
+    def __init__(self, name: str, flag: str, root: str, tokenizer: Characters, device: torch.device | str):
+        """name: see `find`. Raises UserError where its sentences have no beginning or end."""
+        from transformers import AutoModelForCausalLM
+
+        self.pieces = load_pieces(name, flag, root)
+        self.model = load_model(AutoModelForCausalLM, name, flag, root).to(device)
+        self.bos, self.eos = self.model.config.bos_token_id, self.model.config.eos_token_id
+        if not {self.bos, self.eos} <= set(range(self.model.config.vocab_size)):
+            raise UserError(
+                f"{flag} {name} names no bos_token_id or eos_token_id in its config.json: give another one."
+            )
+        self.longest = getattr(self.model.config, "max_position_embeddings", 1024)  # ids that it can read at once
+        self.tokenizer, self.device = tokenizer, device
+        self.known: dict[tuple[str, bool], float] = {}  # what it was asked before
+
+    @torch.inference_mode()
+    def __call__(self, prefixes: list[tuple[int, ...]], ended: bool) -> list[float]:
+        """A text too long for the model is scored as far as it can read."""
+        texts = ["".join(self.tokenizer.characters[label - 1] for label in prefix) for prefix in prefixes]
+        texts = [" ".join((text if ended else text[: text.rfind(" ") + 1]).split()) for text in texts]
+        if len(self.known) > 100_000:
+            self.known.clear()
+        new = list({text for text in texts if (text, ended) not in self.known})
+        if new:
+            ids = self.pieces(new, add_special_tokens=False, verbose=False)["input_ids"]
+            ids = [[self.bos, *i, *[self.eos] * ended][: self.longest] for i in ids]
+            rows = nn.utils.rnn.pad_sequence([torch.tensor(i, device=self.device) for i in ids], batch_first=True)
+            # Causal: no position sees what is padded on its right, so nothing has to be masked.
+            log_probs = self.model(rows, use_cache=False).logits[:, :-1].float().log_softmax(-1)  # (N, L-1, V)
+            log_p = log_probs.gather(-1, rows[:, 1:, None])[..., 0].cumsum(-1)
+            for text, i, sums in zip(new, ids, log_p.double().tolist(), strict=True):
+                self.known[text, ended] = sums[len(i) - 2] if len(i) > 1 else 0.0
+        return [self.known[text, ended] for text in texts]

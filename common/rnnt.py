@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -292,27 +293,48 @@ def greedy(
 
 
 class Hypothesis(NamedTuple):
+    """What a beam search found: labels, its score, and log p(labels | x) over the alignments that were kept."""
+
     labels: list[int]
-    log_p: float  # log p(labels | x), over the alignments that were kept
+    score: float
+    log_p: float
 
 
 @torch.inference_mode()
 def beam_search(
     predictor: Predictor, joint: Joint, encoded: Tensor, beam: int | None = 16, candidates: int | None = 20,
-    longest: int | None = None,
+    longest: int | None = None, lm: Callable[[list[tuple[int, ...]], bool], list[float]] | None = None,
+    lm_weight: float = 0.0,
 ) -> list[Hypothesis]:  # fmt: skip
-    """The most probable label sequences of one utterance, encoded (T, D), at most `beam`, best first.
+    """The best label sequences y of one utterance, encoded (T, D), at most `beam`, best first.
+
+        score(y) = log p(y | x) + lm_weight log p_lm(y)
 
     Hypotheses are compared after equally many steps, blanks and labels counted alike (alignment-length synchronous
     decoding, Saon et al. 2020): after i steps, one of u labels stands at frame i - u. Ways to the same labels add up.
     Per step, only the `candidates` most probable labels are looked at and the best `beam` hypotheses kept; None: all,
     which is exact among sequences of at most `longest` labels (T unless given).
+
+    lm(prefixes, ended) -> log p of each, as far as it can be told of one that is not ended, so it may only fall as the
+    prefix grows. Asked for what was kept; until then a hypothesis has its parent's. Not asked if lm_weight is 0.
     """
     T, size = len(encoded), joint.output.out_features - 1
     longest, width = T if longest is None else longest, size if candidates is None else min(candidates, size)
     output, state = predictor(torch.full((1, 1), BLANK, device=encoded.device))
     known = {(): (joint.predict(output)[0, 0], state)}  # labels -> W_p g (D,), state of the prediction network
-    kept, finished = {(): 0.0}, {}
+    kept, finished = {(): 0.0}, {}  # labels -> log p
+    fused: dict[tuple[int, ...], float] = {(): 0.0}  # labels -> lm_weight log p_lm
+
+    def score(y: tuple[int, ...], log_p: float) -> float:
+        return log_p + (fused[y] if y in fused else fused[y[:-1]])
+
+    def best(of: dict[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
+        return dict(sorted(of.items(), key=lambda item: score(*item), reverse=True)[:beam])
+
+    def ask(of: list[tuple[int, ...]], ended: bool) -> None:
+        values = lm(of, ended) if lm and lm_weight and of else [0.0] * len(of)
+        fused.update((y, lm_weight * value) for y, value in zip(of, values, strict=True))
+
     for i in range(T + longest):
         new = [y for y in kept if y not in known]
         if new:  # all have a parent that was kept one step ago
@@ -320,6 +342,7 @@ def beam_search(
             output, (h, c) = predictor(torch.tensor([[y[-1]] for y in new], device=encoded.device), tuple(states))
             parts = joint.predict(output)[:, 0], zip(h.split(1, 1), c.split(1, 1), strict=True)
             known |= zip(new, zip(*parts, strict=True), strict=True)
+            ask(new, False)
         known = {y: known[y] for y in kept}
         frames = torch.tensor([i - len(y) for y in kept], device=encoded.device)
         logits = joint(encoded[frames], torch.stack([known[y][0] for y in kept]))
@@ -332,15 +355,15 @@ def beam_search(
                 ways += [((*y, v + 1), p) for v, p in zip(labels[n].tolist(), values[n].tolist(), strict=True)]
             for longer, p in ways:
                 grown[longer] = log_add(grown.get(longer, -math.inf), log_p + p)
-        finished |= {y: log_p for y, log_p in grown.items() if i + 1 - len(y) == T}
-        alive = sorted((item for item in grown.items() if i + 1 - len(item[0]) < T), key=lambda x: -x[1])
-        kept = dict(alive[:beam])
-        best = sorted(finished.items(), key=lambda item: -item[1])[:beam]
+        finished = best(finished | {y: log_p for y, log_p in grown.items() if i + 1 - len(y) == T})
+        kept = best({y: log_p for y, log_p in grown.items() if i + 1 - len(y) < T})
         # No sequence can still get more than what all unfinished ones have together.
-        hope = functools.reduce(log_add, kept.values(), -math.inf)
-        if not kept or (len(best) == beam and hope < best[-1][1]):
+        hope = functools.reduce(log_add, (score(*item) for item in kept.items()), -math.inf)
+        if not kept or (len(finished) == beam and hope < min(score(*item) for item in finished.items())):
             break
-    return [Hypothesis(list(y), log_p) for y, log_p in best]
+    ask(list(finished), True)
+    found = [Hypothesis(list(y), score(y, log_p), log_p) for y, log_p in finished.items()]
+    return sorted(found, key=lambda hypothesis: hypothesis.score, reverse=True)
 
 
 def emission_frames(gamma: Tensor) -> Tensor:

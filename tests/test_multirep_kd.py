@@ -442,7 +442,7 @@ def babbling(finished, tmp_path_factory) -> Path:
     """The finished run with a loud random joint network: so little training leaves it silent, and words are wanted."""
     folder = tmp_path_factory.mktemp("babbling-rnnt") / "run"
     shutil.copytree(finished / "run", folder)
-    weights, draw = run.load_weights(folder / "model.safetensors"), torch.Generator().manual_seed(0)
+    weights, draw = run.load_weights(folder / "model.safetensors"), torch.Generator().manual_seed(1)
     weights["joint.output.weight"].normal_(generator=draw)
     weights["joint.encode.weight"] *= 30  # what it says depends on the frame
     weights["joint.output.bias"].zero_()
@@ -476,9 +476,19 @@ def test_a_checkpoint_scores_by_beam(finished, babbling, capsys):
     assert (babbling / "score-data-beam" / "hyp_test.txt").read_text().count("REF: ") == 6
 
 
+def test_beam_search_with_a_language_model(finished, babbling, root, tmp_path, capsys):
+    """Its weight is tuned on dev."""
+    lm = str(build_model(root / "demo-smoke", "lm", small=True))
+    search = ["--checkpoint", str(babbling), "--data", str(finished / "data"), "--decode", "beam", "--beam", "2"]
+    result = script.main([*search, "--lm", lm, "--lm-weight", "0.1,2", "--out", str(tmp_path / "fused")])
+    assert capsys.readouterr().err.count("dev WER") == 2
+    assert result["lm"] == lm and result["lm_weight"] in (0.1, 2)
+
+
 @pytest.mark.parametrize("wrong, message", [
     ("--noise 2", "--noise, --ramp and --context-mask are shares"), ("--lam -1", "must not be negative"),
-    ("--n-layers 0", "--n-layers must be more than 0"), ("--heads 3", "--heads must divide --dim"),
+    ("--lm demo/lm", "--lm goes with --decode beam"), ("--n-layers 0", "--n-layers must be more than 0"),
+    ("--heads 3", "--heads must divide --dim"),
 ])  # fmt: skip
 def test_values_that_make_no_sense(wrong, message):
     with pytest.raises(UserError, match=message):

@@ -1,6 +1,7 @@
 """A language model for the beam search: every score against the plain model, one prefix at a time."""
 
 import json
+import math
 import random
 import string
 
@@ -10,8 +11,8 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 
 from common import ctc
 from common.flags import UserError
-from common.pretrained import LanguageModel
-from common.text import WordPiece
+from common.pretrained import LanguageModel, WordModel
+from common.text import Characters, WordPiece
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "'", "the", "knight", "don", "##ing"]
 VOCABULARY += [*string.ascii_lowercase, *("##" + c for c in string.ascii_lowercase)]
@@ -136,3 +137,29 @@ def test_other_models_are_one_sentence(tmp_path):
     (empty := tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="--lm .*holds no"):
         load(empty, tokenizer)
+
+
+def test_words_so_far(folder):
+    """Whole words only, as the plain model scores their pieces one by one; spaces do not matter, nor does the batch."""
+    characters = Characters.build([*string.ascii_lowercase, "'"])
+    words = WordModel(str(folder), "--lm", "unused", characters, "cpu")
+    encode = lambda text: tuple(characters.encode(text))  # noqa: E731
+    model = gpt2()
+
+    def by_hand(pieces):
+        logits = model(torch.tensor([pieces])).logits[0].log_softmax(-1)
+        return sum(logits[i, piece].item() for i, piece in enumerate(pieces[1:]))
+
+    the, knight, ing = (VOCABULARY.index(piece) for piece in ("the", "knight", "##ing"))
+    whole = {"": [CLS], "th": [CLS], "the": [CLS], "the ": [CLS, the], " the  kni": [CLS, the],
+             "the knight": [CLS, the], "the knighting ": [CLS, the, knight, ing]}  # fmt: skip
+    found = words([encode(text) for text in whole], False)
+    assert found == pytest.approx([by_hand(pieces) for pieces in whole.values()], abs=1e-5)
+    ended = {"": [CLS, SEP], "the": [CLS, the, SEP], "the knight": [CLS, the, knight, SEP]}
+    found = words([encode(text) for text in ended], True)
+    assert found == pytest.approx([by_hand(pieces) for pieces in ended.values()], abs=1e-5)
+    assert words([encode("the ")], False)[0] == pytest.approx(by_hand([CLS, the]), abs=1e-5)  # asked before
+    assert math.isfinite(words([encode("the knight " * 30)], True)[0])  # longer than it reads
+    save(folder, gpt2(bos_token_id=None))
+    with pytest.raises(UserError, match="bos_token_id"):
+        WordModel(str(folder), "--lm", "unused", characters, "cpu")

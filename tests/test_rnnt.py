@@ -274,6 +274,20 @@ def test_an_unlimited_beam_finds_everything(multiply):
         some = rnnt.beam_search(predictor, joint, encoded, beam, 2, longest=3)
         assert 1 <= len(some) <= beam and all(x.log_p <= expected[tuple(x.labels)] + 1e-9 for x in some)
 
+    def lm(prefixes, ended):  # every label 2 costs 3, and the end 1; the last label is told with the next one
+        return [-3.0 * (y if ended else y[:-1]).count(2) - ended for y in prefixes]
+
+    fused = {y: log_p + 0.5 * lm([y], True)[0] for y, log_p in expected.items()}
+    assert sorted(fused, key=fused.get) != sorted(expected, key=expected.get)
+    found = rnnt.beam_search(predictor, joint, encoded, None, None, 3, lm, 0.5)
+    assert [tuple(x.labels) for x in found] == sorted(fused, key=fused.get, reverse=True)
+    assert all(x.score == pytest.approx(fused[tuple(x.labels)], abs=1e-9) for x in found)
+    assert rnnt.beam_search(predictor, joint, encoded, 4, 2, 3, lm) == rnnt.beam_search(
+        predictor, joint, encoded, 4, 2, 3
+    )
+    by_lm = rnnt.beam_search(predictor, joint, encoded, 4, None, 3, lm, 1000.0)
+    assert all(2 not in y.labels for y in by_lm[:1])
+
 
 def test_labels_are_emitted_in_order():
     predictor, joint, h, targets, T, U = networks()
