@@ -154,9 +154,9 @@ class Config(RunConfig):
 
 DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about three minutes on two cores
     workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0, speeds=(1.0,), frequency_masks=0, time_masks=0,
-    noise=0.0, method=("rnnt", "multirep_kd"), teachers=("demo",), head_dim=128, subsampling=4, channels=16, layers=4,
-    dim=112, heads=4, ff_dim=448, kernel=15, dropout=0.0, embedding_dim=16, predictor_dim=128, joint_dim=128,
-    joint="add", epochs=3, lr=4.5e-3, average=1,
+    noise=0.0, method=("rnnt", "multirep_kd"), lam=30.0, teachers=("demo",), head_dim=128, subsampling=8, channels=16,
+    layers=4, dim=112, heads=4, ff_dim=448, kernel=15, dropout=0.0, embedding_dim=16, predictor_dim=128, joint_dim=128,
+    joint="add", epochs=5, lr=4.5e-3, average=1,
 )  # fmt: skip
 SMOKE = DEMO | dict(teachers=("demo-smoke",), hours=0.1, layers=2, update_seconds=8.0, epochs=4)
 PRESETS = {"smoke": SMOKE, "demo": DEMO}

@@ -180,9 +180,13 @@ class WordModel:
         if new:
             ids = self.pieces(new, add_special_tokens=False, verbose=False)["input_ids"]
             ids = [[self.bos, *i, *[self.eos] * ended][: self.longest] for i in ids]
-            rows = nn.utils.rnn.pad_sequence([torch.tensor(i, device=self.device) for i in ids], batch_first=True)
-            # Causal: no position sees what is padded on its right, so nothing has to be masked.
-            log_probs = self.model(rows, use_cache=False).logits[:, :-1].float().log_softmax(-1)  # (N, L-1, V)
+            rows, real = (
+                nn.utils.rnn.pad_sequence([torch.tensor(row, device=self.device) for row in of], batch_first=True)
+                for of in (ids, [[1] * len(i) for i in ids])
+            )
+            log_probs = (
+                self.model(input_ids=rows, attention_mask=real, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+            )  # (N, L-1, V)
             log_p = log_probs.gather(-1, rows[:, 1:, None])[..., 0].cumsum(-1)
             for text, i, sums in zip(new, ids, log_p.double().tolist(), strict=True):
                 self.known[text, ended] = sums[len(i) - 2] if len(i) > 1 else 0.0

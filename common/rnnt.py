@@ -313,13 +313,13 @@ def beam_search(
     Hypotheses are compared after equally many steps, blanks and labels counted alike (alignment-length synchronous
     decoding, Saon et al. 2020): after i steps, one of u labels stands at frame i - u. Ways to the same labels add up.
     Per step, only the `candidates` most probable labels are looked at and the best `beam` hypotheses kept; None: all,
-    which is exact among sequences of at most `longest` labels (T unless given).
+    which is exact among sequences of at most `longest` labels (four per frame unless given).
 
     lm(prefixes, ended) -> log p of each, as far as it can be told of one that is not ended, so it may only fall as the
     prefix grows. Asked for what was kept; until then a hypothesis has its parent's. Not asked if lm_weight is 0.
     """
     T, size = len(encoded), joint.output.out_features - 1
-    longest, width = T if longest is None else longest, size if candidates is None else min(candidates, size)
+    longest, width = 4 * T if longest is None else longest, size if candidates is None else min(candidates, size)
     output, state = predictor(torch.full((1, 1), BLANK, device=encoded.device))
     known = {(): (joint.predict(output)[0, 0], state)}  # labels -> W_p g (D,), state of the prediction network
     kept, finished = {(): 0.0}, {}  # labels -> log p

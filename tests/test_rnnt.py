@@ -289,6 +289,14 @@ def test_an_unlimited_beam_finds_everything(multiply):
     assert all(2 not in y.labels for y in by_lm[:1])
 
 
+def test_a_beam_may_find_more_labels_than_frames():
+    predictor, joint, h, *_ = networks()
+    joint.output.bias.data[0] -= 4.0  # blanks are rare
+    encoded = joint.encode(h)[:1, :3]
+    assert len(rnnt.greedy(predictor, joint, encoded, torch.tensor([3]))[0]) > 3
+    assert len(rnnt.beam_search(predictor, joint, encoded[0], 4)[0].labels) > 3
+
+
 def test_labels_are_emitted_in_order():
     predictor, joint, h, targets, T, U = networks()
     _, gamma = rnnt.transducer_loss(joint, joint.encode(h), joint.predict(predictor.all_states(targets)), targets, T, U)
