@@ -653,7 +653,7 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> Trained:
         while not progress.done:
             train_epoch(config, models, tokenizer, soft, optimizer, plan(progress.epoch), steps, progress, place, bar)
             found = decode(config, models["recogniser"], tokenizer, corpus.dev, place)
-            dev, twins = score(corpus.dev, found, corpus.homophones)
+            dev, twins = run.score(corpus.dev, found, corpus.homophones)
             progress.epoch, progress.update = progress.epoch + 1, 0
             progress.done = progress.step >= config.max_steps if config.max_steps else progress.epoch >= config.epochs
             if place.first:
@@ -768,16 +768,6 @@ def decode(
     return {name: text for part in run.gather(found, place) for name, text in part.items()}
 
 
-def score(
-    utterances: list[Utterance], found: dict[str, str], twins: dict[str, str] | None = None
-) -> tuple[metrics.ErrorRate, metrics.HomophoneErrors]:
-    """Word and homophone errors over the utterances that could be read."""
-    pairs = [(u.text, found[u.id]) for u in utterances if u.id in found]
-    references, hypotheses = [r for r, _ in pairs], [h for _, h in pairs]
-    errors = metrics.word_errors(references, hypotheses)
-    return errors, metrics.homophone_errors(references, hypotheses, twins or {})
-
-
 def tune_beam(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Tokenizer, place: run.Place) -> Beam | None:
     """None for --decode greedy; else the --lm-weight and --bonus with the fewest errors on 100 dev utterances."""
     if config.decode == "greedy":
@@ -789,7 +779,7 @@ def tune_beam(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Toke
     if len(beams) == 1:
         return beams[0]
     some = random.Random(config.seed).sample(corpus.dev, min(100, len(corpus.dev)))
-    rates = [score(some, decode(config, model, tokenizer, some, place, beam))[0].rate for beam in beams]
+    rates = [run.score(some, decode(config, model, tokenizer, some, place, beam))[0].rate for beam in beams]
     for beam, rate in zip(beams, rates, strict=True):
         run.note(f"dev WER {rate:.1f} % with --lm-weight {beam.lm_weight:g} --bonus {beam.bonus:g}")
     return beams[rates.index(min(rates))]
@@ -802,21 +792,11 @@ def evaluate(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Token
     folder.mkdir(parents=True, exist_ok=True)
     for split, utterances in corpus.tests.items():
         found = decode(config, model, tokenizer, utterances, place, beam)
-        errors, twins = score(utterances, found, corpus.homophones)
+        errors, twins = run.score_split(folder, split, utterances, found, corpus.homophones, place)
         scores["wer"][split] = round(errors.rate, 2)
         scores["not_scored"] += len(utterances) - len(found)
-        line = f"{split:12} WER {errors.rate:5.2f} % of {errors.words} words"
-        line += f" ({errors.substitutions} wrong, {errors.deletions} missing, {errors.insertions} too many)"
         if corpus.homophones:
             scores["homophone_error"][split] = round(twins.rate, 2)
-            line += f"; homophones {twins.rate:.1f} % of {twins.count} wrong (chance {twins.chance:.0f} %)"
-        if place.first:
-            scored = [u for u in utterances if u.id in found]
-            pairs = [metrics.side_by_side(u.text, found[u.id]) for u in scored]
-            aligned = [f"{u.id}\n{pair}\n" for u, pair in zip(scored, pairs, strict=True)]
-            run.write_atomically(folder / f"hyp_{split}.txt", "\n".join(aligned))
-            wrong = [pair for u, pair in zip(scored, pairs, strict=True) if u.text != found[u.id]]
-            print(line, *wrong[:3], sep="\n", flush=True)
     scores |= {"decode": config.decode, "rtf": real_time_factor(config, corpus, model, tokenizer, place, beam)}
     if beam:
         greedy = real_time_factor(config, corpus, model, tokenizer, place)
