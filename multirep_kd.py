@@ -135,7 +135,7 @@ class Config(RunConfig):
     embedding_dim: int = 10  # of the prediction network [choice]
     predictor_dim: int = 768  # of its LSTM [choice]
     joint_dim: int = 256  # of the joint network [choice]
-    joint: Literal["multiply", "add"] = "multiply"  # how it combines acoustics and text [peer]
+    joint: Literal["multiply", "add"] = "multiply"  # acoustics and text [peer]; a product learns late, see RESULTS.md
     # -- optimisation --
     epochs: int = 30  # passes over the training data [peer]
     lr: float = 5e-4  # peak learning rate, of AdamW [peer]
@@ -149,7 +149,7 @@ class Config(RunConfig):
     decode: Literal["greedy", "beam"] = "greedy"  # beam: alignment-length synchronous beam search
     beam: int = 16  # hypotheses kept [peer]
     lm: str | None = None  # causal language model for the beam, of any pieces: hub name, folder, demo/lm
-    lm_weight: tuple[float, ...] = (0.2, 0.4, 0.6)  # each is tried on 100 dev utterances [choice]
+    lm_weight: tuple[float, ...] = (0.3, 0.6, 1.0)  # each is tried on 100 dev utterances [choice]
 
 
 DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about three minutes on two cores

@@ -57,6 +57,8 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
         "uniform-2, two teachers": f"{KD} --teachers demo,demo/bert-b",
         "uniform-2, shuffled teacher": f"{KD} --control shuffle",
         "uniform-2, untrained teacher": f"{KD} --control random",
+        "rnnt + beam + LM": f"of rnnt: {BEAM}",
+        "uniform-2 + beam + LM": f"of uniform-2: {BEAM}",
         **{
             f"{layers}-{k}": f"{KD} --teacher-layers {layers} --n-layers {k}"
             for layers in ("last", "first", "uniform", "random")
@@ -100,6 +102,7 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("uniform-2, two teachers", "uniform-2"),
         ("uniform-2", "uniform-2, shuffled teacher"),  # what is left is language
         ("uniform-2", "uniform-2, untrained teacher"),
+        ("uniform-2", "rnnt + beam + LM"),  # the other way to bring in what was learnt from text
         ("uniform-2, half the audio", "rnnt, half the audio"),
         ("uniform-2, twice the audio", "rnnt, twice the audio"),
     ],
