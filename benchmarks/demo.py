@@ -1,6 +1,6 @@
-"""Minutes a newcomer waits: python benchmarks/demo.py [--preset smoke] [--method ctc]
+"""Minutes a newcomer waits: python benchmarks/demo.py [--script multirep_kd] [--preset smoke] [--method ctc]
 
-Runs the README's command in an empty folder, so that the world and its teacher are built too; prints the whole time,
+Runs a script in an empty folder, so that the world and its teacher are built too; prints the whole time,
 and of each method that of its training.
 """
 
@@ -14,10 +14,11 @@ from time import perf_counter
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--script", default="interaed_kd")
     parser.add_argument("--preset", default="demo", choices=["smoke", "demo"])
     parser.add_argument("--method", help="one or more rows; absent: the preset's")
     arguments = parser.parse_args()
-    script = Path(__file__).parents[1] / "interaed_kd.py"
+    script = Path(__file__).parents[1] / f"{arguments.script}.py"
     command = [sys.executable, str(script), "--preset", arguments.preset]
     command += ["--method", arguments.method] if arguments.method else []
     with tempfile.TemporaryDirectory() as folder:
@@ -27,7 +28,7 @@ if __name__ == "__main__":
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             result = json.loads(line.removeprefix("RESULT "))
-            keys = (
+            keys = [
                 "method",
                 "train_seconds",
                 "audio_seconds_per_second",
@@ -35,6 +36,6 @@ if __name__ == "__main__":
                 "wer",
                 "homophone_error",
                 "rtf",
-            )
+            ]
             print({key: result[key] for key in keys if key in result})
     print(f"{seconds:.0f} s in all")
