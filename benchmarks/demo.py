@@ -28,14 +28,6 @@ if __name__ == "__main__":
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             result = json.loads(line.removeprefix("RESULT "))
-            keys = [
-                "method",
-                "train_seconds",
-                "audio_seconds_per_second",
-                "teacher_seconds",
-                "wer",
-                "homophone_error",
-                "rtf",
-            ]
+            keys = "method train_seconds audio_seconds_per_second teacher_seconds wer homophone_error rtf".split()
             print({key: result[key] for key in keys if key in result})
     print(f"{seconds:.0f} s in all")
