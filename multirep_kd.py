@@ -756,7 +756,8 @@ def draw(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Tokenizer
         for name, value in entry.get("kd", {}).items():
             curves.setdefault(name, []).append((entry["step"], value))
     if curves:
-        figures.curves(folder / "distances.png", curves, "update", f"{config.distance} distance, summed over an utterance", folder.name)
+        what = f"{config.distance} distance, summed over an utterance"
+        figures.curves(folder / "distances.png", curves, "update", what, folder.name)
     utterances = [u for utterances in [*corpus.tests.values(), corpus.dev] for u in utterances]
     short = [u for u in utterances if 0 < len(u.text) <= 60 and set(u.text) <= set(tokenizer.ids)]
     still = replace(config, speeds=(1.0,))
