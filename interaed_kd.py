@@ -778,9 +778,11 @@ def tune_beam(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Toke
     beams = [Beam(config.beam, lm, weight, bonus) for weight in weights for bonus in config.bonus]
     if len(beams) == 1:
         return beams[0]
+    if not corpus.dev:
+        raise UserError("there is no dev set to tune the beam search on: give one --lm-weight and one --bonus.")
     some = random.Random(config.seed).sample(corpus.dev, min(100, len(corpus.dev)))
     rates = [run.score(some, decode(config, model, tokenizer, some, place, beam))[0].rate for beam in beams]
-    for beam, rate in zip(beams, rates, strict=True):
+    for beam, rate in zip(beams, rates, strict=True) if place.first else ():
         run.note(f"dev WER {rate:.1f} % with --lm-weight {beam.lm_weight:g} --bonus {beam.bonus:g}")
     return beams[rates.index(min(rates))]
 
@@ -943,6 +945,7 @@ def check(config: Config) -> None:
         and config.decode == "beam"
         and (len(config.lm_weight) if config.lm else 1) * len(config.bonus) > 1,
         "--warmup is a share of the run, below 1, for --schedule one-cycle": one_cycle and config.warmup >= 1,
+        "--warmup is a number of updates, at least 1, for --schedule inverse-sqrt": not one_cycle and config.warmup < 1,
         "--times goes with --transcribe": config.times and not config.transcribe,
     }
     for sentence, is_wrong in (wrong | shares).items():
@@ -973,7 +976,7 @@ def main(argv: list[str] | None = None) -> dict:
     with run.first_rank_first(place):
         corpus = load_corpus(
             config.data, config.root, config.hours, config.download, config.seed, small=config.preset == "smoke",
-            tests_only=config.checkpoint is not None and config.decode == "greedy",
+            scoring=config.checkpoint is not None,
         )  # fmt: skip
     trained = load(config, place) if config.checkpoint else train(config, corpus, place)
     result = {

@@ -61,6 +61,7 @@ Choices (ours, marked again where they stand)
     C5  context is halved between past and future, and what one side does not use goes to the other
     C6  rotary positions, LayerNorm in the convolution module, no dropout on attention weights (common/conformer.py)
     C7  the first epoch goes from short to long utterances; checkpoints are chosen by dev WER
+    C8  a language model in the beam scores whole words, late by one word; its weight is tuned on dev
 
 Metrics
 -------
@@ -135,7 +136,7 @@ class Config(RunConfig):
     embedding_dim: int = 10  # of the prediction network [choice]
     predictor_dim: int = 768  # of its LSTM [choice]
     joint_dim: int = 256  # of the joint network [choice]
-    joint: Literal["multiply", "add"] = "multiply"  # acoustics and text [peer]; a product learns late, see RESULTS.md
+    joint: Literal["multiply", "add"] = "multiply"  # h and g [peer]; a product did not learn in the demo
     # -- optimisation --
     epochs: int = 30  # passes over the training data [peer]
     lr: float = 5e-4  # peak learning rate, of AdamW [peer]
@@ -148,11 +149,11 @@ class Config(RunConfig):
     # -- decoding of the test sets --
     decode: Literal["greedy", "beam"] = "greedy"  # beam: alignment-length synchronous beam search
     beam: int = 16  # hypotheses kept [peer]
-    lm: str | None = None  # causal language model for the beam, of any pieces: hub name, folder, demo/lm
+    lm: str | None = None  # causal language model for the beam, of any pieces: hub name, folder, demo/lm (C8)
     lm_weight: tuple[float, ...] = (0.3, 0.6, 1.0)  # each is tried on 100 dev utterances [choice]
 
 
-DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about three minutes on two cores
+DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about four minutes per row on one core
     workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0, speeds=(1.0,), frequency_masks=0, time_masks=0,
     noise=0.0, method=("rnnt", "multirep_kd"), lam=30.0, teachers=("demo",), head_dim=128, subsampling=8, channels=16,
     layers=4, dim=112, heads=4, ff_dim=448, kernel=15, dropout=0.0, embedding_dim=16, predictor_dim=128, joint_dim=128,
@@ -255,8 +256,8 @@ def build_models(config: Config, vocabulary: int, teachers: list[tuple[int, int]
     if teachers:
         heads = nn.ModuleDict()
         for i, (depth, width) in enumerate(teachers):
-            fixed = choose_layers(config.teacher_layers, config.n_layers, depth, random.Random(0))
-            for layer in range(1, depth + 1) if config.teacher_layers == "random" else fixed:
+            layers = choose_layers(config.teacher_layers, config.n_layers, depth, random.Random(0))
+            for layer in range(1, depth + 1) if config.teacher_layers == "random" else layers:
                 heads[f"{i}-{layer}"] = RegressionHead(config.dim + config.predictor_dim, config.head_dim, width)
         models["heads"] = heads
     return models
@@ -305,7 +306,7 @@ def compute_losses(
 
     layers: of each teacher; lam: as large as it is by now. Networks may run in bf16; losses and distances are fp32.
     """
-    recogniser, found = models["recogniser"], []
+    recogniser, distances = models["recogniser"], []
     with torch.autocast(batch.waves.device.type, autocast, enabled=autocast is not None):
         h, lengths = recogniser(batch.waves, batch.samples)
         g = recogniser.predictor.all_states(batch.targets)
@@ -321,10 +322,10 @@ def compute_losses(
                 targets = represent(teacher, batch, its_layers, config)
                 students = [models["heads"][f"{i}-{layer}"](pooled).float() for layer in its_layers]
                 real = length_mask(torch.tensor([len(s) for s in spans], device=h.device), pooled.shape[1])
-                found += distillation_loss(students, targets, real, config.distance)
+                distances += distillation_loss(students, targets, real, config.distance)
     rnnt_loss = losses.sum()
-    loss = rnnt_loss + lam * sum(found) / len(found) if found else rnnt_loss
-    return loss, [x.item() for x in (rnnt_loss, *found)]
+    loss = rnnt_loss + lam * sum(distances) / len(distances) if distances else rnnt_loss
+    return loss, [x.item() for x in (rnnt_loss, *distances)]
 
 
 # ======================================================================================================== teacher
@@ -365,15 +366,12 @@ def load_teachers(config: Config, utterances: list[Utterance], place: run.Place)
         around |= {name: (names, i) for i, name in enumerate(names)}
     order = [u.id for u in utterances if u.text]
     random.Random(config.seed).shuffle(order)
-    others = order[1:] + order[:1] if config.control == "shuffle" else order
+    partners = dict(zip(order, order[1:] + order[:1] if config.control == "shuffle" else order, strict=True))
     teachers = []
     for name in config.teachers:
         with run.first_rank_first(place):
             tokenizer = load_pieces(name, "--teachers", config.root)
             model = load_model(AutoModelForMaskedLM, name, "--teachers", config.root)
-        depth = model.config.num_hidden_layers
-        if config.n_layers > depth:
-            raise UserError(f"--n-layers {config.n_layers} is more than the {depth} layers of {name}: lower it.")
         if config.control == "random":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
@@ -384,8 +382,8 @@ def load_teachers(config: Config, utterances: list[Utterance], place: run.Place)
             ids, spans = np.array(said["input_ids"], np.int32), np.array(said["offset_mapping"], np.int32)
             texts[u.id] = Text(ids[:longest], spans.reshape(-1, 2)[:longest])
         special = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id
-        partners = dict(zip(order, others, strict=True))
-        short = Path(name).name if name not in config.teachers[: len(teachers)] else f"{name} again"
+        short = Path(name).name
+        short = f"{short} {len(teachers) + 1}" if short in [teacher.name for teacher in teachers] else short
         teachers.append(Teacher(short, model.to(place.device), longest, special, texts, around, partners))
     return teachers
 
@@ -394,12 +392,16 @@ def choose_layers(strategy: str, k: int, depth: int, draw: random.Random) -> lis
     """k of a teacher's layers 1 … L, ascending (C2). Layer 0, the embedding, is never used.
 
     last: L-k+1 … L; first: 1 … k; uniform: floor(i L / k + 1/2) for i = 1 … k; random: k drawn from `draw`.
+    Raises UserError for k > L.
     """
+    if k > depth:
+        raise UserError(f"--n-layers {k} is more than the {depth} layers of the teacher: lower it.")
+    if strategy == "random":
+        return sorted(draw.sample(range(1, depth + 1), k))
     return {
         "last": list(range(depth - k + 1, depth + 1)),
         "first": list(range(1, k + 1)),
         "uniform": [math.floor(i * depth / k + 0.5) for i in range(1, k + 1)],
-        "random": sorted(draw.sample(range(1, depth + 1), k)),
     }[strategy]
 
 
@@ -564,7 +566,7 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> Trained:
             progress.epoch, progress.update = progress.epoch + 1, 0
             progress.done = progress.step >= config.max_steps if config.max_steps else progress.epoch >= config.epochs
             if place.first:
-                run.keep_epoch(folder, models["recogniser"], dev.rate, config.average, progress)
+                run.keep_epoch(folder, models["recogniser"], dev.rate, config.average, progress)  # (C7)
                 entry = {"dev": dev.rate} | ({"dev_homophone_error": twins.rate} if corpus.homophones else {})
                 run.write_log(folder, progress, step=progress.step, epoch=progress.epoch, **entry)
                 run.save_checkpoint(folder, models, optimizer, progress)
@@ -601,7 +603,7 @@ def train_epoch(
         # Dropout and SpecAugment draw from here: they depend on where in the run we are, not on how we got here.
         run.reseed(config.seed, batch.plan.epoch, batch.plan.update, batch.plan.part, place.rank)
         if batch.utterances:
-            lam = config.lam * min(1.0, (progress.step + 1) / max(1.0, config.ramp * steps))
+            lam = config.lam * min(1.0, (progress.step + 1) / max(1.0, config.ramp * steps))  # (C4)
             loss, parts = compute_losses(models, batch.to(place.device), config, teachers, layers, lam, place.autocast)
             loss.backward()
             sums.loss += loss.item()
@@ -651,7 +653,7 @@ class Beam(NamedTuple):
 def recognise(
     model: Recogniser, waves: Tensor, samples: Tensor, place: run.Place, beam: Beam | None = None
 ) -> list[list[ctc.Token]]:
-    """waves (B, N), samples (B,) -> tokens per utterance, greedy or by the beam, each at the frame that emits it."""
+    """waves (B, N), samples (B,) -> tokens per utterance, greedy: at the frame that emits it; by the beam: expected."""
     model.eval()
     with torch.autocast(place.device.type, place.autocast, enabled=place.autocast is not None):
         h, lengths = model(waves.to(place.device), samples.to(place.device))
@@ -659,16 +661,9 @@ def recognise(
     encoded = joint.encode(h.float())
     if beam is None:
         return rnnt.greedy(predictor, joint, encoded, lengths)
-    found = []
-    for e, length in zip(encoded, lengths.tolist(), strict=True):
-        labels = rnnt.beam_search(predictor, joint, e[:length], **beam._asdict())[0].labels if length else []
-        target, sizes = torch.tensor([labels], dtype=torch.long, device=e.device), (length, len(labels))
-        predicted = joint.predict(predictor.all_states(target))
-        ends = [torch.tensor([size], device=e.device) for size in sizes]
-        _, gamma = rnnt.transducer_loss(joint, e[None, :length], predicted, target, *ends)
-        frames = rnnt.emission_frames(gamma)[0].round().long().tolist() if labels else []
-        found.append([ctc.Token(label, t, t + 1) for label, t in zip(labels, frames, strict=True)])
-    return found
+    utterances = [e[:length] for e, length in zip(encoded, lengths.tolist(), strict=True)]
+    best = [rnnt.beam_search(predictor, joint, e, **beam._asdict())[0].labels if len(e) else [] for e in utterances]
+    return [rnnt.align(predictor, joint, e, labels) for e, labels in zip(utterances, best, strict=True)]
 
 
 def decode(
@@ -697,9 +692,11 @@ def tune_beam(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Toke
     beams = [Beam(config.beam, lm, weight) for weight in (config.lm_weight if lm else (0.0,))]
     if len(beams) == 1:
         return beams[0]
+    if not corpus.dev:
+        raise UserError("there is no dev set to tune the beam search on: give one --lm-weight.")
     some = random.Random(config.seed).sample(corpus.dev, min(100, len(corpus.dev)))
     rates = [run.score(some, decode(config, model, tokenizer, some, place, beam))[0].rate for beam in beams]
-    for beam, rate in zip(beams, rates, strict=True):
+    for beam, rate in zip(beams, rates, strict=True) if place.first else ():
         run.note(f"dev WER {rate:.1f} % with --lm-weight {beam.lm_weight:g}")
     return beams[rates.index(min(rates))]
 
@@ -760,19 +757,18 @@ def draw(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Tokenizer
         figures.curves(folder / "distances.png", curves, "update", what, folder.name)
     utterances = [u for utterances in [*corpus.tests.values(), corpus.dev] for u in utterances]
     short = [u for u in utterances if 0 < len(u.text) <= 60 and set(u.text) <= set(tokenizer.ids)]
-    still = replace(config, speeds=(1.0,))
-    for batch in [b for u in short[:1] if (b := Batches([MicroBatch([u])], still, tokenizer)[0]).utterances]:
-        model.eval()
-        with torch.inference_mode():
-            batch = batch.to(place.device)
-            h, lengths = model(batch.waves, batch.samples)
-            encoded, predicted = model.joint.encode(h), model.joint.predict(model.predictor.all_states(batch.targets))
-            _, gamma = rnnt.transducer_loss(
-                model.joint, encoded, predicted, batch.targets, lengths, batch.target_lengths
-            )
-        text, seconds = batch.utterances[0].text, config.subsampling * FRAME_SECONDS
-        names = ["(space)" if c == " " else c for c in text]
-        figures.posteriors(folder / "lattice.png", gamma[0].cpu().numpy(), names, seconds, text)
+    batch = Batches([MicroBatch(short[:1])], replace(config, speeds=(1.0,)), tokenizer)[0].to(place.device)
+    if not batch.utterances:
+        return
+    model.eval()
+    with torch.inference_mode():
+        h, lengths = model(batch.waves, batch.samples)
+        joint, g = model.joint, model.predictor.all_states(batch.targets)
+        sizes = lengths, batch.target_lengths
+        _, gamma = rnnt.transducer_loss(joint, joint.encode(h), joint.predict(g), batch.targets, *sizes)
+    text = batch.utterances[0].text
+    names = ["(space)" if c == " " else c for c in text]
+    figures.posteriors(folder / "lattice.png", gamma[0].cpu().numpy(), names, config.subsampling * FRAME_SECONDS, text)
 
 
 # ============================================================================================================ main
@@ -823,7 +819,8 @@ def summary(config: Config) -> dict[str, int]:
     for name, count in parts.items():
         print(f"{name:12}{count:>12,}")
     if "heads" in models:
-        print(f"and {run.parameters_by_part(models)['heads']:,} in the regression networks, for training only")
+        heads = run.parameters_by_part(models)["heads"]
+        print(f"and {heads:,} in the regression networks, if the teachers are bert-base, for training only")
     return parts
 
 
@@ -845,6 +842,7 @@ def check(config: Config) -> None:
         "--lm goes with --decode beam": config.lm is not None and config.decode != "beam",
         "--transcribe needs one --lm-weight": bool(config.transcribe and config.lm) and len(config.lm_weight) > 1,
         "--warmup is a share of the run, below 1, for --schedule one-cycle": one_cycle and config.warmup >= 1,
+        "--warmup is a number of updates, at least 1, for --schedule inverse-sqrt": not one_cycle and config.warmup < 1,
         "--times goes with --transcribe": config.times and not config.transcribe,
     }
     for sentence, is_wrong in wrong.items():
@@ -875,7 +873,7 @@ def main(argv: list[str] | None = None) -> dict:
     with run.first_rank_first(place):
         corpus = load_corpus(
             config.data, config.root, config.hours, config.download, config.seed, small=config.preset == "smoke",
-            tests_only=config.checkpoint is not None,
+            scoring=config.checkpoint is not None,
         )  # fmt: skip
     trained = load(config, place) if config.checkpoint else train(config, corpus, place)
     result = {"script": "multirep_kd", "method": config.method[0], "seed": config.seed}

@@ -27,6 +27,7 @@ from common.corpora import load_homophones  # noqa: E402
 
 BEAM = "--decode beam --lm demo/lm"
 KD = "--method multirep_kd"
+LAST = f"{KD} --teacher-layers last --n-layers 1"  # also uniform-1
 ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW anew
     "interaed_kd": {
         "ctc": "--method ctc",
@@ -52,7 +53,7 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
     "multirep_kd": {
         "rnnt": "--method rnnt",
         "uniform-2": KD,
-        "last-1": f"{KD} --teacher-layers last --n-layers 1",
+        "last-1": LAST,
         "uniform-2, context": f"{KD} --context 60",
         "uniform-2, two teachers": f"{KD} --teachers demo,demo/bert-b",
         "uniform-2, shuffled teacher": f"{KD} --control shuffle",
@@ -65,10 +66,10 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
             for k in (2, 4)
             if (layers, k) != ("uniform", 2)
         },
-        "last-1, two teachers": f"{KD} --n-layers 1 --teachers demo,demo/bert-b",
-        "last-1, teacher B": f"{KD} --n-layers 1 --teachers demo/bert-b",
+        "last-1, two teachers": f"{LAST} --teachers demo,demo/bert-b",
+        "last-1, teacher B": f"{LAST} --teachers demo/bert-b",
         "uniform-2, teacher B": f"{KD} --teachers demo/bert-b",
-        "last-1, context": f"{KD} --n-layers 1 --context 60",
+        "last-1, context": f"{LAST} --context 60",
         **{
             f"uniform-2, context, mask {mask}": f"{KD} --context 60 --context-mask {mask}" for mask in ("0", ".1", ".2")
         },
@@ -98,8 +99,11 @@ PAIRS = {  # what is compared with what, beside every row with the first
     ],
     "multirep_kd": [
         ("uniform-2", "last-1"),  # the paper's claims: several representations against one, context, two teachers
+        *(("uniform-2", f"{layers}-2") for layers in ("last", "first", "random")),
         ("uniform-2, context", "uniform-2"),
+        ("last-1, context", "last-1"),
         ("uniform-2, two teachers", "uniform-2"),
+        ("last-1, two teachers", "last-1"),
         ("uniform-2", "uniform-2, shuffled teacher"),  # what is left is language
         ("uniform-2", "uniform-2, untrained teacher"),
         ("uniform-2", "rnnt + beam + LM"),  # the other way to bring in what was learnt from text

@@ -70,33 +70,33 @@ def load_corpus(
     download: bool = False,
     seed: int = 0,
     small: bool = False,
-    tests_only: bool = False,
+    scoring: bool = False,
 ) -> Corpus:
     """data: demo | librispeech | a folder with train.jsonl, dev.jsonl and test*.jsonl. small: the demo's smoke world.
 
     hours: LibriSpeech's 100, 360, 460, 960 pick its subsets, in the demo world so much is spoken; anywhere else the
-    first `hours` after a shuffle of whole sessions that depends on `seed` alone. tests_only: train and dev stay empty
-    and need not exist. Raises UserError.
+    first `hours` after a shuffle of whole sessions that depends on `seed` alone. scoring: train stays empty, and
+    neither it nor dev need exist. Raises UserError.
     """
     if data == "demo":
         from common import demo
 
         folder = Path(root).expanduser() / ("demo-smoke" if small else "demo")
         subsets = demo.build(folder, **({} if hours is None else {"hours": hours}), small=small)
-        return _librispeech_corpus(folder / "LibriSpeech", subsets, tests_only)
+        return _librispeech_corpus(folder / "LibriSpeech", subsets, scoring)
     if data == "librispeech":
         folder = Path(root).expanduser()
         folder = folder if folder.name == "LibriSpeech" else folder / "LibriSpeech"
         subsets = LIBRISPEECH_TRAIN.get(hours)
         if download:
             smallest = next((size for size in (100, 460) if hours and hours <= size), 960)
-            training = [] if tests_only else subsets or LIBRISPEECH_TRAIN[smallest]
+            training = [] if scoring else subsets or LIBRISPEECH_TRAIN[smallest]
             download_librispeech(folder.parent, [*training, *LIBRISPEECH_SCORED])
         if not folder.is_dir():
             raise UserError(
                 f"there is no {folder}: --root names the folder that holds LibriSpeech/; or add --download."
             )
-        corpus = _librispeech_corpus(folder, subsets or _found(folder, "train-*"), tests_only)
+        corpus = _librispeech_corpus(folder, subsets or _found(folder, "train-*"), scoring)
         return corpus if subsets else replace(corpus, train=first_hours(corpus.train, hours, seed))
     folder = Path(data).expanduser()
     if not folder.is_dir():
@@ -105,10 +105,9 @@ def load_corpus(
             "and test*.jsonl."
         )
     tests = {path.stem: load_manifest(path) for path in sorted(folder.glob("test*.jsonl"))}
-    if tests_only:
-        return Corpus([], [], tests, load_homophones(folder))
-    train = first_hours(load_manifest(folder / "train.jsonl"), hours, seed)
-    return Corpus(train, load_manifest(folder / "dev.jsonl"), tests, load_homophones(folder))
+    train = [] if scoring else first_hours(load_manifest(folder / "train.jsonl"), hours, seed)
+    dev = [] if scoring and not (folder / "dev.jsonl").exists() else load_manifest(folder / "dev.jsonl")
+    return Corpus(train, dev, tests, load_homophones(folder))
 
 
 def first_hours(utterances: list[Utterance], hours: float | None, seed: int) -> list[Utterance]:
@@ -145,12 +144,11 @@ def _found(folder: Path, pattern: str) -> list[str]:
     return sorted(path.name for path in folder.glob(pattern) if path.is_dir())
 
 
-def _librispeech_corpus(folder: Path, train: list[str], tests_only: bool) -> Corpus:
+def _librispeech_corpus(folder: Path, train: list[str], scoring: bool) -> Corpus:
     dev, tests = _found(folder, "dev-*"), _found(folder, "test-*")
-    if tests_only:
-        train = dev = []
+    train = [] if scoring else train
     for wanted, names in (("a train-* subset", train), ("a dev-* subset", dev)):
-        if not names and not tests_only:
+        if not names and not scoring:
             raise UserError(f"{folder} lacks {wanted}: add --download, or unpack it there.")
     return Corpus(
         train=[u for name in train for u in load_librispeech(folder, name)],

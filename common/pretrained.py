@@ -160,8 +160,9 @@ class WordModel:
 
         self.pieces = load_pieces(name, flag, root)
         self.model = load_model(AutoModelForCausalLM, name, flag, root).to(device)
-        self.bos, self.eos = self.model.config.bos_token_id, self.model.config.eos_token_id
-        if not {self.bos, self.eos} <= set(range(self.model.config.vocab_size)):
+        self.bos, eos = self.model.config.bos_token_id, self.model.config.eos_token_id
+        self.eos = eos[0] if isinstance(eos, list) else eos
+        if not all(x in range(self.model.config.vocab_size) for x in (self.bos, self.eos)):
             raise UserError(
                 f"{flag} {name} names no bos_token_id or eos_token_id in its config.json: give another one."
             )
@@ -171,12 +172,12 @@ class WordModel:
 
     @torch.inference_mode()
     def __call__(self, prefixes: list[tuple[int, ...]], ended: bool) -> list[float]:
-        """A text too long for the model is scored as far as it can read."""
+        """Of a text too long for the model, only the beginning that it can read costs anything."""
         texts = ["".join(self.tokenizer.characters[label - 1] for label in prefix) for prefix in prefixes]
         texts = [" ".join((text if ended else text[: text.rfind(" ") + 1]).split()) for text in texts]
         if len(self.known) > 100_000:
             self.known.clear()
-        new = list({text for text in texts if (text, ended) not in self.known})
+        new = [text for text in dict.fromkeys(texts) if (text, ended) not in self.known]
         if new:
             ids = self.pieces(new, add_special_tokens=False, verbose=False)["input_ids"]
             ids = [[self.bos, *i, *[self.eos] * ended][: self.longest] for i in ids]

@@ -316,7 +316,8 @@ def beam_search(
     which is exact among sequences of at most `longest` labels (four per frame unless given).
 
     lm(prefixes, ended) -> log p of each, as far as it can be told of one that is not ended, so it may only fall as the
-    prefix grows. Asked for what was kept; until then a hypothesis has its parent's. Not asked if lm_weight is 0.
+    prefix grows. Asked for what was kept; until then a hypothesis has its parent's. So finished sequences too are
+    compared without their last word and end, which only the last `beam` of them get. Not asked if lm_weight is 0.
     """
     T, size = len(encoded), joint.output.out_features - 1
     longest, width = 4 * T if longest is None else longest, size if candidates is None else min(candidates, size)
@@ -357,13 +358,25 @@ def beam_search(
                 grown[longer] = log_add(grown.get(longer, -math.inf), log_p + p)
         finished = best(finished | {y: log_p for y, log_p in grown.items() if i + 1 - len(y) == T})
         kept = best({y: log_p for y, log_p in grown.items() if i + 1 - len(y) < T})
-        # No sequence can still get more than what all unfinished ones have together.
+        # Nothing could still enter `finished`: no sequence gets more than all unfinished ones have together.
         hope = functools.reduce(log_add, (score(*item) for item in kept.items()), -math.inf)
         if not kept or (len(finished) == beam and hope < min(score(*item) for item in finished.items())):
             break
     ask(list(finished), True)
     found = [Hypothesis(list(y), score(y, log_p), log_p) for y, log_p in finished.items()]
     return sorted(found, key=lambda hypothesis: hypothesis.score, reverse=True)
+
+
+def align(predictor: Predictor, joint: Joint, encoded: Tensor, labels: list[int]) -> list[Token]:
+    """When each of an utterance's labels is emitted: the expected frame, rounded. encoded (T, D)."""
+    if not labels:
+        return []
+    target = torch.tensor([labels], device=encoded.device)
+    predicted = joint.predict(predictor.all_states(target))
+    sizes = (torch.tensor([len(x)], device=encoded.device) for x in (encoded, labels))
+    _, gamma = transducer_loss(joint, encoded[None], predicted, target, *sizes)
+    frames = emission_frames(gamma)[0].round().long().tolist()
+    return [Token(label, t, t + 1) for label, t in zip(labels, frames, strict=True)]
 
 
 def emission_frames(gamma: Tensor) -> Tensor:

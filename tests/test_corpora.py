@@ -77,7 +77,7 @@ def test_missing_corpora_say_what_to_do(root, tmp_path):
 
 def test_scoring_needs_no_training_data(root, tmp_path):
     shutil.copytree(root / "demo-smoke" / "LibriSpeech" / "test-clean", tmp_path / "LibriSpeech" / "test-clean")
-    corpus = load_corpus("librispeech", str(tmp_path), hours=100, tests_only=True)
+    corpus = load_corpus("librispeech", str(tmp_path), hours=100, scoring=True)
     assert corpus.train == corpus.dev == [] and len(corpus.tests["test-clean"]) == 60
 
 

@@ -1,7 +1,6 @@
 """A language model for the beam search: every score against the plain model, one prefix at a time."""
 
 import json
-import math
 import random
 import string
 
@@ -159,7 +158,10 @@ def test_words_so_far(folder):
     found = words([encode(text) for text in ended], True)
     assert found == pytest.approx([by_hand(pieces) for pieces in ended.values()], abs=1e-5)
     assert words([encode("the ")], False)[0] == pytest.approx(by_hand([CLS, the]), abs=1e-5)  # asked before
-    assert math.isfinite(words([encode("the knight " * 30)], True)[0])  # longer than it reads
+    longer = [CLS, *[the, knight] * 30][:16]  # than it reads
+    assert words([encode("the knight " * 30)], True)[0] == pytest.approx(by_hand(longer), abs=1e-4)
+    save(folder, gpt2(eos_token_id=[SEP, CLS]))
+    assert WordModel(str(folder), "--lm", "unused", characters, "cpu")([encode("the")], True)[0] == found[1]
     save(folder, gpt2(bos_token_id=None))
     with pytest.raises(UserError, match="bos_token_id"):
         WordModel(str(folder), "--lm", "unused", characters, "cpu")

@@ -255,7 +255,7 @@ def test_greedy_for_a_batch_is_greedy_one_by_one(seed):
 
 
 @pytest.mark.parametrize("multiply", [False, True])
-def test_an_unlimited_beam_finds_everything(multiply):
+def test_an_unlimited_beam_finds_everything(multiply, monkeypatch):
     """All sequences of at most three labels with their exact probabilities, in order; a beam finds some of them."""
     predictor, joint, h, *_ = networks(multiply)
     encoded = joint.encode(h)[0, :3]
@@ -285,6 +285,11 @@ def test_an_unlimited_beam_finds_everything(multiply):
     assert rnnt.beam_search(predictor, joint, encoded, 4, 2, 3, lm) == rnnt.beam_search(
         predictor, joint, encoded, 4, 2, 3
     )
+    for search in ((4, 2, 3), (4, 2, 3, lm, 0.5), (2, None, 5, lm, 0.5)):
+        early = rnnt.beam_search(predictor, joint, encoded, *search)
+        with monkeypatch.context() as patch:
+            patch.setattr(rnnt.functools, "reduce", lambda *_: math.inf)  # it never stops early: nothing changes
+            assert rnnt.beam_search(predictor, joint, encoded, *search) == early
     by_lm = rnnt.beam_search(predictor, joint, encoded, 4, None, 3, lm, 1000.0)
     assert all(2 not in y.labels for y in by_lm[:1])
 
