@@ -653,12 +653,12 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> Trained:
         while not progress.done:
             train_epoch(config, models, tokenizer, soft, optimizer, plan(progress.epoch), steps, progress, place, bar)
             found = decode(config, models["recogniser"], tokenizer, corpus.dev, place)
-            dev, twins = run.score(corpus.dev, found, corpus.homophones)
+            dev, homophones = run.score(corpus.dev, found, corpus.homophones)
             progress.epoch, progress.update = progress.epoch + 1, 0
             progress.done = progress.step >= config.max_steps if config.max_steps else progress.epoch >= config.epochs
             if place.first:
                 run.keep_epoch(folder, models["recogniser"], dev.rate, config.average, progress)
-                entry = {"dev": dev.rate} | ({"dev_homophone_error": twins.rate} if corpus.homophones else {})
+                entry = {"dev": dev.rate} | ({"dev_homophone_error": homophones.rate} if corpus.homophones else {})
                 run.write_log(folder, progress, step=progress.step, epoch=progress.epoch, **entry)
                 run.save_checkpoint(folder, models, optimizer, progress)
                 run.drop_epochs(folder, progress)
@@ -794,11 +794,11 @@ def evaluate(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Token
     folder.mkdir(parents=True, exist_ok=True)
     for split, utterances in corpus.tests.items():
         found = decode(config, model, tokenizer, utterances, place, beam)
-        errors, twins = run.score_split(folder, split, utterances, found, corpus.homophones, place)
+        errors, homophones = run.score_split(folder, split, utterances, found, corpus.homophones, place)
         scores["wer"][split] = round(errors.rate, 2)
         scores["not_scored"] += len(utterances) - len(found)
         if corpus.homophones:
-            scores["homophone_error"][split] = round(twins.rate, 2)
+            scores["homophone_error"][split] = round(homophones.rate, 2)
     scores |= {"decode": config.decode, "rtf": real_time_factor(config, corpus, model, tokenizer, place, beam)}
     if beam:
         greedy = real_time_factor(config, corpus, model, tokenizer, place)

@@ -30,18 +30,7 @@ from common.flags import UserError
 
 CPU = run.Place(0, 1, torch.device("cpu"), None)
 SMALL = ["--dim", "32", "--heads", "2", "--ff-dim", "64", "--channels", "4", "--average", "2", "--head-dim", "16"]
-SMALL += [
-    "--predictor-dim",
-    "16",
-    "--joint-dim",
-    "16",
-    "--update-seconds",
-    "6",
-    "--epochs",
-    "5",
-    "--method",
-    "multirep_kd",
-]
+SMALL += ["--predictor-dim=16", "--joint-dim=16", "--update-seconds=6", "--epochs=5", "--method=multirep_kd"]
 
 
 def teacher_folder(root: Path) -> Path:
