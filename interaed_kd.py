@@ -649,11 +649,12 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> Trained:
         return plan_epoch(utterances, epoch, config.seed, *seconds, place.rank, place.ranks)
 
     steps = config.max_steps or config.epochs * (plan(1)[-1].update + 1)  # epochs differ by an update or so
+    references = {u.id: u.text for u in corpus.dev}
     with run.stop_on_signals(), run.progress_bar(progress, steps, place) as bar:
         while not progress.done:
             train_epoch(config, models, tokenizer, soft, optimizer, plan(progress.epoch), steps, progress, place, bar)
             found = decode(config, models["recogniser"], tokenizer, corpus.dev, place)
-            dev, homophones = run.score(corpus.dev, found, corpus.homophones)
+            dev, homophones = metrics.score(references, found, corpus.homophones)
             progress.epoch, progress.update = progress.epoch + 1, 0
             progress.done = progress.step >= config.max_steps if config.max_steps else progress.epoch >= config.epochs
             if place.first:
@@ -781,7 +782,9 @@ def tune_beam(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Toke
     if not corpus.dev:
         raise UserError("there is no dev set to tune the beam search on: give one --lm-weight and one --bonus.")
     some = random.Random(config.seed).sample(corpus.dev, min(100, len(corpus.dev)))
-    rates = [run.score(some, decode(config, model, tokenizer, some, place, beam))[0].rate for beam in beams]
+    references = {u.id: u.text for u in some}
+    found = [decode(config, model, tokenizer, some, place, beam) for beam in beams]
+    rates = [metrics.score(references, texts, {})[0].rate for texts in found]
     for beam, rate in zip(beams, rates, strict=True) if place.first else ():
         run.note(f"dev WER {rate:.1f} % with --lm-weight {beam.lm_weight:g} --bonus {beam.bonus:g}")
     return beams[rates.index(min(rates))]
@@ -794,7 +797,8 @@ def evaluate(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Token
     folder.mkdir(parents=True, exist_ok=True)
     for split, utterances in corpus.tests.items():
         found = decode(config, model, tokenizer, utterances, place, beam)
-        errors, homophones = run.score_split(folder, split, utterances, found, corpus.homophones, place)
+        references = {u.id: u.text for u in utterances}
+        errors, homophones = run.score_split(folder, split, references, found, corpus.homophones, place)
         scores["wer"][split] = round(errors.rate, 2)
         scores["not_scored"] += len(utterances) - len(found)
         if corpus.homophones:

@@ -90,6 +90,15 @@ def homophone_errors(references: Iterable[str], hypotheses: Iterable[str], twins
     return HomophoneErrors(wrong, count, 100 * rarer / count if count else 0.0)
 
 
+def score(
+    references: dict[str, str], found: dict[str, str], twins: dict[str, str]
+) -> tuple[ErrorRate, HomophoneErrors]:
+    """Word and homophone errors, utterance -> text, over the utterances that were found."""
+    pairs = [(text, found[name]) for name, text in references.items() if name in found]
+    texts, hypotheses = [text for text, _ in pairs], [hypothesis for _, hypothesis in pairs]
+    return word_errors(texts, hypotheses), homophone_errors(texts, hypotheses, twins)
+
+
 class Interval(NamedTuple):
     difference: float
     low: float

@@ -40,7 +40,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import metrics
-from common.corpora import Utterance
 from common.flags import RunConfig, UserError, config_as_dict
 
 # ----------------------------------------------------------------------------------------------- where a run runs
@@ -408,32 +407,20 @@ def note(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def score(
-    utterances: list[Utterance], found: dict[str, str], twins: dict[str, str] | None = None
-) -> tuple[metrics.ErrorRate, metrics.HomophoneErrors]:
-    """Word and homophone errors over the utterances that could be read."""
-    pairs = [(u.text, found[u.id]) for u in utterances if u.id in found]
-    references, hypotheses = [r for r, _ in pairs], [h for _, h in pairs]
-    errors = metrics.word_errors(references, hypotheses)
-    return errors, metrics.homophone_errors(references, hypotheses, twins or {})
-
-
 def score_split(
-    folder: Path, split: str, utterances: list[Utterance], found: dict[str, str], twins: dict[str, str] | None,
-    place: Place,
-) -> tuple[metrics.ErrorRate, metrics.HomophoneErrors]:  # fmt: skip
-    """As `score`; also writes hyp_<split>.txt, and prints a line and some errors of the test set."""
-    errors, homophones = score(utterances, found, twins)
+    folder: Path, split: str, references: dict[str, str], found: dict[str, str], twins: dict[str, str], place: Place
+) -> tuple[metrics.ErrorRate, metrics.HomophoneErrors]:
+    """As `metrics.score`; also writes hyp_<split>.txt, and prints a line and some errors of the test set."""
+    errors, homophones = metrics.score(references, found, twins)
     line = f"{split:12} WER {errors.rate:5.2f} % of {errors.words} words"
     line += f" ({errors.substitutions} wrong, {errors.deletions} missing, {errors.insertions} too many)"
     if twins:
         line += f"; homophones {homophones.rate:.1f} % of {homophones.count} wrong (chance {homophones.chance:.0f} %)"
     if place.first:
-        scored = [u for u in utterances if u.id in found]
-        pairs = [metrics.side_by_side(u.text, found[u.id]) for u in scored]
-        aligned = [f"{u.id}\n{pair}\n" for u, pair in zip(scored, pairs, strict=True)]
+        pairs = {name: metrics.side_by_side(text, found[name]) for name, text in references.items() if name in found}
+        aligned = [f"{name}\n{pair}\n" for name, pair in pairs.items()]
         write_atomically(folder / f"hyp_{split}.txt", "\n".join(aligned))
-        wrong = [pair for u, pair in zip(scored, pairs, strict=True) if u.text != found[u.id]]
+        wrong = [pair for name, pair in pairs.items() if references[name] != found[name]]
         print(line, *wrong[:3], sep="\n", flush=True)
     return errors, homophones
 

@@ -8,6 +8,7 @@ from common.metrics import (
     character_errors,
     homophone_errors,
     read_side_by_side,
+    score,
     side_by_side,
     word_errors,
 )
@@ -35,6 +36,12 @@ def test_homophone_errors():
     assert errors.chance == 50  # one "sail" and one "sale" were counted: either guess is right once
     assert homophone_errors(["sail", "sail", "sale"], ["sail"] * 3, twins) == (1, 3, 100 / 3)
     assert homophone_errors(["a"], ["a"], twins) == (0, 0, 0)
+
+
+def test_what_was_not_found_is_not_scored():
+    references = {"a": "the sail", "b": "a sale", "c": "unread"}
+    errors, homophones = score(references, {"b": "a sail", "a": "the sail"}, {"sail": "sale", "sale": "sail"})
+    assert (errors.words, errors.substitutions) == (4, 1) and (homophones.count, homophones.wrong) == (2, 1)
 
 
 def test_bootstrap_of_a_difference():
