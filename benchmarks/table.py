@@ -112,7 +112,7 @@ PAIRS = {  # what is compared with what, beside every row with the first
     ],
 }
 SPEED = {"train_seconds": "training, s", "audio_seconds_per_second": "audio-s/s", "teacher_seconds": "teacher, s",
-         "rtf": "RTF"}  # fmt: skip
+         "rtf": "RTF", "greedy_rtf": "RTF of greedy decoding"}  # fmt: skip
 
 
 def run_one(script: str, row: str, seed: int, threads: int) -> dict:
@@ -209,6 +209,7 @@ def render(script: str, entries: list[dict]) -> str:
     """In Markdown: every row's means over seeds; the differences between some rows; what each was run with."""
     found = {row: {e["seed"]: e for e in entries if e["row"] == row} for row in ROWS[script]}
     means, speeds = [], []
+    speed = {key: name for key, name in SPEED.items() if any(key in e for e in entries)}
     for row, results in found.items():
         if not results:
             means.append([row, "not run", *[""] * len(SCORES)])
@@ -218,11 +219,10 @@ def render(script: str, entries: list[dict]) -> str:
             rates = [e[rate][split] for e in results.values()]
             cells.append(f"{np.mean(rates):.1f}" + (f" ± {np.std(rates, ddof=1):.1f}" if len(rates) > 1 else ""))
         means.append(cells)
-        medians = {key: [e[key] for e in results.values() if key in e] for key in SPEED}
-        speed = [f"{np.median(x):.4g}" if x else "" for key, x in medians.items()]
-        speeds.append(
-            [row, f"`{ROWS[script][row]}`", *speed, ", ".join(sorted({e["commit"] for e in results.values()}))]
-        )
+        medians = [[e[key] for e in results.values() if key in e] for key in speed]
+        cells = [f"{np.median(x):.4g}" if x else "" for x in medians]
+        commits = ", ".join(sorted({e["commit"] for e in results.values()}))
+        speeds.append([row, f"`{ROWS[script][row]}`", *cells, commits])
     baseline = next(iter(found))
     compared = [(row, baseline) for row in found if row != baseline and "audio" not in row] + PAIRS[script]
     pairs = [(a, b, differences(found[b], found[a])) for a, b in compared if set(found[a]) & set(found[b])]
@@ -232,7 +232,7 @@ def render(script: str, entries: list[dict]) -> str:
     return "\n\n".join([
         markdown(["row", "seeds", *names], means),
         markdown(["difference of", "to", *names], [[a, b, *(shown for shown, _ in c)] for a, b, c in pairs] + [gaps]),
-        markdown(["row", f"options of `{script}.py`", *SPEED.values(), "commits"], speeds),
+        markdown(["row", f"options of `{script}.py`", *speed.values(), "commits"], speeds),
     ])  # fmt: skip
 
 
