@@ -4,7 +4,7 @@
 
 Seconds are medians of 7 interleaved repeats; memory is what forward and backward need beyond inputs and weights, each
 in a process of its own. First the whole: joint network and loss; then the loss alone, from given logits; then, for the
-whole, one of T, U and V doubled at a time.
+whole, one of T, U and V smaller at a time.
 """
 
 import argparse
