@@ -185,9 +185,8 @@ class WordModel:
                 nn.utils.rnn.pad_sequence([torch.tensor(row, device=self.device) for row in of], batch_first=True)
                 for of in (ids, [[1] * len(i) for i in ids])
             )
-            log_probs = (
-                self.model(input_ids=rows, attention_mask=real, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-            )  # (N, L-1, V)
+            logits = self.model(input_ids=rows, attention_mask=real, use_cache=False).logits  # (N, L, V)
+            log_probs = logits[:, :-1].float().log_softmax(-1)
             log_p = log_probs.gather(-1, rows[:, 1:, None])[..., 0].cumsum(-1)
             for text, i, sums in zip(new, ids, log_p.double().tolist(), strict=True):
                 self.known[text, ended] = sums[len(i) - 2] if len(i) > 1 else 0.0

@@ -412,11 +412,13 @@ def score_split(
 ) -> tuple[metrics.ErrorRate, metrics.HomophoneErrors]:
     """As `metrics.score`; also writes hyp_<split>.txt, and prints a line and some errors of the test set."""
     errors, homophones = metrics.score(references, found, twins)
-    line = f"{split:12} WER {errors.rate:5.2f} % of {errors.words} words"
-    line += f" ({errors.substitutions} wrong, {errors.deletions} missing, {errors.insertions} too many)"
-    if twins:
-        line += f"; homophones {homophones.rate:.1f} % of {homophones.count} wrong (chance {homophones.chance:.0f} %)"
     if place.first:
+        line = f"{split:12} WER {errors.rate:5.2f} % of {errors.words} words"
+        line += f" ({errors.substitutions} wrong, {errors.deletions} missing, {errors.insertions} too many)"
+        if twins:
+            line += (
+                f"; homophones {homophones.rate:.1f} % of {homophones.count} wrong (chance {homophones.chance:.0f} %)"
+            )
         pairs = {name: metrics.side_by_side(text, found[name]) for name, text in references.items() if name in found}
         aligned = [f"{name}\n{pair}\n" for name, pair in pairs.items()]
         write_atomically(folder / f"hyp_{split}.txt", "\n".join(aligned))
