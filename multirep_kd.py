@@ -72,6 +72,7 @@ Metrics
     wer     the same on the test sets, with the average of the best epochs' weights (--decode beam: by beam search)
     homophone_error   of the reference's homophones that came out as themselves or their twin, the share of twins, %
     rtf     seconds to transcribe a second of audio: features + encoder + decoding, one utterance at a time
+    teacher_seconds   reading all transcripts before training; 0 where BERT reads them anew at every step
 
 Run
 ---
@@ -349,6 +350,7 @@ class Teacher(NamedTuple):
     texts: dict[str, Text]  # utterance -> its pieces
     around: dict[str, tuple[list[str], int]]  # utterance -> its session's utterances in order, and which of them it is
     partners: dict[str, str]  # utterance -> the one whose states it gets under --control shuffle, else itself
+    known: dict[str, Tensor]  # utterance -> its states (N, k, E); empty where they are asked for anew at every step
 
 
 def load_teachers(config: Config, utterances: list[Utterance], place: run.Place) -> list[Teacher]:
@@ -385,7 +387,7 @@ def load_teachers(config: Config, utterances: list[Utterance], place: run.Place)
         special = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id
         short = Path(name).name
         short = f"{short} {len(teachers) + 1}" if short in [teacher.name for teacher in teachers] else short
-        teachers.append(Teacher(short, model.to(place.device), longest, special, texts, around, partners))
+        teachers.append(Teacher(short, model.to(place.device), longest, special, texts, around, partners, {}))
     return teachers
 
 
@@ -435,22 +437,47 @@ def teacher_input(teacher: Teacher, name: str, config: Config, draw: random.Rand
 
 
 @torch.no_grad()
-def represent(teacher: Teacher, batch: Batch, layers: list[int], config: Config) -> list[Tensor]:
-    """For each of `layers`, the teacher's states e at the tokens of the batch's transcripts (B, N, E), fp32."""
-    inputs = []
-    for utterance in batch.utterances:
-        draw = random.Random(f"{config.seed}-{batch.plan.epoch}-{utterance.id}-context")
-        inputs.append(teacher_input(teacher, teacher.partners[utterance.id], config, draw))
-    device = batch.waves.device
+def read(teacher: Teacher, names: list[str], layers: list[int], config: Config, epoch: int) -> list[Tensor]:
+    """A teacher's states e at the tokens of each utterance's transcript, (N, k, E) for k `layers`, fp32.
+
+    epoch: in another, other tokens of the context are masked.
+    """
+    draws = [random.Random(f"{config.seed}-{epoch}-{name}-context") for name in names]
+    inputs = [teacher_input(teacher, name, config, draw) for name, draw in zip(names, draws, strict=True)]
+    device = teacher.model.device
     ids = nn.utils.rnn.pad_sequence([torch.tensor(x) for x, _ in inputs], batch_first=True).to(device)
     real = length_mask(torch.tensor([len(x) for x, _ in inputs], device=device), ids.shape[1]).long()
     states = teacher.model.base_model(ids, real, output_hidden_states=True).hidden_states  # L + 1 times (B, ., E)
-    wanted = [len(teacher.texts[u.id].ids) for u in batch.utterances]
-    given = torch.tensor([len(teacher.texts[teacher.partners[u.id]].ids) for u in batch.utterances], device=device)
-    token = torch.arange(max(wanted), device=device) % given.clamp(min=1)[:, None]  # (B, N); i unless shuffled
-    positions = torch.tensor([start for _, start in inputs], device=device)[:, None] + token
-    found = [states[layer].float().take_along_dim(positions[..., None], 1) for layer in layers]
-    return [nn.functional.layer_norm(e, e.shape[-1:]) for e in found] if config.target_norm else found
+    wanted = torch.stack([states[layer].float() for layer in layers], 2)
+    wanted = nn.functional.layer_norm(wanted, wanted.shape[-1:]) if config.target_norm else wanted
+    ends = [start + len(teacher.texts[name].ids) for name, (_, start) in zip(names, inputs, strict=True)]
+    return [e[start:end].clone() for e, (_, start), end in zip(wanted, inputs, ends, strict=True)]
+
+
+def read_once(teacher: Teacher, names: list[str], config: Config, place: run.Place) -> None:
+    """Keeps a teacher's states of `names` where they are the same in every epoch and take no more than 2 GB.
+
+    Its batches depend on nothing else, so that every rank and a resumed run get the same bits.
+    """
+    if config.teacher_layers == "random" or (config.context and config.context_mask):
+        return
+    depth, width = teacher.model.config.num_hidden_layers, teacher.model.config.hidden_size
+    layers = choose_layers(config.teacher_layers, config.n_layers, depth, random.Random())
+    if 4 * width * len(layers) * sum(len(teacher.texts[name].ids) for name in names) > 2e9:
+        return
+    order = sorted(names, key=lambda name: (len(teacher.texts[name].ids), name))
+    parts, quiet = [order[i : i + 64] for i in range(0, len(order), 64)], None if place.first else True
+    for part in tqdm(parts, f"{teacher.name} reads", unit="batch", leave=False, delay=2, disable=quiet):
+        teacher.known.update(zip(part, read(teacher, part, layers, config, 0), strict=True))
+
+
+def represent(teacher: Teacher, batch: Batch, layers: list[int], config: Config) -> list[Tensor]:
+    """For each of `layers`, the teacher's states e at the tokens of the batch's transcripts (B, N, E), fp32."""
+    names, known = [teacher.partners[u.id] for u in batch.utterances], teacher.known
+    states = [known[name] for name in names] if known else read(teacher, names, layers, config, batch.plan.epoch)
+    tokens = [torch.arange(len(teacher.texts[u.id].ids), device=batch.waves.device) for u in batch.utterances]
+    found = [e[token % max(1, len(e))] for e, token in zip(states, tokens, strict=True)]  # e_i, unless shuffled
+    return list(nn.utils.rnn.pad_sequence(found, batch_first=True).unbind(2))
 
 
 # =========================================================================================================== data
@@ -539,6 +566,10 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> Trained:
     tokenizer = Characters.build(u.text for u in utterances)
     folder = run.open_folder(config, place)
     teachers = load_teachers(config, corpus.train, place) if config.method == ("multirep_kd",) else []
+    started = run.synchronise(place)
+    for teacher in teachers:
+        read_once(teacher, [teacher.partners[u.id] for u in utterances], config, place)
+    reading = {"teacher_seconds": round(run.synchronise(place) - started, 1)} if teachers else {}
     run.reseed(config.seed)
     sizes = [(teacher.model.config.num_hidden_layers, teacher.model.config.hidden_size) for teacher in teachers]
     models = build_models(config, tokenizer.size, sizes).to(place.device)
@@ -581,7 +612,7 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> Trained:
         run.save_weights(folder / "model.safetensors", run.average_best_epochs(folder, progress))
     run.barrier(place)
     models["recogniser"].load_state_dict(run.load_weights(folder / "model.safetensors"))
-    return Trained(models["recogniser"], tokenizer, run.training_report(progress))
+    return Trained(models["recogniser"], tokenizer, run.training_report(progress) | reading)
 
 
 def train_epoch(

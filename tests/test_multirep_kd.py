@@ -327,6 +327,24 @@ def test_represented_alone_and_in_a_batch(conversation):
     assert normed.mean(-1).abs().max() < 1e-5 and (normed.std(-1, correction=0) - 1).abs().max() < 1e-2
 
 
+@pytest.mark.parametrize("options", ["", "--control shuffle", "--context 8 --context-mask 0 --target-norm"])
+def test_read_once_is_read_at_every_step(conversation, options):
+    """And kept: the same states in whatever order, to the bit; nothing where something is drawn."""
+    arguments, utterances = conversation
+    config = read_config(*arguments, *options.split())
+    (online,), (once,), (again,) = (script.load_teachers(config, utterances, CPU) for _ in range(3))
+    names = [u.id for u in utterances]
+    script.read_once(once, names, config, CPU)
+    script.read_once(again, names[::-1], config, CPU)
+    assert set(once.known) == set(names) and all(torch.equal(once.known[n], again.known[n]) for n in names)
+    batch = script.Batch(torch.zeros(0), *[None] * 3, utterances, {}, 0, MicroBatch(utterances))
+    for a, b in zip(*(script.represent(t, batch, [1, 2], config) for t in (online, once)), strict=True):
+        assert a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
+    for drawn in (replace(config, teacher_layers="random"), replace(config, context=8, context_mask=0.1)):
+        script.read_once(online, names, drawn, CPU)
+        assert not online.known
+
+
 def test_an_untrained_teacher(conversation):
     arguments, utterances = conversation
     (trained,), (random_one,), (again,) = (
