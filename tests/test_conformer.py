@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.conformer import Conformer, Dropout, Subsampling, length_mask, rotary_table, rotate, subsampled
+from common.conformer import Conformer, Convolution, Dropout, Subsampling, length_mask, rotary_table, rotate, subsampled
 
 
 def encoder(**changes) -> Conformer:
@@ -77,6 +77,16 @@ def test_positions_matter():
     out, _, _ = model(features, torch.tensor([60]))
     mixed, _, _ = model(features.flip(1), torch.tensor([60]))
     assert not torch.allclose(out.flip(1), mixed, atol=1e-3)
+
+
+def test_the_depthwise_convolution_is_its_own_module():
+    torch.manual_seed(0)
+    module, x = Convolution(8, 5), torch.randn(2, 9, 8)
+    mask = length_mask(torch.tensor([9, 6]), 9)
+    inner = F.glu(module.pointwise_in(module.norm(x)), -1).masked_fill(~mask[..., None], 0.0)
+    inner = module.depthwise(inner.transpose(1, 2)).transpose(1, 2)
+    expected = module.pointwise_out(F.silu(module.depthwise_norm(inner)))
+    assert torch.allclose(module(x, mask), expected, atol=1e-6)
 
 
 def test_fast_dropout_is_dropout():
