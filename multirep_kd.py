@@ -138,7 +138,7 @@ class Config(RunConfig):
     embedding_dim: int = 10  # of the prediction network [choice]
     predictor_dim: int = 768  # of its LSTM [choice]
     joint_dim: int = 256  # of the joint network [choice]
-    joint: Literal["multiply", "add"] = "multiply"  # h and g [peer]; a product did not learn in the demo
+    joint: Literal["multiply", "add"] = "multiply"  # h and g [peer]
     # -- optimisation --
     epochs: int = 30  # passes over the training data [peer]
     lr: float = 5e-4  # peak learning rate, of AdamW [peer]

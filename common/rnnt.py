@@ -64,22 +64,26 @@ class Predictor(nn.Module):
 
 
 class Joint(nn.Module):
-    """The joint network: logits = Linear(tanh(W_e h_t ∘ W_p g_u + b)), where ∘ adds or multiplies.
+    """The joint network: logits = Linear(tanh(W_e h_t + W_p g_u + b)), or tanh(W_e h_t * (W_p g_u + b_p) + b).
 
-    Adding is Graves' own; the elementwise product is Saon et al. 2021, arXiv 2103.11325. encode and predict come
-    first, once for every h_t and every g_u, so that a pair (t, u) costs only what depends on both.
+    Adding is Graves' own; the elementwise product is Saon et al. 2021, arXiv 2103.11325. b_p, which begins as 1, is
+    ours: the product with next to nothing that W_p g_u is at first hides the encoder, and the transducer learned to
+    spell without listening. encode and predict come first, once for every h_t and every g_u, so that a pair (t, u)
+    costs only what depends on both.
     """
 
     def __init__(self, encoder_dim: int, predictor_dim: int, dim: int, vocabulary: int, multiply: bool = False):
         super().__init__()
         self.encode = nn.Linear(encoder_dim, dim, bias=False)
-        self.predict = nn.Linear(predictor_dim, dim, bias=False)
+        self.predict = nn.Linear(predictor_dim, dim, bias=multiply)
+        if multiply:
+            nn.init.ones_(self.predict.bias)
         self.bias = nn.Parameter(torch.zeros(dim))
         self.output = nn.Linear(dim, vocabulary)
         self.multiply = multiply
 
     def forward(self, encoded: Tensor, predicted: Tensor) -> Tensor:
-        """W_e h (…, D) and W_p g (…, D), of shapes that broadcast -> logits (…, V)."""
+        """What encode and predict say, (…, D) of shapes that broadcast -> logits (…, V)."""
         both = encoded * predicted if self.multiply else encoded + predicted
         return self.output(torch.tanh(both + self.bias.to(both.dtype)))
 

@@ -86,6 +86,13 @@ def test_it_replaces_torchaudios(options):
     assert (our_gradient - exact).abs().max() <= 5e-6 * exact.abs().max()
 
 
+def test_a_product_begins_as_the_encoder_alone():
+    torch.manual_seed(0)
+    joint, h = rnnt.Joint(7, 4, 6, V, multiply=True), torch.randn(3, 7)
+    encoded = joint.encode(h)
+    assert torch.allclose(joint(encoded, joint.predict(torch.zeros(4))), joint.output(torch.tanh(encoded)))
+
+
 @pytest.mark.parametrize("multiply", [False, True])
 def test_every_tile_gives_the_same_and_gradcheck(multiply):
     predictor, joint, h, targets, T, U = networks(multiply)
