@@ -1,4 +1,4 @@
-"""A table of RESULTS.md: python benchmarks/table.py [--script multirep_kd] [--seeds 1,2,3] [--rows ctc,aed] [--jobs 2]
+"""A table of RESULTS.md: python benchmarks/table.py [--script multirep_kd] [--seeds 1,2,3] [--rows ctc aed] [--jobs 2]
 
 Trains and scores every (row, seed) that results/<script>.jsonl lacks, appends its result there as soon as it is
 finished, and writes the table with its intervals between the two marks in RESULTS.md, and results/<script>.png.
@@ -267,11 +267,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--script", default="interaed_kd", choices=ROWS)
     parser.add_argument("--seeds", default="1,2,3,4,5")
-    parser.add_argument("--rows", help="names; a comma inside a name is a ; (absent: all)")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="names, quoted (absent: all)")
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
     script, all_rows = arguments.script, ROWS[arguments.script]
-    rows = [row.replace(";", ", ") for row in arguments.rows.split(",")] if arguments.rows else list(all_rows)
+    rows = arguments.rows or list(all_rows)
     if unknown := set(rows) - set(all_rows):
         parser.error(f"no row {', '.join(unknown)}: there are {'; '.join(all_rows)}")
     there = {(entry["row"], entry["seed"]) for entry in read_results(script)}
