@@ -306,9 +306,8 @@ class Hypothesis(NamedTuple):
 
 @torch.inference_mode()
 def beam_search(
-    predictor: Predictor, joint: Joint, encoded: Tensor, beam: int | None = 16, candidates: int | None = 20,
-    longest: int | None = None, lm: Callable[[list[tuple[int, ...]], bool], list[float]] | None = None,
-    lm_weight: float = 0.0,
+    predictor: Predictor, joint: Joint, encoded: Tensor, beam: int | None = 16, longest: int | None = None,
+    lm: Callable[[list[tuple[int, ...]], bool], list[float]] | None = None, lm_weight: float = 0.0,
 ) -> list[Hypothesis]:  # fmt: skip
     """The best label sequences y of one utterance, encoded (T, D), at most `beam`, best first.
 
@@ -316,15 +315,14 @@ def beam_search(
 
     Hypotheses are compared after equally many steps, blanks and labels counted alike (alignment-length synchronous
     decoding, Saon et al. 2020): after i steps, one of u labels stands at frame i - u. Ways to the same labels add up.
-    Per step, only the `candidates` most probable labels are looked at and the best `beam` hypotheses kept; None: all,
-    which is exact among sequences of at most `longest` labels (four per frame unless given).
+    Per step the best `beam` are kept; None: all, which is exact among sequences of at most `longest` labels (four per
+    frame unless given).
 
     lm(prefixes, ended) -> log p of each, as far as it can be told of one that is not ended, so it may only fall as the
     prefix grows. Asked for what was kept; until then a hypothesis has its parent's. So finished sequences too are
     compared without their last word and end, which only the last `beam` of them get. Not asked if lm_weight is 0.
     """
-    T, size = len(encoded), joint.output.out_features - 1
-    longest, width = 4 * T if longest is None else longest, size if candidates is None else min(candidates, size)
+    T, longest = len(encoded), 4 * len(encoded) if longest is None else longest
     output, state = predictor(torch.full((1, 1), BLANK, device=encoded.device))
     known = {(): (joint.predict(output)[0, 0], state)}  # labels -> W_p g (D,), state of the prediction network
     kept, finished = {(): 0.0}, {}  # labels -> log p
@@ -352,14 +350,23 @@ def beam_search(
         frames = torch.tensor([i - len(y) for y in kept], device=encoded.device)
         logits = joint(encoded[frames], torch.stack([known[y][0] for y in kept]))
         log_probs = logits.double().log_softmax(-1).cpu()  # (N, V)
-        values, labels = log_probs[:, 1:].topk(width)
-        grown: dict[tuple[int, ...], float] = {}
-        for n, (y, log_p) in enumerate(kept.items()):
-            ways = [(y, log_probs[n, BLANK].item())]
-            if len(y) < longest:
-                ways += [((*y, v + 1), p) for v, p in zip(labels[n].tolist(), values[n].tolist(), strict=True)]
-            for longer, p in ways:
-                grown[longer] = log_add(grown.get(longer, -math.inf), log_p + p)
+        ways = (
+            torch.tensor(list(kept.values()), dtype=torch.float64)[:, None] + log_probs
+        )  # (N, V) log p of each way on
+        grown = dict(zip(kept, ways[:, BLANK].tolist(), strict=True))
+        ways[:, BLANK] = -math.inf
+        ways[[len(y) == longest for y in kept]] = -math.inf
+        row = {y: n for n, y in enumerate(kept)}
+        for y in kept:
+            if y and y[:-1] in row:  # the last label of y leads to y too
+                grown[y] = log_add(grown[y], ways[row[y[:-1]], y[-1]].item())
+                ways[row[y[:-1]], y[-1]] = -math.inf
+        scores = (ways + torch.tensor([fused[y] for y in kept], dtype=torch.float64)[:, None]).flatten()
+        best_new = scores.topk(min(beam or len(scores), len(scores))).indices  # more of them could not stay
+        parents, values = list(kept), ways.flatten()[best_new].tolist()
+        for (n, label), log_p in zip((divmod(j, ways.shape[1]) for j in best_new.tolist()), values, strict=True):
+            if log_p > -math.inf:
+                grown[*parents[n], label] = log_p
         finished = best(finished | {y: log_p for y, log_p in grown.items() if i + 1 - len(y) == T})
         kept = best({y: log_p for y, log_p in grown.items() if i + 1 - len(y) < T})
         # Nothing could still enter `finished`: no sequence gets more than all unfinished ones have together.

@@ -274,11 +274,11 @@ def test_an_unlimited_beam_finds_everything(multiply, monkeypatch):
             joint, encoded[None], predicted, target, torch.tensor([3]), torch.tensor([len(y)])
         )
         expected[y] = -loss.item()
-    found = rnnt.beam_search(predictor, joint, encoded, None, None, longest=3)
+    found = rnnt.beam_search(predictor, joint, encoded, None, longest=3)
     assert [tuple(x.labels) for x in found] == sorted(expected, key=expected.get, reverse=True)
     assert all(x.log_p == pytest.approx(expected[tuple(x.labels)], abs=1e-9) for x in found)
     for beam in (1, 4):
-        some = rnnt.beam_search(predictor, joint, encoded, beam, 2, longest=3)
+        some = rnnt.beam_search(predictor, joint, encoded, beam, longest=3)
         assert 1 <= len(some) <= beam and all(x.log_p <= expected[tuple(x.labels)] + 1e-9 for x in some)
 
     def lm(prefixes, ended):  # every label 2 costs 3, and the end 1; the last label is told with the next one
@@ -286,18 +286,17 @@ def test_an_unlimited_beam_finds_everything(multiply, monkeypatch):
 
     fused = {y: log_p + 0.5 * lm([y], True)[0] for y, log_p in expected.items()}
     assert sorted(fused, key=fused.get) != sorted(expected, key=expected.get)
-    found = rnnt.beam_search(predictor, joint, encoded, None, None, 3, lm, 0.5)
+    found = rnnt.beam_search(predictor, joint, encoded, None, 3, lm, 0.5)
     assert [tuple(x.labels) for x in found] == sorted(fused, key=fused.get, reverse=True)
     assert all(x.score == pytest.approx(fused[tuple(x.labels)], abs=1e-9) for x in found)
-    assert rnnt.beam_search(predictor, joint, encoded, 4, 2, 3, lm) == rnnt.beam_search(
-        predictor, joint, encoded, 4, 2, 3
-    )
-    for search in ((4, 2, 3), (4, 2, 3, lm, 0.5), (2, None, 5, lm, 0.5)):
+    plain = rnnt.beam_search(predictor, joint, encoded, 4, 3)
+    assert rnnt.beam_search(predictor, joint, encoded, 4, 3, lm) == plain  # of no weight
+    for search in ((4, 3), (4, 3, lm, 0.5), (2, 5, lm, 0.5)):
         early = rnnt.beam_search(predictor, joint, encoded, *search)
         with monkeypatch.context() as patch:
             patch.setattr(rnnt.functools, "reduce", lambda *_: math.inf)  # it never stops early: nothing changes
             assert rnnt.beam_search(predictor, joint, encoded, *search) == early
-    by_lm = rnnt.beam_search(predictor, joint, encoded, 4, None, 3, lm, 1000.0)
+    by_lm = rnnt.beam_search(predictor, joint, encoded, 4, 3, lm, 1000.0)
     assert all(2 not in y.labels for y in by_lm[:1])
 
 
