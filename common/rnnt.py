@@ -349,10 +349,8 @@ def beam_search(
         known = {y: known[y] for y in kept}
         frames = torch.tensor([i - len(y) for y in kept], device=encoded.device)
         logits = joint(encoded[frames], torch.stack([known[y][0] for y in kept]))
-        log_probs = logits.double().log_softmax(-1).cpu()  # (N, V)
-        ways = (
-            torch.tensor(list(kept.values()), dtype=torch.float64)[:, None] + log_probs
-        )  # (N, V) log p of each way on
+        log_p = torch.tensor(list(kept.values()), dtype=torch.float64)[:, None]
+        ways = log_p + logits.double().log_softmax(-1).cpu()  # (N, V) log p after a blank, and after each label
         grown = dict(zip(kept, ways[:, BLANK].tolist(), strict=True))
         ways[:, BLANK] = -math.inf
         ways[[len(y) == longest for y in kept]] = -math.inf
@@ -363,10 +361,11 @@ def beam_search(
                 ways[row[y[:-1]], y[-1]] = -math.inf
         scores = (ways + torch.tensor([fused[y] for y in kept], dtype=torch.float64)[:, None]).flatten()
         best_new = scores.topk(min(beam or len(scores), len(scores))).indices  # more of them could not stay
-        parents, values = list(kept), ways.flatten()[best_new].tolist()
-        for (n, label), log_p in zip((divmod(j, ways.shape[1]) for j in best_new.tolist()), values, strict=True):
-            if log_p > -math.inf:
-                grown[*parents[n], label] = log_p
+        parents = list(kept)
+        for j, value in zip(best_new.tolist(), ways.flatten()[best_new].tolist(), strict=True):
+            if value > -math.inf:
+                n, label = divmod(j, ways.shape[1])
+                grown[*parents[n], label] = value
         finished = best(finished | {y: log_p for y, log_p in grown.items() if i + 1 - len(y) == T})
         kept = best({y: log_p for y, log_p in grown.items() if i + 1 - len(y) < T})
         # Nothing could still enter `finished`: no sequence gets more than all unfinished ones have together.
