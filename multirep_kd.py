@@ -77,8 +77,8 @@ Metrics
 Run
 ---
     python multirep_kd.py --preset smoke                      does all work? under a minute on two cores
-    python multirep_kd.py                                     demo world: rnnt and multirep_kd side by side, 11 minutes;
-                                                              12 and 9 % WER, 44 and 22 % of the homophones wrong
+    python multirep_kd.py                                     demo world: rnnt and multirep_kd side by side, 10 minutes;
+                                                              12 and 9 % WER, 45 and 22 % of the homophones wrong
     python multirep_kd.py --method multirep_kd --teacher-layers last --n-layers 1     one representation, as before
     python multirep_kd.py --method multirep_kd --context 60 --teachers demo,demo/bert-b
     python multirep_kd.py --data librispeech --root ~/corpora --hours 100
