@@ -83,6 +83,9 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
             for amount, hours in (("half", 0.9), ("twice", 3.6))
             for row, options in (("rnnt", "--method rnnt"), ("uniform-2", KD))
         },
+        # as many updates as with all of the audio
+        "rnnt, half the audio, 10 epochs": "--method rnnt --hours 0.9 --epochs 10",
+        "uniform-2, half the audio, 10 epochs": f"{KD} --hours 0.9 --epochs 10",
     },
 }
 PAIRS = {  # what is compared with what, beside every row with the first
@@ -108,6 +111,7 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("uniform-2", "uniform-2, untrained teacher"),
         ("uniform-2", "rnnt + beam + LM"),  # the other way to bring in what was learnt from text
         ("uniform-2, half the audio", "rnnt, half the audio"),
+        ("uniform-2, half the audio, 10 epochs", "rnnt, half the audio, 10 epochs"),
         ("uniform-2, twice the audio", "rnnt, twice the audio"),
     ],
 }
