@@ -39,6 +39,10 @@ Equations (the names are this file's own; each with its function, and its test i
     layers     = last, first, uniform or random k of BERT's L                     choose_layers            test_layers
     kd_l       = mean_k sum_i dist(R_k(s_i), e_i^k)                               distillation_loss        test_kd
     loss       = rnnt_l + lam kd_l                                                compute_losses           test_loss
+    a comparator, --method soft_labels: rnnt_l + soft_lam soft_l
+    q_u(v)     = p(v comes after the characters that u's piece has so far | BERT, that piece masked)
+                                                                                  soft_labels              test_q
+    soft_l     = - sum_u sum_v q_u(v) log p(v | c_u, no blank)                    soft_label_loss          test_soft
 
 Sources
 -------
@@ -61,7 +65,8 @@ Choices (ours, marked again where they stand)
     C5  context is halved between past and future, and what one side does not use goes to the other
     C6  rotary positions, LayerNorm in the convolution module, no dropout on attention weights (common/conformer.py)
     C7  the first epoch goes from short to long utterances; checkpoints are chosen by dev WER
-    C8  a language model in the beam scores whole words, late by one word; its weight is tuned on dev
+    C8  soft labels on label arcs: the joint network at the expected time of emission, among labels alone
+    C9  a language model in the beam scores whole words, late by one word; its weight is tuned on dev
 
 Metrics
 -------
@@ -98,7 +103,7 @@ from common.flags import RunConfig, UserError, check_command_line, parse
 
 # ================================================================================================== configuration
 
-Rows = Literal["rnnt", "multirep_kd"]
+Rows = Literal["rnnt", "multirep_kd", "soft_labels"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,8 @@ class Config(RunConfig):
     # -- method --
     method: tuple[Rows, ...] = ("multirep_kd",)  # row(s) of the table, one after the other
     lam: float = 1.0  # weight of the distances [choice]
-    ramp: float = 0.1  # share of the run over which lam rises to its value (C4)
+    soft_lam: float = 0.3  # weight of the soft labels, in its place [choice]
+    ramp: float = 0.1  # share of the run over which lam or soft_lam rises to its value (C4)
     distance: Literal["l1", "l2", "cosine"] = "l1"  # mean over dimensions, summed over tokens [choice]
     target_norm: bool = False  # BERT's states pass a LayerNorm first: its middle layers have a few huge dimensions
     head_dim: int = 1024  # width inside the regression networks, in training only (C3)
@@ -151,7 +157,7 @@ class Config(RunConfig):
     # -- decoding of the test sets --
     decode: Literal["greedy", "beam"] = "greedy"  # beam: alignment-length synchronous beam search
     beam: int = 16  # hypotheses kept [peer]
-    lm: str | None = None  # causal language model for the beam, of any pieces: hub name, folder, demo/lm (C8)
+    lm: str | None = None  # causal language model for the beam, of any pieces: hub name, folder, demo/lm (C9)
     lm_weight: tuple[float, ...] = (0.3, 0.6, 1.0)  # each is tried on 100 dev utterances [choice]
 
 
@@ -171,6 +177,7 @@ if __name__ == "__main__":
 import math
 import os
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -300,13 +307,22 @@ def distillation_loss(students: list[Tensor], targets: list[Tensor], real: Tenso
     return [(distance(s, e.detach(), kind) * real).sum() for s, e in zip(students, targets, strict=True)]
 
 
+def soft_label_loss(logits: Tensor, q: Tensor) -> Tensor:
+    """soft_l, the cross-entropy of q to the distribution over labels: logits (B, U, V), the blank's among them (C8).
+
+    q (B, U, V), 0 at the blank; where it is 0 for all labels, nothing is asked.
+    """
+    return -(q[..., 1:] * logits[..., 1:].float().log_softmax(-1)).sum()
+
+
 def compute_losses(
     models: nn.ModuleDict, batch: Batch, config: Config, teachers: list[Teacher], layers: list[list[int]], lam: float,
     autocast: torch.dtype | None,
 ) -> tuple[Tensor, list[float]]:  # fmt: skip
-    """The batch's loss; and its parts, rnnt_l and each representation's distance; all summed over its utterances.
+    """The batch's loss; and its parts, rnnt_l and what each teacher's layers cost; all summed over its utterances.
 
-    layers: of each teacher; lam: as large as it is by now. Networks may run in bf16; losses and distances are fp32.
+    layers: of each teacher, none for soft labels; lam (or soft_lam): as large as it is by now. Networks may run in
+    bf16; losses and distances are fp32.
     """
     recogniser, distances = models["recogniser"], []
     with torch.autocast(batch.waves.device.type, autocast, enabled=autocast is not None):
@@ -319,6 +335,12 @@ def compute_losses(
         if teachers:
             c = label_features(gamma, h, g)
             for i, (teacher, its_layers) in enumerate(zip(teachers, layers, strict=True)):
+                if not its_layers:
+                    hears, has_written = c.split([h.shape[-1], g.shape[-1]], -1)
+                    q = ask(teacher, [u.id for u in batch.utterances], [], config, batch.plan.epoch)
+                    q = nn.utils.rnn.pad_sequence(q, batch_first=True)
+                    distances.append(soft_label_loss(joint(joint.encode(hears), joint.predict(has_written)), q))
+                    continue
                 spans = [teacher.texts[u.id].spans for u in batch.utterances]
                 pooled = pool_spans(c, spans)
                 targets = represent(teacher, batch, its_layers, config)
@@ -336,8 +358,18 @@ def compute_losses(
 class Text(NamedTuple):
     """A transcript in a teacher's word pieces. Arrays, since all of the training corpus is kept."""
 
+    said: str  # the transcript
     ids: np.ndarray  # (N,)
     spans: np.ndarray  # (N, 2): of each piece, the characters [start, end) of the transcript
+
+
+class Spelling(NamedTuple):
+    """How a teacher's pieces are written with the recogniser's labels, for soft labels."""
+
+    pieces: list[str]
+    # (goes on with a word?, beginning) -> the pieces that begin so (M,), and the label that each writes next (M,)
+    beginnings: dict[tuple[bool, str], tuple[Tensor, Tensor]]
+    outputs: int
 
 
 class Teacher(NamedTuple):
@@ -350,13 +382,17 @@ class Teacher(NamedTuple):
     texts: dict[str, Text]  # utterance -> its pieces
     around: dict[str, tuple[list[str], int]]  # utterance -> its session's utterances in order, and which of them it is
     partners: dict[str, str]  # utterance -> the one whose states it gets under --control shuffle, else itself
-    known: dict[str, Tensor]  # utterance -> its states (N, k, E); empty where they are asked for anew at every step
+    spelling: Spelling | None  # for soft labels only
+    known: dict[str, Tensor]  # utterance -> what it says of it; empty where it is asked anew at every step
 
 
-def load_teachers(config: Config, utterances: list[Utterance], place: run.Place) -> list[Teacher]:
+def load_teachers(
+    config: Config, utterances: list[Utterance], place: run.Place, labels: Characters | None = None
+) -> list[Teacher]:
     """utterances: all of the training corpus, also those that are too long to learn from: BERT may read them.
 
-    Raises UserError where a teacher is no masked language model, or has fewer layers than asked for.
+    labels: the recogniser's, if these teachers give soft labels. Raises UserError where a teacher is no masked language
+    model, or has fewer layers than asked for.
     """
     from transformers import AutoModelForMaskedLM
 
@@ -383,11 +419,14 @@ def load_teachers(config: Config, utterances: list[Utterance], place: run.Place)
         for u in utterances:
             said = tokenizer(u.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
             ids, spans = np.array(said["input_ids"], np.int32), np.array(said["offset_mapping"], np.int32)
-            texts[u.id] = Text(ids[:longest], spans.reshape(-1, 2)[:longest])
+            texts[u.id] = Text(u.text, ids[:longest], spans.reshape(-1, 2)[:longest])
+        spelling = spell(tokenizer.convert_ids_to_tokens(range(len(tokenizer))), labels) if labels else None
+        if labels and not hasattr(model, "cls"):
+            raise UserError(f"--teachers {name} is no BERT with its masked language model: give another.")
         special = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id
         short = Path(name).name
         short = f"{short} {len(teachers) + 1}" if short in [teacher.name for teacher in teachers] else short
-        teachers.append(Teacher(short, model.to(place.device), longest, special, texts, around, partners, {}))
+        teachers.append(Teacher(short, model.to(place.device), longest, special, texts, around, partners, spelling, {}))
     return teachers
 
 
@@ -406,6 +445,14 @@ def choose_layers(strategy: str, k: int, depth: int, draw: random.Random) -> lis
         "first": list(range(1, k + 1)),
         "uniform": [math.floor(i * depth / k + 0.5) for i in range(1, k + 1)],
     }[strategy]
+
+
+def layers_of(config: Config, teachers: list[Teacher], draw: random.Random) -> list[list[int]]:
+    """Of each teacher, the layers whose states are wanted; none for soft labels."""
+    if config.method == ("soft_labels",):
+        return [[] for _ in teachers]
+    depths = [teacher.model.config.num_hidden_layers for teacher in teachers]
+    return [choose_layers(config.teacher_layers, config.n_layers, depth, draw) for depth in depths]
 
 
 def take_context(past: list[int], future: list[int], budget: int, sides: str) -> tuple[list[int], list[int]]:
@@ -436,6 +483,52 @@ def teacher_input(teacher: Teacher, name: str, config: Config, draw: random.Rand
     return [cls, *past, *target, *future, sep], 1 + len(past)
 
 
+def spell(pieces: list[str], labels: Characters) -> Spelling:
+    """Which pieces begin with which characters. Where a piece ends, it is taken to write a space."""
+    beginnings: dict[tuple[bool, str], tuple[list[int], list[int]]] = {}
+    for i, piece in enumerate(pieces):
+        letters = "" if re.fullmatch(r"\[.*\]", piece) else piece.removeprefix("##") + " "
+        for j, letter in enumerate(letters):
+            ids, following = beginnings.setdefault((piece.startswith("##"), letters[:j]), ([], []))
+            if letter in labels.ids:
+                ids.append(i)
+                following.append(labels.ids[letter])
+    return Spelling(pieces, {key: tuple(map(torch.tensor, value)) for key, value in beginnings.items()}, labels.size)
+
+
+@torch.no_grad()
+def soft_labels(teacher: Teacher, names: list[str], config: Config, epoch: int) -> list[Tensor]:
+    """q of each utterance (U, V); 0 for all labels where the teacher's pieces do not spell the transcript.
+
+    Every piece is masked once. That gives its characters, each given those before it, and the space behind a word.
+    """
+    mask, device = teacher.special[2], teacher.model.device
+    questions, places = [], []
+    for name in names:
+        ids, start = teacher_input(teacher, name, config, random.Random(f"{config.seed}-{epoch}-{name}-context"))
+        for i in range(start, start + len(teacher.texts[name].ids)):
+            questions.append(torch.tensor([*ids[:i], mask, *ids[i + 1 :]]))
+            places.append(i)
+    probabilities = []
+    for i in range(0, len(questions), 256):
+        asked = questions[i : i + 256]
+        ids = nn.utils.rnn.pad_sequence(asked, batch_first=True).to(device)
+        real = length_mask(torch.tensor([len(x) for x in asked], device=device), ids.shape[1]).long()
+        states = teacher.model.base_model(ids, real).last_hidden_state[range(len(asked)), places[i : i + 256]]
+        probabilities += teacher.model.cls(states).float().softmax(-1).cpu()
+    found, nothing, answers = [], (torch.zeros(0, dtype=torch.long),) * 2, iter(probabilities)
+    for name in names:
+        said, ids, spans = teacher.texts[name]
+        q = torch.zeros(len(said), teacher.spelling.outputs)
+        for piece, (start, end), p in zip(ids.tolist(), spans.tolist(), answers, strict=False):
+            goes_on = teacher.spelling.pieces[piece].startswith("##")
+            for u in range(start, end + (said[end : end + 1] == " ")):
+                like_it, following = teacher.spelling.beginnings.get((goes_on, said[start:u]), nothing)
+                q[u].index_add_(0, following, p[like_it])
+        found.append((q / q.sum(-1, keepdim=True).clamp(min=1e-30)).to(device))
+    return found
+
+
 @torch.no_grad()
 def read(teacher: Teacher, names: list[str], layers: list[int], config: Config, epoch: int) -> list[Tensor]:
     """A teacher's states e at the tokens of each utterance's transcript, (N, k, E) for k `layers`, fp32.
@@ -454,27 +547,37 @@ def read(teacher: Teacher, names: list[str], layers: list[int], config: Config, 
     return [e[start:end].clone() for e, (_, start), end in zip(wanted, inputs, ends, strict=True)]
 
 
-def read_once(teacher: Teacher, names: list[str], config: Config, place: run.Place) -> None:
-    """Keeps a teacher's states of `names` where they are the same in every epoch and take no more than 2 GB.
+def ask(teacher: Teacher, names: list[str], layers: list[int], config: Config, epoch: int) -> list[Tensor]:
+    """What a teacher says of each utterance: its states at `layers` (N, k, E), or, of no layers, soft labels (U, V)."""
+    if teacher.known:
+        return [teacher.known[name] for name in names]
+    return read(teacher, names, layers, config, epoch) if layers else soft_labels(teacher, names, config, epoch)
 
-    Its batches depend on nothing else, so that every rank and a resumed run get the same bits.
+
+def ask_once(teacher: Teacher, names: list[str], layers: list[int], config: Config, place: run.Place) -> None:
+    """Keeps what a teacher says of `names` where it is the same in every epoch and takes no more than 2 GB.
+
+    In batches that depend on nothing else, so that every rank and a resumed run get the same bits.
     """
     if config.teacher_layers == "random" or (config.context and config.context_mask):
         return
-    depth, width = teacher.model.config.num_hidden_layers, teacher.model.config.hidden_size
-    layers = choose_layers(config.teacher_layers, config.n_layers, depth, random.Random())
-    if 4 * width * len(layers) * sum(len(teacher.texts[name].ids) for name in names) > 2e9:
+    texts = [teacher.texts[name] for name in names]
+    numbers = len(layers) * teacher.model.config.hidden_size * sum(len(text.ids) for text in texts)
+    if not layers:
+        numbers = teacher.spelling.outputs * sum(len(text.said) for text in texts)
+    if 4 * numbers > 2e9:
         return
     order = sorted(names, key=lambda name: (len(teacher.texts[name].ids), name))
     parts, quiet = [order[i : i + 64] for i in range(0, len(order), 64)], None if place.first else True
+    known: dict[str, Tensor] = {}
     for part in tqdm(parts, f"{teacher.name} reads", unit="batch", leave=False, delay=2, disable=quiet):
-        teacher.known.update(zip(part, read(teacher, part, layers, config, 0), strict=True))
+        known |= zip(part, ask(teacher, part, layers, config, 0), strict=True)
+    teacher.known.update(known)
 
 
 def represent(teacher: Teacher, batch: Batch, layers: list[int], config: Config) -> list[Tensor]:
     """For each of `layers`, the teacher's states e at the tokens of the batch's transcripts (B, N, E), fp32."""
-    names, known = [teacher.partners[u.id] for u in batch.utterances], teacher.known
-    states = [known[name] for name in names] if known else read(teacher, names, layers, config, batch.plan.epoch)
+    states = ask(teacher, [teacher.partners[u.id] for u in batch.utterances], layers, config, batch.plan.epoch)
     tokens = [torch.arange(len(teacher.texts[u.id].ids), device=batch.waves.device) for u in batch.utterances]
     found = [e[token % max(1, len(e))] for e, token in zip(states, tokens, strict=True)]  # e_i, unless shuffled
     return list(nn.utils.rnn.pad_sequence(found, batch_first=True).unbind(2))
@@ -565,14 +668,16 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> Trained:
         )
     tokenizer = Characters.build(u.text for u in utterances)
     folder = run.open_folder(config, place)
-    teachers = load_teachers(config, corpus.train, place) if config.method == ("multirep_kd",) else []
+    soft, teachers = config.method == ("soft_labels",), []
+    if config.method != ("rnnt",):
+        teachers = load_teachers(config, corpus.train, place, tokenizer if soft else None)
     started = run.synchronise(place)
-    for teacher in teachers:
-        read_once(teacher, [teacher.partners[u.id] for u in utterances], config, place)
+    for teacher, layers in zip(teachers, layers_of(config, teachers, random.Random()), strict=True):
+        ask_once(teacher, [teacher.partners[u.id] for u in utterances], layers, config, place)
     reading = {"teacher_seconds": round(run.synchronise(place) - started, 1)} if teachers else {}
     run.reseed(config.seed)
     sizes = [(teacher.model.config.num_hidden_layers, teacher.model.config.hidden_size) for teacher in teachers]
-    models = build_models(config, tokenizer.size, sizes).to(place.device)
+    models = build_models(config, tokenizer.size, [] if soft else sizes).to(place.device)
     sample = random.Random(config.seed).sample(utterances, min(500, len(utterances)))
     singly = batches([MicroBatch([utterance]) for utterance in sample], config)
     models["recogniser"].frontend.fit(wave for batch in singly for wave in batch.waves)
@@ -627,16 +732,18 @@ def train_epoch(
     folder, parameters = Path(config.out), list(models.parameters())
     rest = [part for part in plan if part.update >= progress.update and progress.step != config.max_steps]
     draw = random.Random(f"{config.seed}-{progress.epoch}-layers")
-    depths = [teacher.model.config.num_hidden_layers for teacher in teachers]
-    layers = [choose_layers(config.teacher_layers, config.n_layers, depth, draw) for depth in depths]
-    names = [f"{t.name} {layer}" for t, its_layers in zip(teachers, layers, strict=True) for layer in its_layers]
+    layers, weight = (
+        layers_of(config, teachers, draw),
+        config.soft_lam if config.method == ("soft_labels",) else config.lam,
+    )
+    names = [f"{t.name} {layer}" for t, its in zip(teachers, layers, strict=True) for layer in its or ["soft labels"]]
     sums = run.Sums(parts=[0.0] * (1 + len(names)))
     models.train()
     for batch in batches(rest, config, tokenizer, progress.bad):
         # Dropout and SpecAugment draw from here: they depend on where in the run we are, not on how we got here.
         run.reseed(config.seed, batch.plan.epoch, batch.plan.update, batch.plan.part, place.rank)
         if batch.utterances:
-            lam = config.lam * min(1.0, (progress.step + 1) / max(1.0, config.ramp * steps))  # (C4)
+            lam = weight * min(1.0, (progress.step + 1) / max(1.0, config.ramp * steps))  # (C4)
             loss, parts = compute_losses(models, batch.to(place.device), config, teachers, layers, lam, place.autocast)
             loss.backward()
             sums.loss += loss.item()
@@ -789,7 +896,8 @@ def draw(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Tokenizer
         for name, value in entry.get("kd", {}).items():
             curves.setdefault(name, []).append((entry["step"], value))
     if curves:
-        what = f"{config.distance} distance, summed over an utterance"
+        what = "cross-entropy" if config.method == ("soft_labels",) else f"{config.distance} distance"
+        what += ", summed over an utterance"
         figures.curves(folder / "distances.png", curves, "update", what, folder.name)
     utterances = [u for utterances in [*corpus.tests.values(), corpus.dev] for u in utterances]
     short = [u for u in utterances if 0 < len(u.text) <= 60 and set(u.text) <= set(tokenizer.ids)]
@@ -872,7 +980,9 @@ def check(config: Config) -> None:
         "--noise, --ramp and --context-mask are shares, from 0 to 1": not all(
             0 <= share <= 1 for share in (config.noise, config.ramp, config.context_mask)
         ),
-        "--lam and --context must not be negative": config.lam < 0 or config.context < 0,
+        "--lam, --soft-lam and --context must not be negative": min(config.lam, config.soft_lam, config.context) < 0,
+        "--control shuffle goes with --method multirep_kd": config.control == "shuffle"
+        and config.method == ("soft_labels",),
         "--teachers needs at least one": not config.teachers,
         "--lm-weight needs at least one value": not config.lm_weight,
         "--lm goes with --decode beam": config.lm is not None and config.decode != "beam",

@@ -78,6 +78,7 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
         "uniform-2, L2": f"{KD} --distance l2",
         "uniform-2, cosine": f"{KD} --distance cosine",
         "uniform-2, target norm": f"{KD} --target-norm",
+        "soft labels": "--method soft_labels",
         **{
             f"{row}, {amount} the audio": f"{options} --hours {hours}"
             for amount, hours in (("half", 0.9), ("twice", 3.6))
@@ -109,7 +110,8 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("last-1, two teachers", "last-1"),
         ("uniform-2", "uniform-2, shuffled teacher"),  # what is left is language
         ("uniform-2", "uniform-2, untrained teacher"),
-        ("uniform-2", "rnnt + beam + LM"),  # the other way to bring in what was learnt from text
+        ("uniform-2", "soft labels"),  # other ways to bring in what was learnt from text
+        ("uniform-2", "rnnt + beam + LM"),
         ("uniform-2, half the audio", "rnnt, half the audio"),
         ("uniform-2, half the audio, 10 epochs", "rnnt, half the audio, 10 epochs"),
         ("uniform-2, twice the audio", "rnnt, twice the audio"),

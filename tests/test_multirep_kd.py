@@ -68,7 +68,7 @@ def read_config(*arguments: str, **changes) -> script.Config:
 def test_the_equation_map_names_what_exists():
     section = re.search(r"^Equations.*?\n-+\n(.*?)\n\n", script.__doc__, re.M | re.S)[1]
     rows = re.findall(r" {3,}(\S+) {2,}(test_\w+)$", section, re.M)
-    assert len(rows) == 7
+    assert len(rows) == 9
     for function, test in rows:
         assert callable(operator.attrgetter(function)(script)) and callable(globals()[test])
 
@@ -177,6 +177,49 @@ def test_kd(kind):
             (students[k][b, i].tolist(), targets[k][b, i].tolist()) for b in range(2) for i in range(3) if real[b, i]
         ]
         assert found[k].item() == pytest.approx(sum(dist(s, e) for s, e in pairs), rel=1e-5)
+
+
+def test_soft():
+    torch.manual_seed(0)
+    logits, q = torch.randn(2, 3, 4), torch.rand(2, 3, 4)
+    q[..., 0] = q[1, 2] = 0.0
+    total = 0.0
+    for b, u in itertools.product(range(2), range(3)):
+        norm = sum(math.exp(x) for x in logits[b, u, 1:].tolist())
+        total -= sum(q[b, u, v].item() * math.log(math.exp(logits[b, u, v]) / norm) for v in (1, 2, 3))
+    assert script.soft_label_loss(logits, q).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_q(conversation):
+    """Letter by letter from the masked piece's distribution, looking through the whole vocabulary."""
+    arguments, utterances = conversation
+    utterances = [*utterances, Utterance("odd", "", "don't 'tis the boys' zürich", 1.0, session="u")]
+    config = read_config(*arguments, "--method", "soft_labels", "--context", "4", "--context-mask", "0")
+    labels = script.Characters.build(u.text for u in utterances)
+    (teacher,) = script.load_teachers(config, utterances, CPU, labels)
+    pieces, seen = teacher.spelling.pieces, 0
+    together = script.soft_labels(teacher, [u.id for u in utterances], config, 0)
+    for utterance, q in zip(utterances, together, strict=True):
+        said, ids, spans = teacher.texts[utterance.id]
+        assert q.shape == (len(said), labels.size) and not q[:, 0].any()
+        expected = torch.zeros(len(said), labels.size)
+        read, begin = script.teacher_input(teacher, utterance.id, config, random.Random())
+        for i, (start, end) in enumerate(spans.tolist()):
+            masked = torch.tensor([[*read[: begin + i], teacher.special[2], *read[begin + i + 1 :]]])
+            p = teacher.model(masked).logits[0, begin + i].softmax(-1).tolist()
+            for u in range(start, end + 1):
+                if u == len(said) or (u == end and said[u] != " "):
+                    continue
+                for v, piece in enumerate(pieces):
+                    word = piece.removeprefix("##") + " "
+                    alike = piece.startswith("##") == pieces[ids[i]].startswith("##") and piece[0] != "["
+                    if alike and word.startswith(said[start:u]) and u - start < len(word):
+                        expected[u, labels.ids.get(word[u - start], 0)] += p[v]
+        expected[:, 0] = 0.0  # letters that the recogniser does not have
+        expected /= expected.sum(-1, keepdim=True).clamp(min=1e-30)
+        assert torch.allclose(q, expected, atol=1e-5)
+        seen += (q.sum(-1) > 0.5).sum().item()
+    assert seen > 0.8 * sum(len(u.text) for u in utterances)
 
 
 def test_loss(small):
@@ -328,20 +371,20 @@ def test_represented_alone_and_in_a_batch(conversation):
 
 
 @pytest.mark.parametrize("options", ["", "--control shuffle", "--context 8 --context-mask 0 --target-norm"])
-def test_read_once_is_read_at_every_step(conversation, options):
+def test_asked_once_is_asked_at_every_step(conversation, options):
     """And kept: the same states in whatever order, to the bit; nothing where something is drawn."""
     arguments, utterances = conversation
     config = read_config(*arguments, *options.split())
     (online,), (once,), (again,) = (script.load_teachers(config, utterances, CPU) for _ in range(3))
     names = [u.id for u in utterances]
-    script.read_once(once, names, config, CPU)
-    script.read_once(again, names[::-1], config, CPU)
+    script.ask_once(once, names, [1, 2], config, CPU)
+    script.ask_once(again, names[::-1], [1, 2], config, CPU)
     assert set(once.known) == set(names) and all(torch.equal(once.known[n], again.known[n]) for n in names)
     batch = script.Batch(torch.zeros(0), *[None] * 3, utterances, {}, 0, MicroBatch(utterances))
     for a, b in zip(*(script.represent(t, batch, [1, 2], config) for t in (online, once)), strict=True):
         assert a.shape == b.shape and torch.allclose(a, b, atol=1e-5)
     for drawn in (replace(config, teacher_layers="random"), replace(config, context=8, context_mask=0.1)):
-        script.read_once(online, names, drawn, CPU)
+        script.ask_once(online, names, [1, 2], drawn, CPU)
         assert not online.known
 
 
@@ -407,6 +450,22 @@ def test_without_weight_the_run_is_the_baselines(finished, options, tmp_path):
     script.main([*options, *data, "--out", str(tmp_path / "one")])
     zero, rnnt, one = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("zero", "rnnt", "one"))
     assert zero == rnnt != one
+
+
+def test_soft_labels_run(finished, options, tmp_path):
+    """They reach the joint network; without weight the run is the baseline's; no heads, and the same model exported."""
+    data = ["--data", str(finished / "data"), "--max-steps", "6", "--dropout", "0.1"]
+    script.main([*options, *data, "--method", "rnnt", "--out", str(tmp_path / "rnnt")])
+    for weight in ("0", "1"):
+        more = ["--method", "soft_labels", "--soft-lam", weight, "--out", str(tmp_path / weight)]
+        result = script.main([*options, *data, *more])
+        assert result["method"] == "soft_labels" and result["teacher_seconds"] > 0
+    rnnt, zero, one = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("rnnt", "0", "1"))
+    assert rnnt == zero != one
+    updates = [entry for entry in run.read_log(tmp_path / "1") if "loss" in entry]
+    assert all(len(entry["kd"]) == 1 and min(entry["kd"].values()) > 0 for entry in updates)
+    with pytest.raises(UserError, match="shuffle goes with"):
+        script.main([*options, *data, "--method", "soft_labels", "--control", "shuffle", "--out", str(tmp_path / "x")])
 
 
 def test_killed_and_resumed_it_ends_bit_identical(finished, options, tmp_path):
