@@ -8,7 +8,8 @@ A transducer learns its language from transcripts alone. Earlier work lets it im
 small regression network has to guess BERT's last layer from the transducer's own acoustic and text features. But a text
 has many representations: BERT's layers differ, it says other things when it sees more context, and another BERT knows
 other things. The paper transfers several of them at once. At test time the regression networks are thrown away, and
-nothing about decoding has changed.
+nothing about decoding has changed. For comparison there are soft labels: what BERT expects as the next letter of a
+word that is hidden from it.
 
 Diagram
 -------
@@ -86,6 +87,7 @@ Run
                                                               12 and 9 % WER, 45 and 22 % of the homophones wrong
     python multirep_kd.py --method multirep_kd --teacher-layers last --n-layers 1     one representation, as before
     python multirep_kd.py --method multirep_kd --context 60 --teachers demo,demo/bert-b
+    python multirep_kd.py --method soft_labels                the comparator
     python multirep_kd.py --data librispeech --root ~/corpora --hours 100
     python multirep_kd.py --data DIR                          DIR/train.jsonl, dev.jsonl, test*.jsonl
     torchrun --nproc-per-node 8 multirep_kd.py --data librispeech --root ~/corpora
