@@ -465,11 +465,13 @@ def take_context(past: list[int], future: list[int], budget: int, sides: str) ->
     return past[len(past) - n_past :], future[:n_future]
 
 
-def teacher_input(teacher: Teacher, name: str, config: Config, draw: random.Random) -> tuple[list[int], int]:
+def teacher_input(teacher: Teacher, name: str, config: Config, epoch: int) -> tuple[list[int], int]:
     """What a teacher reads for utterance `name`, [CLS] past target future [SEP], and where its target begins.
 
-    Each token of the context becomes [MASK] with probability --context-mask; those of the target never do.
+    Each token of the context becomes [MASK] with probability --context-mask, drawn anew every epoch; those of the
+    target never do.
     """
+    draw = random.Random(f"{config.seed}-{epoch}-{name}-context")
     cls, sep, mask = teacher.special
     target, (session, i) = teacher.texts[name].ids.tolist(), teacher.around[name]
     budget = min(config.context, teacher.longest - len(target))
@@ -483,6 +485,12 @@ def teacher_input(teacher: Teacher, name: str, config: Config, draw: random.Rand
     past, future = take_context(*sides, budget, config.context_sides)
     past, future = ([mask if draw.random() < config.context_mask else x for x in side] for side in (past, future))
     return [cls, *past, *target, *future, sep], 1 + len(past)
+
+
+def padded(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of ids in one tensor (B, N), and 1 where they are, 0 where padding is."""
+    ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
+    return ids, length_mask(torch.tensor([len(row) for row in rows], device=device), ids.shape[1]).long()
 
 
 def spell(pieces: list[str], labels: Characters) -> Spelling:
@@ -507,16 +515,15 @@ def soft_labels(teacher: Teacher, names: list[str], config: Config, epoch: int) 
     mask, device = teacher.special[2], teacher.model.device
     questions, places = [], []
     for name in names:
-        ids, start = teacher_input(teacher, name, config, random.Random(f"{config.seed}-{epoch}-{name}-context"))
+        ids, start = teacher_input(teacher, name, config, epoch)
         for i in range(start, start + len(teacher.texts[name].ids)):
-            questions.append(torch.tensor([*ids[:i], mask, *ids[i + 1 :]]))
+            questions.append([*ids[:i], mask, *ids[i + 1 :]])
             places.append(i)
     probabilities = []
     for i in range(0, len(questions), 256):
-        asked = questions[i : i + 256]
-        ids = nn.utils.rnn.pad_sequence(asked, batch_first=True).to(device)
-        real = length_mask(torch.tensor([len(x) for x in asked], device=device), ids.shape[1]).long()
-        states = teacher.model.base_model(ids, real).last_hidden_state[range(len(asked)), places[i : i + 256]]
+        some = places[i : i + 256]
+        states = teacher.model.base_model(*padded(questions[i : i + 256], device)).last_hidden_state
+        states = states[range(len(some)), some]
         probabilities += teacher.model.cls(states).float().softmax(-1).cpu()
     found, nothing, answers = [], (torch.zeros(0, dtype=torch.long),) * 2, iter(probabilities)
     for name in names:
@@ -533,16 +540,10 @@ def soft_labels(teacher: Teacher, names: list[str], config: Config, epoch: int) 
 
 @torch.no_grad()
 def read(teacher: Teacher, names: list[str], layers: list[int], config: Config, epoch: int) -> list[Tensor]:
-    """A teacher's states e at the tokens of each utterance's transcript, (N, k, E) for k `layers`, fp32.
-
-    epoch: in another, other tokens of the context are masked.
-    """
-    draws = [random.Random(f"{config.seed}-{epoch}-{name}-context") for name in names]
-    inputs = [teacher_input(teacher, name, config, draw) for name, draw in zip(names, draws, strict=True)]
-    device = teacher.model.device
-    ids = nn.utils.rnn.pad_sequence([torch.tensor(x) for x, _ in inputs], batch_first=True).to(device)
-    real = length_mask(torch.tensor([len(x) for x, _ in inputs], device=device), ids.shape[1]).long()
-    states = teacher.model.base_model(ids, real, output_hidden_states=True).hidden_states  # L + 1 times (B, ., E)
+    """A teacher's states e at the tokens of each utterance's transcript, (N, k, E) for k `layers`, fp32."""
+    inputs = [teacher_input(teacher, name, config, epoch) for name in names]
+    inside = padded([ids for ids, _ in inputs], teacher.model.device)
+    states = teacher.model.base_model(*inside, output_hidden_states=True).hidden_states  # L + 1 times (B, ., E)
     wanted = torch.stack([states[layer].float() for layer in layers], 2)
     wanted = nn.functional.layer_norm(wanted, wanted.shape[-1:]) if config.target_norm else wanted
     ends = [start + len(teacher.texts[name].ids) for name, (_, start) in zip(names, inputs, strict=True)]
