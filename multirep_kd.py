@@ -735,10 +735,8 @@ def train_epoch(
     folder, parameters = Path(config.out), list(models.parameters())
     rest = [part for part in plan if part.update >= progress.update and progress.step != config.max_steps]
     draw = random.Random(f"{config.seed}-{progress.epoch}-layers")
-    layers, weight = (
-        layers_of(config, teachers, draw),
-        config.soft_lam if config.method == ("soft_labels",) else config.lam,
-    )
+    layers = layers_of(config, teachers, draw)
+    weight = config.soft_lam if config.method == ("soft_labels",) else config.lam
     names = [f"{t.name} {layer}" for t, its in zip(teachers, layers, strict=True) for layer in its or ["soft labels"]]
     sums = run.Sums(parts=[0.0] * (1 + len(names)))
     models.train()
