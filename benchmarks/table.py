@@ -104,13 +104,16 @@ PAIRS = {  # what is compared with what, beside every row with the first
     ],
     "multirep_kd": [
         ("uniform-2", "last-1"),  # the paper's claims: several representations against one, context, two teachers
-        *(("uniform-2", f"{layers}-2") for layers in ("last", "first", "random")),
+        *((f"uniform-{k}", f"{layers}-{k}") for k in (2, 4) for layers in ("last", "first", "random")),
+        ("uniform-4", "uniform-2"),
         ("uniform-2, context", "uniform-2"),
+        ("uniform-2, past context", "uniform-2, context"),
         ("last-1, context", "last-1"),
         ("uniform-2, two teachers", "uniform-2"),
         ("last-1, two teachers", "last-1"),
         ("uniform-2", "uniform-2, shuffled teacher"),  # what is left is language
         ("uniform-2", "uniform-2, untrained teacher"),
+        *((f"uniform-2, {distance}", "uniform-2") for distance in ("L2", "cosine", "target norm")),
         ("uniform-2", "soft labels"),  # other ways to bring in what was learnt from text
         ("uniform-2", "rnnt + beam + LM"),
         ("uniform-2, half the audio", "rnnt, half the audio"),
