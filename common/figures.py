@@ -62,14 +62,13 @@ def curves(path: str | Path, series: dict[str, list[tuple[float, float]]], x: st
 
 
 def bars(path: str | Path, names: list[str], series: dict[str, list[float]], label: str, title: str) -> None:
-    """One group of bars per name, one colour per series: {what it is: a value per name}."""
-    figure = Figure(figsize=(1.5 + max(0.6, 0.2 * len(series)) * len(names), 3.5))
+    """One group of bars per name, from top to bottom, one colour per series: {what it is: a value per name}."""
+    figure = Figure(figsize=(7, 1 + max(0.3, 0.12 * len(series)) * len(names)))
     axis = figure.subplots()
-    width = 0.8 / len(series)
+    height = 0.8 / len(series)
     for i, (what, values) in enumerate(series.items()):
-        axis.bar(np.arange(len(names)) + (i - (len(series) - 1) / 2) * width, values, width, label=what)
-    axis.set(xticks=range(len(names)), ylabel=label, title=title)
-    axis.set_xticklabels(names, rotation=45, ha="right")
+        axis.barh(np.arange(len(names)) + (i - (len(series) - 1) / 2) * height, values, height, label=what)
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6), xlabel=label, title=title)
     if len(series) > 1:
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)  # beside the bars
     _save(figure, path)
