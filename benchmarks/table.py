@@ -105,7 +105,7 @@ PAIRS = {  # what is compared with what, beside every row with the first
     "multirep_kd": [
         ("uniform-2", "last-1"),  # the paper's claims: several representations against one, context, two teachers
         *((f"uniform-{k}", f"{layers}-{k}") for k in (2, 4) for layers in ("last", "first", "random")),
-        ("uniform-4", "uniform-2"),
+        *((f"{layers}-4", f"{layers}-2") for layers in ("last", "first", "uniform", "random")),
         ("uniform-2, context", "uniform-2"),
         ("uniform-2, past context", "uniform-2, context"),
         ("last-1, context", "last-1"),
@@ -116,6 +116,7 @@ PAIRS = {  # what is compared with what, beside every row with the first
         *((f"uniform-2, {distance}", "uniform-2") for distance in ("L2", "cosine", "target norm")),
         ("uniform-2", "soft labels"),  # other ways to bring in what was learnt from text
         ("uniform-2", "rnnt + beam + LM"),
+        ("uniform-2 + beam + LM", "rnnt + beam + LM"),
         ("uniform-2, half the audio", "rnnt, half the audio"),
         ("uniform-2, half the audio, 10 epochs", "rnnt, half the audio, 10 epochs"),
         ("uniform-2, twice the audio", "rnnt, twice the audio"),
