@@ -677,7 +677,7 @@ def train(config: Config, corpus: Corpus, place: run.Place) -> Trained:
     started = run.synchronise(place)
     for teacher, layers in zip(teachers, layers_of(config, teachers, random.Random()), strict=True):
         ask_once(teacher, [teacher.partners[u.id] for u in utterances], layers, config, place)
-    reading = {"teacher_seconds": round(run.synchronise(place) - started, 1)} if teachers else {}
+    reading = {"teacher_seconds": round(run.synchronise(place) - started, 4)} if teachers else {}
     run.reseed(config.seed)
     sizes = [(teacher.model.config.num_hidden_layers, teacher.model.config.hidden_size) for teacher in teachers]
     models = build_models(config, tokenizer.size, [] if soft else sizes).to(place.device)

@@ -75,7 +75,7 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
         },
         "uniform-2, past context": f"{KD} --context 60 --context-sides past",
         "uniform-2, context 30": f"{KD} --context 30",
-        "uniform-2, context 90": f"{KD} --context 90",  # all: 120 is the same run, since no session has 84 tokens more
+        "uniform-2, context 90": f"{KD} --context 90",  # all: no session has more, so 120 is the same run
         "uniform-2, L2": f"{KD} --distance l2",
         "uniform-2, cosine": f"{KD} --distance cosine",
         "uniform-2, target norm": f"{KD} --target-norm",
