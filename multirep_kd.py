@@ -67,7 +67,7 @@ Choices (ours, marked again where they stand)
     C6  rotary positions, LayerNorm in the convolution module, no dropout on attention weights (common/conformer.py)
     C7  the first epoch goes from short to long utterances; checkpoints are chosen by dev WER
     C8  soft labels on label arcs: the joint network at the expected time of emission, among labels alone
-    C9  a language model in the beam scores whole words, late by one word; its weight is tuned on dev
+    C9  a language model of any pieces in the beam, which looks ahead inside a word; its weight is tuned on dev
 
 Metrics
 -------
@@ -161,6 +161,7 @@ class Config(RunConfig):
     beam: int = 16  # hypotheses kept [peer]
     lm: str | None = None  # causal language model for the beam, of any pieces: hub name, folder, demo/lm (C9)
     lm_weight: tuple[float, ...] = (0.3, 0.6, 1.0)  # each is tried on 100 dev utterances [choice]
+    bonus: tuple[float, ...] = (0.0, 0.5)  # per character, each is tried with each --lm-weight [choice]
 
 
 DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about four minutes per row on one core
@@ -788,6 +789,7 @@ class Beam(NamedTuple):
     beam: int
     lm: WordModel | None
     lm_weight: float
+    bonus: float
 
 
 @torch.inference_mode()
@@ -825,22 +827,23 @@ def decode(
 
 
 def tune_beam(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Tokenizer, place: run.Place) -> Beam | None:
-    """None for --decode greedy; else the --lm-weight with the fewest errors on 100 dev utterances."""
+    """None for --decode greedy; else the --lm-weight and --bonus with the fewest errors on 100 dev utterances."""
     if config.decode == "greedy":
         return None
     with run.first_rank_first(place):
         lm = WordModel(config.lm, "--lm", config.root, tokenizer, place.device) if config.lm else None
-    beams = [Beam(config.beam, lm, weight) for weight in (config.lm_weight if lm else (0.0,))]
+    weights = config.lm_weight if lm else (0.0,)
+    beams = [Beam(config.beam, lm, weight, bonus) for weight in weights for bonus in config.bonus]
     if len(beams) == 1:
         return beams[0]
     if not corpus.dev:
-        raise UserError("there is no dev set to tune the beam search on: give one --lm-weight.")
+        raise UserError("there is no dev set to tune the beam search on: give one --lm-weight and one --bonus.")
     some = random.Random(config.seed).sample(corpus.dev, min(100, len(corpus.dev)))
     references = {u.id: u.text for u in some}
     found = [decode(config, model, tokenizer, some, place, beam) for beam in beams]
     rates = [metrics.score(references, texts, {})[0].rate for texts in found]
     for beam, rate in zip(beams, rates, strict=True) if place.first else ():
-        run.note(f"dev WER {rate:.1f} % with --lm-weight {beam.lm_weight:g}")
+        run.note(f"dev WER {rate:.1f} % with --lm-weight {beam.lm_weight:g} --bonus {beam.bonus:g}")
     return beams[rates.index(min(rates))]
 
 
@@ -860,7 +863,7 @@ def evaluate(config: Config, corpus: Corpus, model: Recogniser, tokenizer: Token
     scores |= {"decode": config.decode, "rtf": real_time_factor(config, corpus, model, tokenizer, place, beam)}
     if beam:
         greedy = real_time_factor(config, corpus, model, tokenizer, place)
-        scores |= {"greedy_rtf": greedy, "lm": config.lm, "lm_weight": beam.lm_weight}
+        scores |= {"greedy_rtf": greedy, "lm": config.lm, "lm_weight": beam.lm_weight, "bonus": beam.bonus}
     return scores
 
 
@@ -985,9 +988,11 @@ def check(config: Config) -> None:
         "--control shuffle goes with --method multirep_kd": config.control == "shuffle"
         and config.method == ("soft_labels",),
         "--teachers needs at least one": not config.teachers,
-        "--lm-weight needs at least one value": not config.lm_weight,
+        "--lm-weight and --bonus need at least one value each": not (config.lm_weight and config.bonus),
         "--lm goes with --decode beam": config.lm is not None and config.decode != "beam",
-        "--transcribe needs one --lm-weight": bool(config.transcribe and config.lm) and len(config.lm_weight) > 1,
+        "--transcribe needs one --lm-weight and one --bonus": bool(config.transcribe)
+        and config.decode == "beam"
+        and (len(config.lm_weight) if config.lm else 1) * len(config.bonus) > 1,
         "--warmup is a share of the run, below 1, for --schedule one-cycle": one_cycle and config.warmup >= 1,
         "--warmup is a number of updates, at least 1, for --schedule inverse-sqrt": not one_cycle and config.warmup < 1,
         "--times goes with --transcribe": config.times and not config.transcribe,

@@ -6,6 +6,7 @@ resolve("data/demo/bert-a")   -> the folder itself
 
 from __future__ import annotations
 
+import bisect
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -147,11 +148,14 @@ class LanguageModel:
 
 
 class WordModel:
-    """A causal language model for `rnnt.beam_search` over characters: how likely the words that a prefix completes.
+    """A causal language model for `rnnt.beam_search` over characters: how likely a text is, or all that begin with it.
 
-        lm([labels of "the sai", labels of "the sail "], False)  ->  [log p(the), log p(the sail)]
+        lm([labels of "the sai", labels of "the sail "], False)  ->  [log p(the sai…), log p(the sail …)]
 
-    It may have any pieces, since only whole words are given to it. If ended, all of a text counts, and its end.
+    It may have any pieces. How the last word goes on is not known yet: "sai" may become "sail", or "sa" and "##iling".
+    So at every cut of "sai" into pieces as it is, p(the sai…) sums over all pieces that begin with what follows the cut
+    ("look-ahead", over words in Hori et al. 2018, arXiv 1808.02608). Were words judged only when they end, a beam would
+    fill with words that never do.
     """
 
     def __init__(self, name: str, flag: str, root: str, tokenizer: Characters, device: torch.device | str):
@@ -167,27 +171,41 @@ class WordModel:
                 f"{flag} {name} names no bos_token_id or eos_token_id in its config.json: give another one."
             )
         self.longest = getattr(self.model.config, "max_position_embeddings", 1024)  # ids that it can read at once
+        self.written = self.pieces.convert_ids_to_tokens(range(len(self.pieces)))  # id -> "sa", "##iling", "Ġthe", …
+        self.order = torch.tensor(sorted(range(len(self.written)), key=self.written.__getitem__))
+        self.alphabetical = sorted(self.written)  # the pieces of these ids
         self.tokenizer, self.device = tokenizer, device
         self.known: dict[tuple[str, bool], float] = {}  # what it was asked before
 
-    @torch.inference_mode()
     def __call__(self, prefixes: list[tuple[int, ...]], ended: bool) -> list[float]:
-        """Of a text too long for the model, only the beginning that it can read costs anything."""
-        texts = ["".join(self.tokenizer.characters[label - 1] for label in prefix) for prefix in prefixes]
-        texts = [" ".join((text if ended else text[: text.rfind(" ") + 1]).split()) for text in texts]
+        """ended: of these very texts, and their end. Of one too long for the model, only what it can read costs."""
+        texts = ["".join(self.tokenizer.characters[label - 1] for label in prefix).lstrip() for prefix in prefixes]
         if len(self.known) > 100_000:
             self.known.clear()
-        new = [text for text in dict.fromkeys(texts) if (text, ended) not in self.known]
-        if new:
-            ids = self.pieces(new, add_special_tokens=False, verbose=False)["input_ids"]
-            ids = [[self.bos, *i, *[self.eos] * ended][: self.longest] for i in ids]
-            rows, real = (
-                nn.utils.rnn.pad_sequence([torch.tensor(row, device=self.device) for row in of], batch_first=True)
-                for of in (ids, [[1] * len(i) for i in ids])
-            )
-            logits = self.model(input_ids=rows, attention_mask=real, use_cache=False).logits  # (N, L, V)
-            log_probs = logits[:, :-1].float().log_softmax(-1)
-            log_p = log_probs.gather(-1, rows[:, 1:, None])[..., 0].cumsum(-1)
-            for text, i, sums in zip(new, ids, log_p.double().tolist(), strict=True):
-                self.known[text, ended] = sums[len(i) - 2] if len(i) > 1 else 0.0
+        if new := [text for text in dict.fromkeys(texts) if (text, ended) not in self.known]:
+            self.known |= {(text, ended): log_p for text, log_p in zip(new, self.read(new, ended), strict=True)}
         return [self.known[text, ended] for text in texts]
+
+    @torch.inference_mode()
+    def read(self, texts: list[str], ended: bool) -> list[float]:
+        finished = [text.rstrip() for text in texts]
+        split = self.pieces(finished, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        rows = [torch.tensor([self.bos, *ids, *[self.eos] * ended][: self.longest]) for ids in split["input_ids"]]
+        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
+        # Causal: no position sees what is padded on its right, so nothing has to be masked.
+        log_probs = self.model(input_ids=inputs, use_cache=False).logits.double().log_softmax(-1).cpu()  # (N, L, V)
+        found = []
+        for i, (text, row, following) in enumerate(zip(texts, rows, log_probs, strict=True)):
+            ids, spans = split["input_ids"][i], split["offset_mapping"][i]
+            log_p = [0.0, *following[range(len(row) - 1), row[1:]].cumsum(0).tolist()]  # of the first n pieces
+            last_word = len(text) if ended else text.rfind(" ") + 1  # where it begins, if it may still go on
+            cuts = range(sum(end <= last_word for _, end in spans), min(len(ids), len(row) - 1))
+            ways = [log_p[n] + self.begin(ids[n:], following[n]) for n in cuts]
+            found.append(torch.tensor(ways, dtype=torch.float64).logsumexp(0).item() if ways else log_p[-1])
+        return found
+
+    def begin(self, ids: list[int], log_probs: Tensor) -> float:
+        """log p of all pieces that begin with what these write together; log_probs (V,)."""
+        letters = self.written[ids[0]] + "".join(self.written[i].removeprefix("##") for i in ids[1:])
+        first, end = (bisect.bisect_left(self.alphabetical, bound) for bound in (letters, letters + chr(0x10FFFF)))
+        return log_probs[self.order[first:end]].logsumexp(0).item()

@@ -307,20 +307,20 @@ class Hypothesis(NamedTuple):
 @torch.inference_mode()
 def beam_search(
     predictor: Predictor, joint: Joint, encoded: Tensor, beam: int | None = 16, longest: int | None = None,
-    lm: Callable[[list[tuple[int, ...]], bool], list[float]] | None = None, lm_weight: float = 0.0,
+    lm: Callable[[list[tuple[int, ...]], bool], list[float]] | None = None, lm_weight: float = 0.0, bonus: float = 0.0,
 ) -> list[Hypothesis]:  # fmt: skip
     """The best label sequences y of one utterance, encoded (T, D), at most `beam`, best first.
 
-        score(y) = log p(y | x) + lm_weight log p_lm(y)
+        score(y) = log p(y | x) + lm_weight log p_lm(y) + bonus len(y)
 
     Hypotheses are compared after equally many steps, blanks and labels counted alike (alignment-length synchronous
     decoding, Saon et al. 2020): after i steps, one of u labels stands at frame i - u. Ways to the same labels add up.
     Per step the best `beam` are kept; None: all, which is exact among sequences of at most `longest` labels (four per
     frame unless given).
 
-    lm(prefixes, ended) -> log p of each, as far as it can be told of one that is not ended, so it may only fall as the
-    prefix grows. Asked for what was kept; until then a hypothesis has its parent's. So finished sequences too are
-    compared without their last word and end, which only the last `beam` of them get. Not asked if lm_weight is 0.
+    lm(prefixes, ended) -> log p of each, or of all that begin with it; so it may only fall as the prefix grows. Asked
+    for what was kept; until then a hypothesis has its parent's. So finished sequences too are compared without their
+    last label and end, which only the last `beam` of them get. Not asked if lm_weight is 0.
     """
     T, longest = len(encoded), 4 * len(encoded) if longest is None else longest
     output, state = predictor(torch.full((1, 1), BLANK, device=encoded.device))
@@ -329,7 +329,7 @@ def beam_search(
     fused: dict[tuple[int, ...], float] = {(): 0.0}  # labels -> lm_weight log p_lm
 
     def score(y: tuple[int, ...], log_p: float) -> float:
-        return log_p + (fused[y] if y in fused else fused[y[:-1]])
+        return log_p + (fused[y] if y in fused else fused[y[:-1]]) + bonus * len(y)
 
     def best(of: dict[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
         return dict(sorted(of.items(), key=lambda item: score(*item), reverse=True)[:beam])
@@ -359,7 +359,8 @@ def beam_search(
             if y and y[:-1] in row:  # the last label of y leads to y too
                 grown[y] = log_add(grown[y], ways[row[y[:-1]], y[-1]].item())
                 ways[row[y[:-1]], y[-1]] = -math.inf
-        scores = (ways + torch.tensor([fused[y] for y in kept], dtype=torch.float64)[:, None]).flatten()
+        parents_have = torch.tensor([score(y, 0.0) for y in kept], dtype=torch.float64)
+        scores = (ways + parents_have[:, None]).flatten()  # all have one label more: one more bonus changes no order
         best_new = scores.topk(min(beam or len(scores), len(scores))).indices  # more of them could not stay
         parents = list(kept)
         for j, value in zip(best_new.tolist(), ways.flatten()[best_new].tolist(), strict=True):
@@ -368,7 +369,8 @@ def beam_search(
                 grown[*parents[n], label] = value
         finished = best(finished | {y: log_p for y, log_p in grown.items() if i + 1 - len(y) == T})
         kept = best({y: log_p for y, log_p in grown.items() if i + 1 - len(y) < T})
-        # Nothing could still enter `finished`: no sequence gets more than all unfinished ones have together.
+        # Nothing could still enter `finished`: no sequence gets more than all unfinished ones have together, unless
+        # bonuses outweigh what its further labels cost.
         hope = functools.reduce(log_add, (score(*item) for item in kept.items()), -math.inf)
         if not kept or (len(finished) == beam and hope < min(score(*item) for item in finished.items())):
             break

@@ -519,7 +519,7 @@ def babbling(finished, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("search", [[], ["--decode", "beam", "--beam", "3"]])
+@pytest.mark.parametrize("search", [[], ["--decode", "beam", "--beam", "3", "--bonus", "0"]])
 def test_transcribing_with_times(finished, babbling, options, corpus, capsys, search):
     files = [u.audio for u in corpus.train[:4]]
     arguments = ["--checkpoint", str(babbling), *search, "--transcribe", *files]
@@ -546,13 +546,13 @@ def test_a_checkpoint_scores_by_beam(finished, babbling, capsys):
 
 
 def test_beam_search_with_a_language_model(finished, babbling, root, tmp_path, capsys):
-    """Its weight is tuned on dev."""
+    """Its weight and the bonus are tuned on dev."""
     lm = str(build_model(root / "demo-smoke", "lm", small=True))
     search = ["--checkpoint", str(babbling), "--data", str(finished / "data"), "--decode", "beam", "--beam", "2"]
-    result = script.main([*search, "--lm", lm, "--lm-weight", "0.1,2", "--out", str(tmp_path / "fused")])
+    result = script.main([*search, "--lm", lm, "--lm-weight", "0.1,2", "--bonus", "0,1", "--out", str(tmp_path / "s")])
     tuned = re.findall(r"dev WER ([\d.]+) %", capsys.readouterr().err)
-    assert len(tuned) == 2 and all(float(rate) > 0 for rate in tuned)
-    assert result["lm"] == lm and result["lm_weight"] in (0.1, 2)
+    assert len(tuned) == 4 and all(float(rate) > 0 for rate in tuned)
+    assert result["lm"] == lm and result["lm_weight"] in (0.1, 2) and result["bonus"] in (0, 1)
 
 
 @pytest.mark.parametrize("wrong, message", [
@@ -575,7 +575,8 @@ def test_the_full_preset_has_71_million_parameters(capsys):
 
 
 @pytest.mark.parametrize("name", [
-    "batches", "Batches.__init__", "Batches.__len__", "decode", "real_time_factor", "load",
+    "batches", "Batches.__init__", "Batches.__len__", "decode", "evaluate", "real_time_factor",
+    "load",
 ])  # fmt: skip
 def test_the_plumbing_of_the_scripts_is_the_same(name):
     ours, theirs = (inspect.getsource(operator.attrgetter(name)(module)) for module in (script, interaed_kd))

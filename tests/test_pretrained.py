@@ -1,6 +1,7 @@
 """A language model for the beam search: every score against the plain model, one prefix at a time."""
 
 import json
+import math
 import random
 import string
 
@@ -138,8 +139,8 @@ def test_other_models_are_one_sentence(tmp_path):
         load(empty, tokenizer)
 
 
-def test_words_so_far(folder):
-    """Whole words only, as the plain model scores their pieces one by one; spaces do not matter, nor does the batch."""
+def test_texts_and_all_that_begin_with_them(folder):
+    """As the plain model scores their pieces one by one; spaces do not matter, nor does the batch."""
     characters = Characters.build([*string.ascii_lowercase, "'"])
     words = WordModel(str(folder), "--lm", "unused", characters, "cpu")
     encode = lambda text: tuple(characters.encode(text))  # noqa: E731
@@ -149,19 +150,43 @@ def test_words_so_far(folder):
         logits = model(torch.tensor([pieces])).logits[0].log_softmax(-1)
         return sum(logits[i, piece].item() for i, piece in enumerate(pieces[1:]))
 
-    the, knight, ing = (VOCABULARY.index(piece) for piece in ("the", "knight", "##ing"))
-    whole = {"": [CLS], "th": [CLS], "the": [CLS], "the ": [CLS, the], " the  kni": [CLS, the],
-             "the knight": [CLS, the], "the knighting ": [CLS, the, knight, ing]}  # fmt: skip
-    found = words([encode(text) for text in whole], False)
-    assert found == pytest.approx([by_hand(pieces) for pieces in whole.values()], abs=1e-5)
+    def begun(*ways):
+        """log of the sum over (pieces, letters): these pieces, and then any that begins with the letters."""
+        all_of_them = (
+            by_hand([*pieces, v]) for pieces, letters in ways for v, piece in enumerate(VOCABULARY)
+            if piece.startswith(letters)
+        )  # fmt: skip
+        return math.log(sum(map(math.exp, all_of_them)))
+
+    the, knight, ing, t, k, n = (VOCABULARY.index(piece) for piece in ("the", "knight", "##ing", "t", "k", "##n"))
+    so_far = {
+        "": 0.0,
+        "t": begun(([CLS], "t")),
+        "th": begun(([CLS], "th"), ([CLS, t], "##h")),
+        "the": begun(([CLS], "the")),
+        "the ": by_hand([CLS, the]),
+        " the  kni": begun(([CLS, the], "kni"), ([CLS, the, k], "##ni"), ([CLS, the, k, n], "##i")),
+        "the knight": begun(([CLS, the], "knight")),
+        "the knighting": begun(([CLS, the, knight], "##ing")),
+        "the knighting ": by_hand([CLS, the, knight, ing]),
+    }
+    assert words([encode(text) for text in so_far], False) == pytest.approx(list(so_far.values()), abs=1e-5)
     ended = {"": [CLS, SEP], "the": [CLS, the, SEP], "the knight": [CLS, the, knight, SEP]}
     found = words([encode(text) for text in ended], True)
     assert found == pytest.approx([by_hand(pieces) for pieces in ended.values()], abs=1e-5)
     assert words([encode("the ")], False)[0] == pytest.approx(by_hand([CLS, the]), abs=1e-5)  # asked before
     longer = [CLS, *[the, knight] * 30][:16]  # than it reads
     assert words([encode("the knight " * 30)], True)[0] == pytest.approx(by_hand(longer), abs=1e-4)
+    letters = words([encode(c) for c in [*string.ascii_lowercase, "'"]], False)
+    others = begun(*(([CLS], piece) for piece in VOCABULARY[:5]), ([CLS], "##"))
+    no_piece = model(torch.tensor([[CLS]])).logits[0, 0].softmax(-1)[len(VOCABULARY) :].sum().item()
+    assert sum(map(math.exp, [*letters, others])) + no_piece == pytest.approx(1)
+    for text in ("the knight's donut", "knightingknightly the"):  # the more is known, the less remains
+        fall = words([encode(text[:i]) for i in range(len(text) + 1)], False)
+        assert fall == sorted(fall, reverse=True) and words([encode(text)], True)[0] < fall[-1]
     save(folder, gpt2(eos_token_id=[SEP, CLS]))
-    assert WordModel(str(folder), "--lm", "unused", characters, "cpu")([encode("the")], True)[0] == found[1]
+    other = WordModel(str(folder), "--lm", "unused", characters, "cpu")
+    assert other([encode("the")], True)[0] == pytest.approx(found[1], abs=1e-5)
     save(folder, gpt2(bos_token_id=None))
     with pytest.raises(UserError, match="bos_token_id"):
         WordModel(str(folder), "--lm", "unused", characters, "cpu")

@@ -284,11 +284,12 @@ def test_an_unlimited_beam_finds_everything(multiply, monkeypatch):
     def lm(prefixes, ended):  # every label 2 costs 3, and the end 1; the last label is told with the next one
         return [-3.0 * (y if ended else y[:-1]).count(2) - ended for y in prefixes]
 
-    fused = {y: log_p + 0.5 * lm([y], True)[0] for y, log_p in expected.items()}
-    assert sorted(fused, key=fused.get) != sorted(expected, key=expected.get)
-    found = rnnt.beam_search(predictor, joint, encoded, None, 3, lm, 0.5)
-    assert [tuple(x.labels) for x in found] == sorted(fused, key=fused.get, reverse=True)
-    assert all(x.score == pytest.approx(fused[tuple(x.labels)], abs=1e-9) for x in found)
+    for bonus in (0.0, 0.7):
+        fused = {y: log_p + 0.5 * lm([y], True)[0] + bonus * len(y) for y, log_p in expected.items()}
+        assert sorted(fused, key=fused.get) != sorted(expected, key=expected.get)
+        found = rnnt.beam_search(predictor, joint, encoded, None, 3, lm, 0.5, bonus)
+        assert [tuple(x.labels) for x in found] == sorted(fused, key=fused.get, reverse=True)
+        assert all(x.score == pytest.approx(fused[tuple(x.labels)], abs=1e-9) for x in found)
     plain = rnnt.beam_search(predictor, joint, encoded, 4, 3)
     assert rnnt.beam_search(predictor, joint, encoded, 4, 3, lm) == plain  # of no weight
     for search in ((4, 3), (4, 3, lm, 0.5), (2, 5, lm, 0.5)):
