@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import socket
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -87,11 +88,20 @@ def load_vocabulary(name: str, flag: str, root: str) -> list[str]:
     return sorted(vocabulary, key=vocabulary.get)
 
 
+def quiet_bars() -> None:
+    """transformers' progress bars follow the rule of ours: none where stderr is no terminal."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
 def load_model(auto_class: type, name: str, flag: str, root: str) -> nn.Module:
     """A frozen pretrained model in fp32, in evaluation mode. name: see `find`; auto_class: AutoModelForMaskedLM, ….
 
     Raises UserError where the folder holds no such model, or one without its head, which would be filled with noise.
     """
+    quiet_bars()
     try:
         model, loaded = auto_class.from_pretrained(
             find(name, flag, root), local_files_only=True, use_safetensors=True, dtype=torch.float32,
@@ -152,10 +162,11 @@ class WordModel:
 
         lm([labels of "the sai", labels of "the sail "], False)  ->  [log p(the sai…), log p(the sail …)]
 
-    It may have any pieces. How the last word goes on is not known yet: "sai" may become "sail", or "sa" and "##iling".
-    So at every cut of "sai" into pieces as it is, p(the sai…) sums over all pieces that begin with what follows the cut
-    ("look-ahead", over words in Hori et al. 2018, arXiv 1808.02608). Were words judged only when they end, a beam would
-    fill with words that never do.
+    Its pieces are WordPiece, byte-level BPE or SentencePiece. How the last word goes on is not known yet: "sai" may
+    become "sail", or "sa" and "##iling". So at every cut of "sai" into pieces as it is, p(the sai…) sums over all
+    pieces that begin with what follows the cut ("look-ahead", over words in Hori et al. 2018, arXiv 1808.02608): exact
+    for WordPiece, nearly so for the others, which may cut a longer word elsewhere. Were words judged only when they
+    end, a beam would fill with words that never do.
     """
 
     def __init__(self, name: str, flag: str, root: str, tokenizer: Characters, device: torch.device | str):
@@ -164,22 +175,25 @@ class WordModel:
 
         self.pieces = load_pieces(name, flag, root)
         self.model = load_model(AutoModelForCausalLM, name, flag, root).to(device)
-        self.bos, eos = self.model.config.bos_token_id, self.model.config.eos_token_id
+        config = self.model.config
+        self.bos, eos = config.bos_token_id, config.eos_token_id
         self.eos = eos[0] if isinstance(eos, list) else eos
-        if not all(x in range(self.model.config.vocab_size) for x in (self.bos, self.eos)):
+        if not all(x in range(config.vocab_size) for x in (self.bos, self.eos)):
             raise UserError(
                 f"{flag} {name} names no bos_token_id or eos_token_id in its config.json: give another one."
             )
-        self.longest = getattr(self.model.config, "max_position_embeddings", 1024)  # ids that it can read at once
-        self.written = self.pieces.convert_ids_to_tokens(range(len(self.pieces)))  # id -> "sa", "##iling", "Ġthe", …
-        self.order = torch.tensor(sorted(range(len(self.written)), key=self.written.__getitem__))
-        self.alphabetical = sorted(self.written)  # the pieces of these ids
+        self.longest = getattr(config, "max_position_embeddings", 1024)  # ids that it can read at once
+        # id -> "sa", "##iling", "Ġthe", …
+        self.written = {i: piece for piece, i in self.pieces.get_vocab().items() if i < config.vocab_size}
+        self.order = torch.tensor(sorted(self.written, key=self.written.get))
+        self.alphabetical = sorted(self.written.values())  # the pieces of these ids
         self.tokenizer, self.device = tokenizer, device
         self.known: dict[tuple[str, bool], float] = {}  # what it was asked before
 
     def __call__(self, prefixes: list[tuple[int, ...]], ended: bool) -> list[float]:
         """ended: of these very texts, and their end. Of one too long for the model, only what it can read costs."""
-        texts = ["".join(self.tokenizer.characters[label - 1] for label in prefix).lstrip() for prefix in prefixes]
+        written = ["".join(self.tokenizer.characters[label - 1] for label in prefix) for prefix in prefixes]
+        texts = [" ".join(text.split()) + " " * (not ended and text.endswith(" ")) for text in written]
         if len(self.known) > 100_000:
             self.known.clear()
         if new := [text for text in dict.fromkeys(texts) if (text, ended) not in self.known]:
@@ -188,19 +202,22 @@ class WordModel:
 
     @torch.inference_mode()
     def read(self, texts: list[str], ended: bool) -> list[float]:
-        finished = [text.rstrip() for text in texts]
-        split = self.pieces(finished, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        stripped = [text.strip() for text in texts]
+        split = self.pieces(stripped, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         rows = [torch.tensor([self.bos, *ids, *[self.eos] * ended][: self.longest]) for ids in split["input_ids"]]
-        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.device)
         # Causal: no position sees what is padded on its right, so nothing has to be masked.
-        log_probs = self.model(input_ids=inputs, use_cache=False).logits.double().log_softmax(-1).cpu()  # (N, L, V)
+        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.bos).to(self.device)
+        log_probs = self.model(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)  # (N, L, V)
+        each = log_probs[:, :-1].gather(-1, inputs[:, 1:, None])[..., 0].double().cumsum(-1).tolist()
         found = []
-        for i, (text, row, following) in enumerate(zip(texts, rows, log_probs, strict=True)):
+        for i, (text, row, sums) in enumerate(zip(texts, rows, each, strict=True)):
             ids, spans = split["input_ids"][i], split["offset_mapping"][i]
-            log_p = [0.0, *following[range(len(row) - 1), row[1:]].cumsum(0).tolist()]  # of the first n pieces
-            last_word = len(text) if ended else text.rfind(" ") + 1  # where it begins, if it may still go on
-            cuts = range(sum(end <= last_word for _, end in spans), min(len(ids), len(row) - 1))
-            ways = [log_p[n] + self.begin(ids[n:], following[n]) for n in cuts]
+            log_p = [0.0, *sums[: len(row) - 1]]  # of the first n pieces
+            settled = len(text) if ended else text.rfind(" ")  # the characters that are; the last word may go on
+            first = sum(end <= settled for _, end in spans)
+            cuts = range(first, len(ids)) if len(ids) < len(row) else range(0)
+            following = log_probs[i, cuts.start : cuts.stop].cpu()
+            ways = [log_p[n] + self.begin(ids[n:], p) for n, p in zip(cuts, following, strict=True)]
             found.append(torch.tensor(ways, dtype=torch.float64).logsumexp(0).item() if ways else log_p[-1])
         return found
 

@@ -318,9 +318,9 @@ def beam_search(
     Per step the best `beam` are kept; None: all, which is exact among sequences of at most `longest` labels (four per
     frame unless given).
 
-    lm(prefixes, ended) -> log p of each, or of all that begin with it; so it may only fall as the prefix grows. Asked
-    for what was kept; until then a hypothesis has its parent's. So finished sequences too are compared without their
-    last label and end, which only the last `beam` of them get. Not asked if lm_weight is 0.
+    lm(prefixes, ended) -> log p of each, or of all that begin with it: the longer the prefix, the less, or too much is
+    dropped. Asked for what was kept; until then a hypothesis has its parent's. So finished sequences too are compared
+    without their last label and end, which only the last `beam` of them get. Not asked if lm_weight is 0.
     """
     T, longest = len(encoded), 4 * len(encoded) if longest is None else longest
     output, state = predictor(torch.full((1, 1), BLANK, device=encoded.device))
@@ -359,8 +359,8 @@ def beam_search(
             if y and y[:-1] in row:  # the last label of y leads to y too
                 grown[y] = log_add(grown[y], ways[row[y[:-1]], y[-1]].item())
                 ways[row[y[:-1]], y[-1]] = -math.inf
-        parents_have = torch.tensor([score(y, 0.0) for y in kept], dtype=torch.float64)
-        scores = (ways + parents_have[:, None]).flatten()  # all have one label more: one more bonus changes no order
+        parents = torch.tensor([score(y, 0.0) for y in kept], dtype=torch.float64)[:, None]
+        scores = (ways + parents).flatten()  # without the bonus of the new label, which all of them get
         best_new = scores.topk(min(beam or len(scores), len(scores))).indices  # more of them could not stay
         parents = list(kept)
         for j, value in zip(best_new.tolist(), ways.flatten()[best_new].tolist(), strict=True):

@@ -535,6 +535,9 @@ def test_transcribing_with_times(finished, babbling, options, corpus, capsys, se
         assert " ".join(word for *_, word in words) == texts[path]
         starts = [start for start, *_ in words]
         assert starts == sorted(starts) and all(start < end for start, end, _ in words)
+    if search:
+        with pytest.raises(UserError, match="one --lm-weight and one --bonus"):
+            script.main([*arguments, "--bonus", "0,1"])
 
 
 def test_a_checkpoint_scores_by_beam(finished, babbling, capsys):
@@ -575,8 +578,8 @@ def test_the_full_preset_has_71_million_parameters(capsys):
 
 
 @pytest.mark.parametrize("name", [
-    "batches", "Batches.__init__", "Batches.__len__", "decode", "evaluate", "real_time_factor",
-    "load",
+    "batches", "Batches.__init__", "Batches.__len__", "decode", "evaluate",
+    "real_time_factor", "load",
 ])  # fmt: skip
 def test_the_plumbing_of_the_scripts_is_the_same(name):
     ours, theirs = (inspect.getsource(operator.attrgetter(name)(module)) for module in (script, interaed_kd))

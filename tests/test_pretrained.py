@@ -7,7 +7,8 @@ import string
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from common import ctc
 from common.flags import UserError
@@ -184,9 +185,52 @@ def test_texts_and_all_that_begin_with_them(folder):
     for text in ("the knight's donut", "knightingknightly the"):  # the more is known, the less remains
         fall = words([encode(text[:i]) for i in range(len(text) + 1)], False)
         assert fall == sorted(fall, reverse=True) and words([encode(text)], True)[0] < fall[-1]
+    read = "the knight " * 7 + "t"  # as much as it reads, and then a word begins that it cannot read whole
+    assert len(set(words([encode(read + more) for more in ("hh", "hhh", "hhh ")], False))) == 1
     save(folder, gpt2(eos_token_id=[SEP, CLS]))
     other = WordModel(str(folder), "--lm", "unused", characters, "cpu")
     assert other([encode("the")], True)[0] == pytest.approx(found[1], abs=1e-5)
     save(folder, gpt2(bos_token_id=None))
     with pytest.raises(UserError, match="bos_token_id"):
         WordModel(str(folder), "--lm", "unused", characters, "cpu")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_pieces_that_begin_with_a_space(tmp_path, kind):
+    """Words begin with "Ġ" or "▁", which may stand alone; the longer a text, the less likely; spaces do not matter."""
+    if kind == "bytes":
+        merges = [tuple(m.split()) for m in ["t h", "th e", "s c", "sc r", "scr i", "Ġ scri", "r e"]]
+        letters = [*pre_tokenizers.ByteLevel.alphabet()]
+        vocabulary = ["<unk>", "<s>", "</s>", *letters, *map("".join, merges)]
+        pieces = Tokenizer(models.BPE({piece: i for i, piece in enumerate(vocabulary)}, merges))
+        pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        mark, the = "Ġ", ["the"]
+    else:
+        vocabulary = ["<unk>", "<s>", "</s>", "▁", *string.ascii_lowercase, "▁the", "▁scri", "re"]
+        pieces = Tokenizer(models.Unigram([(piece, -20.0 / len(piece)) for piece in vocabulary], 0))
+        pieces.pre_tokenizer = pre_tokenizers.Metaspace()
+        mark, the = "▁", ["▁the"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    tokenizer.save_pretrained(tmp_path)
+    model = gpt2(vocab_size=len(vocabulary), n_positions=64, bos_token_id=1, eos_token_id=2)
+    model.save_pretrained(tmp_path)
+    characters = Characters.build(string.ascii_lowercase)
+    words = WordModel(str(tmp_path), "--lm", "unused", characters, "cpu")
+    encode = lambda text: tuple(characters.encode(text))  # noqa: E731
+
+    def p(*before):
+        ids = [1, *map(vocabulary.index, before)]
+        following = model(torch.tensor([ids])).logits[0].softmax(-1)
+        already = math.prod(following[i, piece].item() for i, piece in enumerate(ids[1:]))
+        return lambda letters: (
+            already * sum(following[-1, vocabulary.index(v)].item() for v in vocabulary if v.startswith(letters))
+        )
+
+    ways = p(*the)(mark + "sc") + p(*the, mark)("sc")
+    if kind == "sentencepiece":  # to which "sc" is two pieces
+        ways += p(*the, mark, "s")("c")
+    assert words([encode("the sc")], False)[0] == pytest.approx(math.log(ways), abs=1e-4)
+    text = "the script reads"
+    values = words([encode(text[:i]) for i in range(len(text) + 1)], False)
+    assert values == sorted(values, reverse=True)
+    assert words([encode("the  sc"), encode("the  ")], False) == words([encode("the sc"), encode("the ")], False)

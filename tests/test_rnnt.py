@@ -301,6 +301,20 @@ def test_an_unlimited_beam_finds_everything(multiply, monkeypatch):
     assert all(2 not in y.labels for y in by_lm[:1])
 
 
+@pytest.mark.parametrize("bonus", [-1.5, 1.5])
+def test_the_best_labels_are_chosen_by_their_whole_score(bonus, monkeypatch):
+    """Looking at all labels of all hypotheses instead of the most promising ones changes nothing."""
+    lm = lambda prefixes, ended: [-3.0 * y.count(2) - ended for y in prefixes]  # noqa: E731
+
+    def search(seed):
+        predictor, joint, h, *_ = networks(seed=seed)
+        return rnnt.beam_search(predictor, joint, joint.encode(h)[0, :3], 4, 3, lm, 0.5, bonus)
+
+    promising = [search(seed) for seed in range(10)]
+    monkeypatch.setattr(torch.Tensor, "topk", lambda scores, k: scores.sort(descending=True))
+    assert [search(seed) for seed in range(10)] == promising
+
+
 def test_a_beam_may_find_more_labels_than_frames():
     predictor, joint, h, *_ = networks()
     joint.output.bias.data[0] -= 4.0  # blanks are rare

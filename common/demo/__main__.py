@@ -132,6 +132,9 @@ def report_models(folder: Path) -> str:
     """How well the pretrained models know dev: every token masked in turn, in its sentence and in its conversation."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+    from common.pretrained import quiet_bars
+
+    quiet_bars()
     dev = folder / "LibriSpeech" / "dev-clean"
     told = [[text for text, _ in read(path.parent)] for path in sorted(dev.rglob("*.trans.txt"))]
     vocabulary = (folder / "bert-a" / "vocab.txt").read_text(encoding="utf-8").split()

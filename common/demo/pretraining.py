@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
+from common.pretrained import quiet_bars
 from common.run import one_cycle
 from common.text import WordPiece
 
@@ -71,6 +72,7 @@ def pretrain(world: Path, model: str, small: bool, seed: int, progress: bool) ->
     finally:
         torch.set_num_threads(threads)
     draft = world / f".building-{model}-{os.getpid()}"  # cleared away some day if this build is killed
+    quiet_bars()
     trained.save_pretrained(draft)
     for name in ("vocab.txt", "tokenizer_config.json"):
         shutil.copy(world / "bert-a" / name, draft)
