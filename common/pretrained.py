@@ -188,40 +188,50 @@ class WordModel:
         self.order = torch.tensor(sorted(self.written, key=self.written.get))
         self.alphabetical = sorted(self.written.values())  # the pieces of these ids
         self.tokenizer, self.device = tokenizer, device
-        self.known: dict[tuple[str, bool], float] = {}  # what it was asked before
+        self.following: dict[tuple[int, ...], Tensor] = {}  # ids so far -> (V,) log p of the next, as asked before
 
     def __call__(self, prefixes: list[tuple[int, ...]], ended: bool) -> list[float]:
         """ended: of these very texts, and their end. Of one too long for the model, only what it can read costs."""
         written = ["".join(self.tokenizer.characters[label - 1] for label in prefix) for prefix in prefixes]
-        texts = [" ".join(text.split()) + " " * (not ended and text.endswith(" ")) for text in written]
-        if len(self.known) > 100_000:
-            self.known.clear()
-        if new := [text for text in dict.fromkeys(texts) if (text, ended) not in self.known]:
-            self.known |= {(text, ended): log_p for text, log_p in zip(new, self.read(new, ended), strict=True)}
-        return [self.known[text, ended] for text in texts]
-
-    @torch.inference_mode()
-    def read(self, texts: list[str], ended: bool) -> list[float]:
-        stripped = [text.strip() for text in texts]
-        split = self.pieces(stripped, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        rows = [torch.tensor([self.bos, *ids, *[self.eos] * ended][: self.longest]) for ids in split["input_ids"]]
-        # Causal: no position sees what is padded on its right, so nothing has to be masked.
-        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.bos).to(self.device)
-        log_probs = self.model(input_ids=inputs, use_cache=False).logits.float().log_softmax(-1)  # (N, L, V)
-        each = log_probs[:, :-1].gather(-1, inputs[:, 1:, None])[..., 0].double().cumsum(-1).tolist()
+        texts = [" ".join(text.split()) for text in written]
+        split = self.pieces(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        cut = [(*ids, self.eos) if ended else tuple(ids) for ids in split["input_ids"]]
+        self.read({ids[:n] for ids in cut for n in range(min(len(ids), self.longest - 1))})
         found = []
-        for i, (text, row, sums) in enumerate(zip(texts, rows, each, strict=True)):
-            ids, spans = split["input_ids"][i], split["offset_mapping"][i]
-            log_p = [0.0, *sums[: len(row) - 1]]  # of the first n pieces
-            settled = len(text) if ended else text.rfind(" ")  # the characters that are; the last word may go on
-            first = sum(end <= settled for _, end in spans)
-            cuts = range(first, len(ids)) if len(ids) < len(row) else range(0)
-            following = log_probs[i, cuts.start : cuts.stop].cpu()
-            ways = [log_p[n] + self.begin(ids[n:], p) for n, p in zip(cuts, following, strict=True)]
-            found.append(torch.tensor(ways, dtype=torch.float64).logsumexp(0).item() if ways else log_p[-1])
+        for as_written, text, ids, spans in zip(written, texts, cut, split["offset_mapping"], strict=True):
+            settled = (
+                len(text) if ended or as_written.endswith(" ") else text.rfind(" ")
+            )  # characters; a word may go on
+            found.append(self.log_p(ids, len(ids) if ended else sum(end <= settled for _, end in spans)))
         return found
 
-    def begin(self, ids: list[int], log_probs: Tensor) -> float:
+    @torch.inference_mode()
+    def read(self, beginnings: set[tuple[int, ...]]) -> None:
+        """Finds out what follows these ids, where it does not know yet."""
+        if len(self.following) * len(self.written) > 1e8:  # numbers
+            self.following.clear()
+        if not (new := [ids for ids in beginnings if ids not in self.following]):
+            return
+        rows = [torch.tensor([self.bos, *ids]) for ids in new]
+        # Causal: no position sees what is padded on its right, so nothing has to be masked.
+        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.bos).to(self.device)
+        states = self.model.base_model(inputs, use_cache=False).last_hidden_state  # (N, L, D)
+        last = states[range(len(rows)), [len(row) - 1 for row in rows]]
+        log_probs = self.model.get_output_embeddings()(last).float().log_softmax(-1).cpu()
+        self.following |= zip(new, log_probs, strict=True)
+
+    def log_p(self, ids: tuple[int, ...], first: int) -> float:
+        """log p of all texts that begin with these pieces, of which those from `first` on are an unfinished word's."""
+        known = min(len(ids), self.longest - 1)  # as many as it can read
+        log_p = [0.0]  # of the first n pieces
+        for n in range(known):
+            log_p.append(log_p[-1] + self.following[ids[:n]][ids[n]].item())
+        if first == len(ids) or known < len(ids):
+            return log_p[-1]
+        ways = [log_p[n] + self.begin(ids[n:], self.following[ids[:n]]) for n in range(first, len(ids))]
+        return torch.tensor(ways, dtype=torch.float64).logsumexp(0).item()
+
+    def begin(self, ids: tuple[int, ...], log_probs: Tensor) -> float:
         """log p of all pieces that begin with what these write together; log_probs (V,)."""
         letters = self.written[ids[0]] + "".join(self.written[i].removeprefix("##") for i in ids[1:])
         first, end = (bisect.bisect_left(self.alphabetical, bound) for bound in (letters, letters + chr(0x10FFFF)))
