@@ -199,10 +199,9 @@ class WordModel:
         self.read({ids[:n] for ids in cut for n in range(min(len(ids), self.longest - 1))})
         found = []
         for as_written, text, ids, spans in zip(written, texts, cut, split["offset_mapping"], strict=True):
-            settled = (
-                len(text) if ended or as_written.endswith(" ") else text.rfind(" ")
-            )  # characters; a word may go on
-            found.append(self.log_p(ids, len(ids) if ended else sum(end <= settled for _, end in spans)))
+            goes_on = not ended and not as_written.endswith(" ")  # its last word
+            settled = text.rfind(" ") if goes_on else len(text)  # characters
+            found.append(self.log_p(ids, len(ids) - sum(end > settled for _, end in spans)))
         return found
 
     @torch.inference_mode()
