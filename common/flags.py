@@ -2,13 +2,16 @@
 
     @dataclass(frozen=True)
     class Config(RunConfig):
+        # -- method --
+        method: Literal["ctc", "interctc"] = "interctc"  # row of the table
         # -- model --
-        layers: int = 18  # encoder blocks [peer]
+        layers: Count = 18  # encoder blocks [peer]
 
-    config = parse(Config, PRESETS, doc=__doc__)
+    PRESETS = {"demo": dict(layers=4, methods=("ctc", "interctc"))}
+    configs = parse(Config, PRESETS, doc=__doc__)  # a finished configuration per --method
 
-The dataclass defaults are the preset `full`; PRESETS holds what `smoke` and `demo` change. Who wins:
-flag > configuration of the checkpoint (or of the run to resume) > preset > default.
+The dataclass defaults are the preset `full`; PRESETS holds what `smoke` and `demo` change, and under `methods` the rows
+that they run. Who wins: flag > configuration of the checkpoint (or of the run to resume) > preset > default.
 
 This module imports no torch, so that `--help` and a mistyped flag answer at once.
 """
@@ -21,150 +24,330 @@ import difflib
 import functools
 import inspect
 import json
+import os
 import re
+import reprlib
 import sys
 import types
 import typing
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
 
 class UserError(Exception):
     """Something the user can mend (data, a model, a folder). One sentence that says what to do; exit code 1."""
 
 
+# ========================================================================================================== types
+
+
+class Range(NamedTuple):
+    """The numbers that a field takes, in words and as a test."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+LARGEST = 10**9  # in size: no option of any script means anything beyond
+NOT_NEGATIVE = Range("at least 0", lambda x: x >= 0)  # plain int and float
+Count = Annotated[int, Range("at least 1", lambda x: x >= 1)]
+Positive = Annotated[float, Range("more than 0", lambda x: x > 0)]
+Share = Annotated[float, Range("a share, from 0 to 1", lambda x: 0 <= x <= 1)]
+Real = Annotated[float, Range(f"between -{LARGEST} and {LARGEST}", lambda x: abs(x) <= LARGEST)]
+
+
+class _Kind(NamedTuple):
+    """What the type of a field says: `tuple[Count, ...] | None` is _Kind(int, "at least 1", several, optional)."""
+
+    base: type  # bool, int, float or str
+    limits: Range = NOT_NEGATIVE  # of a number
+    choices: tuple = ()  # of a Literal
+    several: bool = False
+    optional: bool = False
+
+
+def _read_type(hint) -> _Kind:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):  # X | None
+        return _read_type(next(t for t in arguments if t is not types.NoneType))._replace(optional=True)
+    if origin is tuple:
+        return _read_type(arguments[0])._replace(several=True)
+    if origin is Literal:
+        return _Kind(type(arguments[0]), choices=arguments)
+    return _Kind(*arguments) if origin is Annotated else _Kind(hint)
+
+
+@functools.cache
+def _kinds(config_class: type) -> dict[str, _Kind]:
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    return {field.name: _read_type(hints[field.name]) for field in dataclasses.fields(config_class)}
+
+
+_NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
+
+
+def _checked(name: str, kind: _Kind, value):
+    """The value as the field's type wants it (a tuple for a list). Raises UserError, one sentence with its flag."""
+    if value is None and kind.optional:
+        return None
+    if kind.several and isinstance(value, list | tuple):
+        return tuple(_checked(name, kind._replace(several=False, optional=False), x) for x in value)
+    is_number = kind.base in (int, float) and not kind.choices
+    if kind.several:
+        wanted = "a list"
+    elif type(value) is not kind.base and (kind.base, type(value)) != (float, int):
+        wanted = _NOUNS[kind.base]
+    elif kind.choices and value not in kind.choices:
+        wanted = "one of " + ", ".join(map(str, kind.choices))
+    elif is_number and not kind.limits.holds(value):
+        wanted = kind.limits.words
+    elif is_number and not abs(value) <= LARGEST:
+        wanted = f"at most {LARGEST}"
+    elif kind.base is str and not value.strip():
+        wanted = _NOUNS[str]
+    else:
+        return kind.base(value)
+    raise UserError(f"{_flag(name)} must be {wanted}, not {reprlib.repr(value)}.")
+
+
+# ================================================================================================== configuration
+
+NOT_PART_OF_A_RUN = ("what to do", "how to compute", "decoding")  # bands
+SCORING_MAY_CHANGE = ("data", "max_seconds", "precision")  # of the options that belong to a run
+PRESET_OF = {"demo": "demo", "demo-smoke": "smoke"}  # corpus -> --preset auto; all other corpora: full
+
+
 @dataclass(frozen=True)
 class RunConfig:
-    """Options that every script shares. Subclasses add data limits, method, model and optimisation."""
+    """Options that every script shares. Subclasses add `method`, limits on the data, model and optimisation.
 
-    # -- what to run on --
-    data: str = "demo"  # demo | librispeech | a folder with train.jsonl, dev.jsonl and test*.jsonl
-    root: str = "data"  # where corpora live: ROOT/LibriSpeech (or ROOT itself); the demo world is built in ROOT/demo
-    hours: float | None = None  # training audio; LibriSpeech: 100, 360, 460, 960 pick subsets; absent: all, demo: 1.8
-    download: bool = False  # fetch the LibriSpeech subsets that are missing (checksummed)
+    Each field stands in a band, a comment `# -- band --`. The band decides what belongs to a run: the fields of "what
+    to do", "how to compute" and "decoding" may differ between a run and its continuation or its scoring, and are not
+    stored in config.json. All others are stored; --resume and --checkpoint refuse to change them.
+    """
+
+    # -- corpus --
+    data: str = "demo"  # demo | demo-smoke | librispeech | a folder with train.jsonl, dev.jsonl and test*.jsonl
+    hours: Positive | None = None  # training audio; LibriSpeech: 100, 360, 460, 960 pick subsets; else all, demo: 1.8
+    # -- run --
+    preset: Literal["auto", "smoke", "demo", "full"] = (
+        "auto"  # sizes; auto: demo and smoke for their corpora, else full
+    )
+    seed: int = 1  # of weights, order, augmentation and dropout
+    max_steps: Count | None = None  # stop after so many updates; a one-cycle schedule is then so long
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the forward pass (losses: fp32); auto: bf16 on cuda
     # -- what to do --
-    preset: typing.Literal["auto", "smoke", "demo", "full"] = "auto"  # sizes; auto: demo for demo data, else full
+    root: str = "data"  # where corpora live: ROOT/LibriSpeech (or ROOT itself); the demo world is built in ROOT/demo
+    download: bool = False  # fetch the LibriSpeech subsets that are missing (checksummed)
     out: str = "auto"  # folder; auto: runs/<script>-<data>-<method>-s<seed>; several methods: each in a folder inside
     resume: bool = False  # go on with the unfinished run in --out
     checkpoint: str | None = None  # folder of a finished run: score it (or --transcribe with it) instead of training
-    transcribe: tuple[Path, ...] = ()  # audio files to transcribe with --checkpoint: prints file<TAB>text
+    transcribe: tuple[str, ...] = ()  # audio files to transcribe with --checkpoint: prints file<TAB>text
     times: bool = False  # with --transcribe: one line per word, file<TAB>start<TAB>end<TAB>word, in seconds
     summary: bool = False  # print the number of parameters by part and stop
-    # -- how to run --
-    seed: int = 1  # of weights, order, augmentation and dropout
-    device: str = "auto"  # auto: cuda where there is one, else cpu
-    precision: typing.Literal["auto", "fp32", "bf16"] = "auto"  # of the forward pass (losses: fp32); auto: bf16 on cuda
+    # -- how to compute --
+    device: str = "auto"  # cpu, cuda or cuda:N; auto: cuda where there is one, else cpu
     workers: int = 4  # processes that read audio (0: read in the training process)
-    max_steps: int | None = None  # stop after so many updates; a one-cycle schedule is then so long
+    batch_seconds: Positive = 400.0  # audio per forward pass and rank, padding included: what memory allows
+    cut_seconds: Positive = 40.0  # longer recordings are cut at pauses, in scoring as in --transcribe
+    save_steps: Count = 1000  # updates between checkpoints; also one after every epoch
+
+    def check(self) -> None:
+        """Refuses values that would fail late, or silently do nothing. Raises UserError. Scripts add theirs."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            _checked(field.name, _kinds(type(self))[field.name], value)
+            if value == () and field.default != ():
+                raise UserError(f"{_flag(field.name)} needs at least one value.")
+        get = vars(self).get  # not every script has every field
+        beam, schedule = get("decode") == "beam", get("schedule")
+        searches = len(get("bonus", (0,))) * (len(get("lm_weight", (0,))) if get("lm") else 1)
+        wrong = {
+            "--device must be auto, cpu, cuda or cuda:N": not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device),
+            "--transcribe needs --checkpoint, the folder of a finished run": self.transcribe and not self.checkpoint,
+            "--times goes with --transcribe": self.times and not self.transcribe,
+            "--lm goes with --decode beam": get("lm") and not beam,
+            "--transcribe needs one --lm-weight and one --bonus": self.transcribe and beam and searches > 1,
+            "--kernel must be odd": get("kernel", 1) % 2 == 0,
+            "--heads must divide --dim": get("dim", 0) % get("heads", 1) != 0,
+            "--warmup is a share of the run, below 1, for --schedule one-cycle": schedule == "one-cycle"
+            and get("warmup", 0) >= 1,
+            "--warmup is a number of updates, at least 1, for --schedule inverse-sqrt": schedule == "inverse-sqrt"
+            and get("warmup", 1) < 1,
+        }
+        for sentence, is_wrong in wrong.items():
+            if is_wrong:
+                raise UserError(f"{sentence}.")
 
 
-# May differ between a run and its continuation: where things lie, what to do and how to compute, never what is learnt.
-NOT_PART_OF_A_RUN = {"root", "download", "out", "resume", "checkpoint", "transcribe", "times", "summary"}
-NOT_PART_OF_A_RUN |= {"device", "workers", "batch_seconds"}
-NOT_PART_OF_A_RUN |= {"decode", "lm", "beam", "lm_weight", "bonus"}
-
-
-def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str] | None = None):
-    """Reads the command line into a `config_class`.
+def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str] | None = None) -> list:
+    """The command line as a list of checked configurations, one per method, in the order given.
 
     presets: {"smoke": {field: value}, "demo": {...}}; "full" is the defaults. doc: the script's docstring (its first
     line and its section "Run" become the help). Exits with code 2 and one sentence on a wrong command line; raises
-    UserError where --checkpoint or --resume name a folder without a readable config.json.
+    UserError where the folder of --checkpoint or --resume holds no readable run, or one that --resume would change.
     """
     script = Path(inspect.getfile(config_class)).stem
     parser = _build_parser(config_class, presets, doc, script)
-    argv = sys.argv[1:] if argv is None else list(argv)
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        parser.error(_suggest(unknown[0], [o for a in parser._actions for o in a.option_strings]))
-    given = vars(given)
-
-    preset = given.get("preset", "auto")
-    if preset == "auto":
-        preset = "demo" if given.get("data", config_class.data) == "demo" else "full"
-    values = {"preset": preset} | presets.get(preset, {})
-    config = dataclasses.replace(config_class(**(values | given)), preset=preset)
-    config = dataclasses.replace(config, out=config.out if config.out != "auto" else default_out(script, config))
-    if config.transcribe and not config.checkpoint:
-        parser.error("--transcribe needs --checkpoint, the folder of a finished run.")
-    if config.resume and config.checkpoint:
+    given = _read(parser, config_class, sys.argv[1:] if argv is None else list(argv))
+    if "checkpoint" not in given:
+        configs = _to_train(script, config_class, presets, given)
+    elif "resume" in given:
         parser.error("--resume goes on with a run and --checkpoint scores one: give one of the two.")
-    if config.checkpoint:
-        stored = load_config(config_class, config.checkpoint, presets)
-        scored = _label(given.get("data", stored.data)) + ("-beam" if given.get("decode") == "beam" else "")
-        out = given.get("out", str(Path(config.checkpoint) / f"score-{scored}"))
-        config = dataclasses.replace(stored, **given | {"preset": given.get("preset", stored.preset), "out": out})
-    elif config.resume and (len(config.method) == 1 or (Path(config.out) / "config.json").exists()):
-        stored = load_config(config_class, config.out, presets)
-        kept = {"preset": given.get("preset", stored.preset), "out": config.out}
-        config = dataclasses.replace(stored, **given | kept)
-        changed = differences(stored, config)
-        if changed:
-            raise UserError(f"{config.out} holds a run with another configuration ({'; '.join(changed)}): leave these "
-                            "flags as they were to --resume it, or start anew with another --out.")  # fmt: skip
-    return config
+    else:
+        configs = [_to_score(parser, config_class, presets, given)]
+    try:
+        for config in configs:
+            config.check()
+    except UserError as error:
+        parser.error(str(error))
+    return configs
 
 
 def check_command_line(config_class: type, presets: dict[str, dict], doc: str) -> None:
-    """Answers --help and whatever is wrong with the command line before a script imports anything heavy."""
+    """Answers --help and whatever is wrong with the command line before a script imports anything heavy.
+
+    From here on, errors that a user can mend end the script in one sentence instead of a traceback.
+    """
+    sys.excepthook = _explain
+    parse(config_class, presets, doc)
+
+
+def _explain(kind: type, error: BaseException, trace) -> None:
+    if isinstance(error, UserError):
+        print(f"error: {error}", file=sys.stderr)
+    elif isinstance(error, KeyboardInterrupt):
+        print("stopped.", file=sys.stderr)
+    elif isinstance(error, BrokenPipeError):  # nobody reads our output any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif isinstance(error, MemoryError) or "allocate memory" in str(error) or kind.__name__ == "OutOfMemoryError":
+        print("error: out of memory: lower --batch-seconds (also when resuming), or the model's size.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _to_score(parser, config_class: type, presets: dict, given: dict):
+    """The configuration of the finished run in --checkpoint, with the flags that scoring may change."""
+    methods = given.pop("method", ())
+    if len(methods) > 1:
+        parser.error(f"--checkpoint scores one run, not --method {' '.join(methods)}: leave --method away.")
+    stored = load_config(config_class, given["checkpoint"], presets)
+    trained = {name: value for name, value in given.items() if name not in SCORING_MAY_CHANGE}
+    if changed := differences(stored, replace(stored, **trained, method=" ".join(methods) or stored.method)):
+        parser.error(
+            f"{', '.join(changed)}: a finished run is scored as it was trained; leave these away or train anew."
+        )
+    scored = _label(given.get("data", stored.data)) + ("-beam" if given.get("decode") == "beam" else "")
+    return replace(stored, **{"out": str(Path(given["checkpoint"]) / f"score-{scored}")} | given)
+
+
+def _to_train(script: str, config_class: type, presets: dict, given: dict) -> list:
+    """A configuration per method, each with a folder of its own; with --resume that of the run in this folder."""
+    requested = given.pop("method", ())
+    preset = given.get("preset", PRESET_OF.get(given.get("data", config_class.data), "full"))
+    config = config_class(**{"preset": preset} | _preset(presets, preset) | given)
+    methods = requested or presets.get(preset, {}).get("methods", (config_class.method,))
+    default_out = f"runs/{script}-{_label(config.data)}-{'+'.join(methods)}-s{config.seed}"
+    out = Path(given.get("out", default_out))
+    folders = {method: out / method if len(methods) > 1 else out for method in methods}
+    if not config.resume:
+        return [replace(config, method=method, out=str(folder)) for method, folder in folders.items()]
+    begun = [method for method, folder in folders.items() if os.path.isfile(folder / "config.json")]
+    if os.path.isfile(out / "config.json") or not begun:  # a single run, or none
+        stored = load_config(config_class, out, presets)
+        return [_to_resume(stored, given | {"out": str(out), "method": " ".join(requested) or stored.method})]
+    stored = {method: load_config(config_class, folders[method], presets) for method in begun}
+    fresh = replace(stored[begun[0]], **given | {"resume": False})  # methods that have not begun follow one that has
+    return [
+        _to_resume(stored[method], given | {"out": str(folder), "method": method})
+        if method in stored
+        else replace(fresh, method=method, out=str(folder))
+        for method, folder in folders.items()
+    ]
+
+
+def _to_resume(stored, given: dict):
+    config = replace(stored, **given)
+    if changed := differences(stored, config):
+        raise UserError(
+            f"{config.out} holds a run with another configuration ({', '.join(changed)}): leave these flags as they "
+            "were to --resume it, or start anew with another --out."
+        )
+    return config
+
+
+def load_config(config_class: type, folder: str | Path, presets: dict[str, dict]):
+    """The configuration a run was started with. Raises UserError where there is none, or one of another script.
+
+    What it lacks, because an option is newer than the run or does not belong to one, comes from its preset.
+    """
+    path, known = Path(folder) / "config.json", _fields_of_a_run(config_class)
+    if not os.path.isfile(path):
+        inside = [str(Path(folder, found).parent) for found in sorted(glob("*/config.json", root_dir=folder))]
+        which = f"one of {', '.join(inside)}" if inside else "the folder that a run wrote"
+        raise UserError(f"{folder} holds no run (no config.json in it): give {which}.")
     try:
-        parse(config_class, presets, doc)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+        stored = json.loads(path.read_text("utf-8"))["config"]
+        if unknown := [name for name in stored if name not in known]:
+            raise UserError(f"it has no option {reprlib.repr(unknown[0])}")
+        values = {name: _checked(name, _kinds(config_class)[name], value) for name, value in stored.items()}
+        config = config_class(**_preset(presets, values["preset"]) | values)
+        config.check()
+        return config
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): make it readable.") from None
+    except (UserError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error).rstrip(".")
+        raise UserError(
+            f"{path} is not a configuration of this script ({reason}): use the script and version that wrote it."
+        ) from None
 
 
-def default_out(script: str, config: RunConfig) -> str:
-    data = _label(config.data) + ("-smoke" if config.preset == "smoke" else "")
-    return f"runs/{script}-{data}-{'+'.join(config.method)}-s{config.seed}"
+def config_as_dict(config) -> dict:
+    """The part of the configuration that belongs to a run, as plain JSON values."""
+    return {name: getattr(config, name) for name in _fields_of_a_run(type(config))}
+
+
+def differences(old, new) -> list[str]:
+    """['--seed 1 -> 2', ...] for every field that belongs to a run and differs."""
+    old, new = config_as_dict(old), config_as_dict(new)
+    return [f"{_flag(name)} {_show(old[name])} -> {_show(new[name])}" for name in old if old[name] != new[name]]
+
+
+def _preset(presets: dict[str, dict], name: str) -> dict:
+    return {field: value for field, value in presets.get(name, {}).items() if field != "methods"}
 
 
 def _label(data: str) -> str:
     return Path(data).name or "data"
 
 
-def load_config(config_class: type, folder: str | Path, presets: dict[str, dict]):
-    """The configuration a run was started with. Raises UserError where there is none, or one of another script."""
-    path = Path(folder) / "config.json"
-    try:
-        stored = json.loads(path.read_text())
-        hints = typing.get_type_hints(config_class)
-        values = {k: tuple(v) if _is_tuple(hints[k]) else v for k, v in stored["config"].items()}
-        return config_class(**presets.get(values["preset"], {}) | values)
-    except FileNotFoundError:
-        inside = ", ".join(sorted(str(path.parent) for path in Path(folder).glob("*/config.json")))
-        which = f"one of {inside}" if inside else "the folder that a run wrote"
-        raise UserError(f"{folder} holds no run (no config.json in it): give {which}.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a configuration of this script ({error}): use the script and version that "
-                        "wrote it.") from None  # fmt: skip
+# ========================================================================================================= parser
 
 
-def config_as_dict(config) -> dict:
-    """The part of the configuration that belongs to a run, as plain JSON values."""
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_PART_OF_A_RUN}
-
-
-def differences(old, new) -> list[str]:
-    """['seed 1 -> 2', ...] for every field that belongs to a run and differs."""
-    old, new = config_as_dict(old), config_as_dict(new)
-    return [f"{key} {_show(old[key])} -> {_show(new[key])}" for key in old if old[key] != new[key]]
-
-
-def _is_tuple(hint) -> bool:
-    return typing.get_origin(hint) is tuple
-
-
+@functools.cache
 def _comments(config_class: type) -> tuple[dict[str, str], dict[str, str]]:
     """({field: comment behind it}, {field: band it stands in}), read from the source of the class and its parents."""
     helps, bands = {}, {}
     for cls in reversed([c for c in config_class.__mro__ if dataclasses.is_dataclass(c)]):
-        band = "options"
+        band = name = "options"
         for line in inspect.getsource(cls).splitlines():
-            if heading := re.match(r"\s+# -- (.*) --", line):
+            if heading := re.match(r"    # -- (.*) --", line):
                 band = heading[1]
-            elif field := re.match(r"\s+(\w+): .*?  # (.*)", line):
-                helps[field[1]], bands[field[1]] = field[2], band
+            elif field := re.match(r"    (\w+): ", line):
+                name = field[1]
+                bands[name] = band
+            if name not in helps and (comment := re.search(r"  # (?!--)(.*)", line)):  # in this line or, wrapped, below
+                helps[name] = comment[1]
     return helps, bands
+
+
+def _fields_of_a_run(config_class: type) -> list[str]:
+    _, bands = _comments(config_class)
+    return [name for name in _kinds(config_class) if bands[name] not in NOT_PART_OF_A_RUN]
 
 
 def _build_parser(config_class, presets, doc, script) -> argparse.ArgumentParser:
@@ -178,61 +361,54 @@ def _build_parser(config_class, presets, doc, script) -> argparse.ArgumentParser
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    hints, (helps, bands), groups = typing.get_type_hints(config_class), _comments(config_class), {}
-    for field in dataclasses.fields(config_class):
-        band = bands[field.name]
-        group = groups.setdefault(band, None) or parser.add_argument_group(band)
-        groups[band] = group
-        in_presets = [f"{p} {_show(v[field.name])}" for p, v in presets.items() if field.name in v]
-        default = "; ".join([_show(field.default), *in_presets])
-        text = helps[field.name] + (f" [{default}]" if in_presets or field.default not in (None, (), False) else "")
-        flag = "--" + field.name.replace("_", "-")
-        group.add_argument(flag, help=text.replace("%", "%%"), **_kind(hints[field.name]))
+    (helps, bands), groups = _comments(config_class), {}
+    for name, kind in _kinds(config_class).items():
+        band, default = bands[name], getattr(config_class, name)
+        groups[band] = group = groups.get(band) or parser.add_argument_group(band)
+        key = "methods" if name == "method" else name
+        in_presets = [f"{preset} {_show(values[key])}" for preset, values in presets.items() if key in values]
+        text = helps[name].replace("%", "%%")
+        if in_presets or not (default is None or default is False or default == ()):
+            text += f" [{'; '.join([_show(default), *in_presets])}]"
+        word = "NAME" if kind.base is str else kind.base.__name__.upper()
+        first = "{" + ",".join(map(str, kind.choices)) + "}" if kind.choices else word
+        if kind.base is bool:
+            group.add_argument(_flag(name), help=text, action="store_true")
+        elif kind.several or name == "method":
+            group.add_argument(_flag(name), help=text, nargs="+", metavar=(first, word))
+        else:
+            group.add_argument(_flag(name), help=text, metavar=first)
     return parser
 
 
-def _show(value) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _read(parser: argparse.ArgumentParser, config_class: type, argv: list[str]) -> dict:
+    """{field: value} of the flags that were given; `method`: a tuple. Exits with one sentence on what is wrong."""
+    texts, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_suggest(unknown[0], [o for a in parser._actions for o in a.option_strings]))
+    given = {}
+    try:
+        for name, text in vars(texts).items():
+            kind = _kinds(config_class)[name]._replace(several=isinstance(text, list))
+            given[name] = _checked(name, kind, _convert(name, kind, text))
+    except UserError as error:
+        parser.error(str(error))
+    if "method" in given:
+        given["method"] = tuple(dict.fromkeys(given["method"]))  # each once
+    return {name: x for name, x in given.items() if name not in ("preset", "out") or x != "auto"}  # as if not given
 
 
-def _kind(hint) -> dict:
-    """The argparse keywords for a field's type."""
-    if isinstance(hint, types.UnionType):  # X | None
-        hint = next(t for t in typing.get_args(hint) if t is not type(None))
-    if hint is bool:
-        return {"action": "store_true"}
-    if typing.get_origin(hint) is typing.Literal:
-        names = typing.get_args(hint)
-        return {"choices": names, "type": type(names[0])}
-    if _is_tuple(hint):
-        item = typing.get_args(hint)[0]
-        if typing.get_origin(item) is typing.Literal:
-            names = typing.get_args(item)
-            return {"type": functools.partial(_names, names), "metavar": "{" + ",".join(names) + "},…"}
-        if item is Path:  # file names may hold commas
-            return {"nargs": "+", "type": str, "action": _AsTuple, "metavar": "FILE"}
-        return {"type": functools.partial(_comma_list, item), "metavar": f"{item.__name__.upper()},…"}
-    return {"type": hint, "metavar": hint.__name__.upper()}
-
-
-def _comma_list(item: type, text: str) -> tuple:
-    return tuple(item(part) for part in text.split(",") if part)
-
-
-def _names(known: tuple[str, ...], text: str) -> tuple[str, ...]:
-    """A comma list of known names, each once."""
-    names = tuple(dict.fromkeys(part for part in text.split(",") if part))
-    for name in names:
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(known)}")
-    if not names:
-        raise argparse.ArgumentTypeError(f"give one or more of {', '.join(known)}")
-    return names
-
-
-class _AsTuple(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, tuple(values))
+def _convert(name: str, kind: _Kind, text: str | list[str] | bool):
+    """What argparse has read -> bool, int, float, str or a list of them, not yet checked. Raises UserError."""
+    if isinstance(text, list):
+        words = " ".join(text).replace(",", " ").split()
+        if words and "," in "".join(text) and (kind.base is not str or kind.choices):  # names of files may hold commas
+            raise UserError(f"give several values with spaces: {_flag(name)} {' '.join(words)}")
+        return [_convert(name, kind, word) for word in text]
+    try:
+        return kind.base(text)
+    except ValueError:  # no number: `_checked` says so
+        return text
 
 
 def _suggest(flag: str, known: list[str]) -> str:
@@ -241,3 +417,11 @@ def _suggest(flag: str, known: list[str]) -> str:
     flag = flag.split("=")[0]
     close = difflib.get_close_matches(flag, known, n=1)
     return f"unknown option {flag}" + (f": did you mean {close[0]}?" if close else ": see --help.")
+
+
+def _show(value) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
