@@ -1,33 +1,36 @@
-"""Corpora as lists of utterances, and lists of utterances as batches.
+"""Corpora as lists of utterances, checked where they enter.
 
-    load_corpus("librispeech", root, hours=100) -> Corpus(train, dev, tests, homophones)
-    plan_epoch(corpus.train, ...)               -> the micro-batches of one epoch for one rank
+    load_corpus("librispeech", root, hours=100) -> Corpus(train, dev, tests, homophones, missing)
+    trainable(corpus.train, max_seconds)        -> those to learn from
 
-Three layouts are read: LibriSpeech's (the demo world is written in it), and JSONL manifests in NeMo's convention: one
-JSON object per line with `audio_filepath` (relative to the manifest), `duration`, `text` and, if wanted, `offset`,
-`channel`, `speaker`, `session`, `lang`. A file `homophones.txt` beside a corpus (one pair per line) makes the score
-report homophone errors.
+Two layouts are read: LibriSpeech's (the demo world is written in it), and JSONL manifests in NeMo's convention: one
+JSON object per line with `audio_filepath` (relative to the manifest), `text` and, if wanted, `duration`, `offset`
+(both in seconds), `channel`, `id`, `speaker`, `session`, `lang`. A file `homophones.txt` beside a corpus (one pair per
+line) makes the score report homophone errors.
+
+A layout only lists what it names; `_admit` then looks what is there, for all layouts alike.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import sys
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
-import soundfile
 from tqdm import tqdm
 
+from common.features import AudioError, audio_seconds
 from common.flags import UserError
-from common.text import normalise
+from common.text import normalise, printable, read_text
 
 # hours -> subsets of LibriSpeech (Panayotov et al., ICASSP 2015; openslr.org/12)
 LIBRISPEECH_TRAIN = {
@@ -38,6 +41,11 @@ LIBRISPEECH_TRAIN = {
 }
 LIBRISPEECH_SCORED = ["dev-clean", "dev-other", "test-clean", "test-other"]
 LIBRISPEECH_URL = "https://www.openslr.org/resources/12/"
+DEMO_WORLDS = {"demo": False, "demo-smoke": True}  # name -> whether it is the small one
+# Nobody speaks faster [choice]: 8 words a second are a record, of 5 letters and a space each: 48 characters. The mean
+# of English read aloud is 15, that of the demo world 19, its fastest utterance has 24.
+CHARACTERS_PER_SECOND = 50
+LARGEST = 1e9  # seconds of a duration or offset, and channels; no file has more
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Utterance:
     id: str
     audio: str  # path of the file
     text: str
-    duration: float  # seconds
+    duration: float  # seconds; 0 in a listing: not known before the file's header is read
     offset: float = 0.0  # seconds from the start of the file
     channel: int | None = None  # None: the mean of all channels
     speaker: str = ""
@@ -61,6 +69,10 @@ class Corpus:
     dev: list[Utterance]
     tests: dict[str, list[Utterance]]
     homophones: dict[str, str]  # word -> twin, both ways; empty where the corpus has no list
+    missing: dict[str, dict[str, str]] = field(default_factory=dict)  # set -> {utterance: why it is not there}
+
+
+Listing = tuple[list[Utterance], dict[str, str]]  # the utterances a set names; {utterance: what is wrong with its line}
 
 
 def load_corpus(
@@ -69,45 +81,110 @@ def load_corpus(
     hours: float | None = None,
     download: bool = False,
     seed: int = 0,
-    small: bool = False,
     scoring: bool = False,
 ) -> Corpus:
-    """data: demo | librispeech | a folder with train.jsonl, dev.jsonl and test*.jsonl. small: the demo's smoke world.
+    """data: demo | demo-smoke | librispeech | a folder with train.jsonl, dev.jsonl and test*.jsonl.
 
-    hours: LibriSpeech's 100, 360, 460, 960 pick its subsets, in the demo world so much is spoken; anywhere else the
+    hours: LibriSpeech's 100, 360, 460, 960 pick its subsets, in a demo world so much is spoken; anywhere else the
     first `hours` after a shuffle of whole sessions that depends on `seed` alone. scoring: train stays empty, and
-    neither it nor dev need exist. Raises UserError.
+    neither it nor dev need exist. Raises UserError where a set is absent or empty, or too much of train is missing.
     """
-    if data == "demo":
-        from common import demo
-
-        folder = Path(root).expanduser() / ("demo-smoke" if small else "demo")
-        subsets = demo.build(folder, **({} if hours is None else {"hours": hours}), small=small)
-        return _librispeech_corpus(folder / "LibriSpeech", subsets, scoring)
-    if data == "librispeech":
-        folder = Path(root).expanduser()
-        folder = folder if folder.name == "LibriSpeech" else folder / "LibriSpeech"
+    if data in DEMO_WORLDS:
+        folder, subsets = _build_demo(data, root, hours, scoring)
+        listings, hours = _list_librispeech(folder, subsets, scoring), None
+    elif data == "librispeech":
+        folder = _find_librispeech(root, hours, download, scoring)
         subsets = LIBRISPEECH_TRAIN.get(hours)
-        if download:
-            smallest = next((size for size in (100, 460) if hours and hours <= size), 960)
-            training = [] if scoring else subsets or LIBRISPEECH_TRAIN[smallest]
-            download_librispeech(folder.parent, [*training, *LIBRISPEECH_SCORED])
-        if not folder.is_dir():
-            raise UserError(
-                f"there is no {folder}: --root names the folder that holds LibriSpeech/; or add --download."
-            )
-        corpus = _librispeech_corpus(folder, subsets or _found(folder, "train-*"), scoring)
-        return corpus if subsets else replace(corpus, train=first_hours(corpus.train, hours, seed))
-    folder = Path(data).expanduser()
-    if not folder.is_dir():
+        listings = _list_librispeech(folder, subsets or _subsets(folder, "train-*"), scoring)
+        hours = None if subsets else hours
+    else:
+        folder = Path(os.path.expanduser(data))
+        listings = _list_manifests(folder, scoring)
+    sets, missing = {}, {}
+    for name, listing in listings.items():
+        sets[name], missing[name] = _admit(name, listing, hours if name == "train" else None, seed)
+    return Corpus(sets.pop("train", []), sets.pop("dev", []), sets, load_homophones(folder), missing)
+
+
+def _admit(name: str, listing: Listing, hours: float | None, seed: int) -> tuple[list[Utterance], dict[str, str]]:
+    """The utterances of a set, with durations; {utterance: reason} for those left out, which are counted on stderr.
+
+    Raises UserError where none is left, and in `train` where too many are missing (of a test set, the score says so).
+    """
+    utterances, bad = listing
+    if len({u.id for u in utterances}) < len(utterances):
+        raise UserError(f"{name} gives the same id to several utterances: leave `id` out, or make it unique.")
+    with ThreadPoolExecutor(4) as pool:
+        results = pool.map(_measure, utterances)
+        measured = list(tqdm(results, f"reading {name}", len(utterances), leave=False, disable=None, delay=2))
+    bad = {utterance.id: reason for utterance, reason in measured if reason} | bad
+    utterances = first_hours([utterance for utterance, _ in measured], hours, seed)
+    missing = {u.id: bad[u.id] for u in utterances if u.id in bad}
+    found = [u for u in utterances if u.id not in bad]
+    if missing:
+        first = _first(list(missing.values()), 5, "; ")
+        print(f"{name}: left out {len(missing)} of {len(utterances)} utterances: {first}", file=sys.stderr)
+    if not found:
         raise UserError(
-            f"--data {data}: no such folder, and not demo or librispeech: give a folder with train.jsonl, dev.jsonl "
-            "and test*.jsonl."
+            f"{name}: nothing to learn from or to check it on, 0 of {len(utterances)} utterances can be read."
         )
-    tests = {path.stem: load_manifest(path) for path in sorted(folder.glob("test*.jsonl"))}
-    train = [] if scoring else first_hours(load_manifest(folder / "train.jsonl"), hours, seed)
-    dev = [] if scoring and not (folder / "dev.jsonl").exists() else load_manifest(folder / "dev.jsonl")
-    return Corpus(train, dev, tests, load_homophones(folder))
+    if name == "train":
+        too_many_bad(missing, len(utterances))
+    elif not any(u.text for u in found):
+        raise UserError(f"{name}: nothing to check it on, none of its {len(found)} utterances has text.")
+    return found, missing
+
+
+def _measure(utterance: Utterance) -> tuple[Utterance, str]:
+    """With the duration from the file's header where the listing has none; and why there is none, or "" ."""
+    if utterance.duration > 0:
+        return utterance, ""
+    try:
+        duration = audio_seconds(utterance.audio) - utterance.offset
+    except AudioError as error:
+        return utterance, str(error)
+    if duration <= 0:
+        return utterance, f"{printable(utterance.audio)} holds no audio after {utterance.offset:.2f} s"
+    return replace(utterance, duration=duration), ""
+
+
+def too_many_bad(bad: dict[str, str], of: int) -> None:
+    """Raises UserError with a list where more than 10 and more than 1 % of a set cannot be read.
+
+    bad: utterance -> reason; of: utterances of the set, the bad ones among them.
+    """
+    if len(bad) > max(10, of // 100):
+        listed = _first(list(bad.values()), 100, "\n  ")
+        raise UserError(f"{len(bad)} of {of} utterances cannot be read, mend or remove them:\n  {listed}")
+
+
+def _first(items: list[str], n: int, separator: str) -> str:
+    return separator.join(items[:n]) + (f"{separator}and {len(items) - n} more" if len(items) > n else "")
+
+
+def trainable(utterances: list[Utterance], max_seconds: float) -> list[Utterance]:
+    """Those to learn from; the others are counted on stderr. Raises UserError where none is left."""
+    reasons = [untrainable(u, max_seconds) for u in utterances]
+    kept = [u for u, reason in zip(utterances, reasons, strict=True) if not reason]
+    counts = Counter(filter(None, reasons))
+    left_out = f"{counts.total()} of {len(utterances)} training utterances are left out"
+    left_out += "".join(f", {count} {reason}" for reason, count in counts.items())
+    if not kept:
+        raise UserError(f"there is nothing to learn from: {left_out}.")
+    if counts:
+        print(left_out, file=sys.stderr)
+    return kept
+
+
+def untrainable(utterance: Utterance, max_seconds: float) -> str:
+    """Why nothing can be learnt from an utterance, or ""."""
+    if not utterance.text:
+        return "without text"
+    if not utterance.duration <= max_seconds:
+        return f"longer than --max-seconds {max_seconds:g}"
+    if len(utterance.text) > CHARACTERS_PER_SECOND * utterance.duration:
+        return f"with more than {CHARACTERS_PER_SECOND} characters a second"
+    return ""
 
 
 def first_hours(utterances: list[Utterance], hours: float | None, seed: int) -> list[Utterance]:
@@ -128,79 +205,83 @@ def first_hours(utterances: list[Utterance], hours: float | None, seed: int) -> 
     return chosen
 
 
+def session_order(utterances: list[Utterance]) -> dict[str, tuple[list[str], int]]:
+    """utterance -> all of its session, in the order of their beginnings whatever their channel; its place there."""
+    sessions: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        sessions.setdefault(utterance.session, []).append(utterance)
+    orders = ([u.id for u in sorted(session, key=lambda u: u.offset)] for session in sessions.values())
+    return {name: (order, i) for order in orders for i, name in enumerate(order)}
+
+
 def load_homophones(folder: str | Path) -> dict[str, str]:
     """{word: twin}, both ways, from the pairs in homophones.txt. Raises UserError where a line is no pair."""
     path = Path(folder) / "homophones.txt"
-    pairs = [line.split() for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+    pairs = [line.split() for line in read_text(path).splitlines() if line.strip()] if path.exists() else []
     if any(len(pair) != 2 for pair in pairs):
         raise UserError(f"{path}: each line holds two words that sound alike.")
     return {a: b for pair in pairs for a, b in (pair, pair[::-1])}
 
 
-# ---------------------------------------------------------------------------------------------------- LibriSpeech
+# ------------------------------------------------------------------------------------------ LibriSpeech and the demo
 
 
-def _found(folder: Path, pattern: str) -> list[str]:
+def _build_demo(name: str, root: str, hours: float | None, scoring: bool) -> tuple[Path, list[str]]:
+    """The folder of a demo world, built where it is missing, and its training subsets (scoring: one)."""
+    from common import demo
+
+    folder = Path(os.path.expanduser(root)) / name
+    hours = demo.SHARD_HOURS if scoring else hours or demo.HOURS
+    return folder / "LibriSpeech", demo.build(folder, hours=hours, small=DEMO_WORLDS[name])
+
+
+def _find_librispeech(root: str, hours: float | None, download: bool, scoring: bool) -> Path:
+    folder = Path(os.path.expanduser(root))
+    folder = folder if folder.name == "LibriSpeech" else folder / "LibriSpeech"
+    if download:
+        enough = next((size for size in (100, 460) if hours and hours <= size), 960)
+        train = [] if scoring else LIBRISPEECH_TRAIN[hours if hours in LIBRISPEECH_TRAIN else enough]
+        download_librispeech(folder.parent, [*train, *LIBRISPEECH_SCORED])
+    if not os.path.isdir(folder):
+        raise UserError(f"there is no {folder}: --root names the folder that holds LibriSpeech/; or add --download.")
+    return folder
+
+
+def _subsets(folder: Path, pattern: str) -> list[str]:
     return sorted(path.name for path in folder.glob(pattern) if path.is_dir())
 
 
-def _librispeech_corpus(folder: Path, train: list[str], scoring: bool) -> Corpus:
-    dev, tests = _found(folder, "dev-*"), _found(folder, "test-*")
+def _list_librispeech(folder: Path, train: list[str], scoring: bool) -> dict[str, Listing]:
+    dev, tests = _subsets(folder, "dev-*"), _subsets(folder, "test-*")
     train = [] if scoring else train
-    for wanted, names in (("a train-* subset", train), ("a dev-* subset", dev)):
-        if not names and not scoring:
-            raise UserError(f"{folder} lacks {wanted}: add --download, or unpack it there.")
-    return Corpus(
-        train=[u for name in train for u in load_librispeech(folder, name)],
-        dev=[u for name in dev for u in load_librispeech(folder, name)],
-        tests={name: load_librispeech(folder, name) for name in tests},
-        homophones=load_homophones(folder),
-    )
+    for pattern, names in (("train-*", train), ("dev-*", dev), ("test-*", tests)):
+        if not names and (pattern == "test-*" or not scoring):
+            raise UserError(f"{folder} lacks a {pattern} subset: add --download, or unpack it there.")
+    sets = {"train": train, "dev": dev} | {name: [name] for name in tests}
+    return {
+        name: ([u for subset in subsets for u in list_subset(folder, subset)], {})
+        for name, subsets in sets.items()
+        if subsets
+    }
 
 
-def load_librispeech(folder: Path, subset: str) -> list[Utterance]:
-    """The utterances of one subset: <subset>/<speaker>/<chapter>/<speaker>-<chapter>.trans.txt beside the FLAC files.
+def list_subset(folder: Path, subset: str) -> list[Utterance]:
+    """One subset of LibriSpeech: <subset>/<speaker>/<chapter>/<speaker>-<chapter>.trans.txt beside the FLAC files.
 
-    What has no audio file, or one with an unreadable header, is left out, counted and named on stderr.
-    Raises UserError where the subset or all its transcripts are missing.
+    Durations are still 0. Raises UserError where the subset or all its transcripts are missing.
     """
     if not (folder / subset).is_dir():
         raise UserError(f"there is no {folder / subset}: add --download, or unpack LibriSpeech's {subset} there.")
     found = []
     for transcript in sorted((folder / subset).glob("*/*/*.trans.txt")):
         speaker, chapter = transcript.parts[-3:-1]
-        for line in transcript.read_text(encoding="utf-8").splitlines():
+        for line in filter(str.strip, read_text(transcript).splitlines()):
             name, _, text = line.partition(" ")
-            path = str(transcript.parent / f"{name}.flac")
-            found.append(Utterance(name, path, normalise(text), -1.0, speaker=speaker, session=f"{speaker}-{chapter}"))
+            path, id = str(transcript.parent / f"{name}.flac"), printable(name)
+            found.append(Utterance(id, path, normalise(text), 0.0, speaker=speaker, session=f"{speaker}-{chapter}"))
     if not found:
         raise UserError(f"{folder / subset} holds no */*/*.trans.txt: unpack LibriSpeech's {subset} there.")
-    return _measured(found, f"reading {subset}")
-
-
-def _measured(utterances: list[Utterance], title: str) -> list[Utterance]:
-    """Fills in missing durations from the files' headers; drops, counts and names what has no audio."""
-
-    def measure(utterance: Utterance) -> Utterance | str:
-        if utterance.duration >= 0:
-            return utterance
-        try:
-            return replace(utterance, duration=soundfile.info(utterance.audio).duration - utterance.offset)
-        except (OSError, RuntimeError):
-            return f"{utterance.id}: {utterance.audio} " + (
-                "is no readable audio file" if Path(utterance.audio).exists() else "is missing"
-            )
-
-    with ThreadPoolExecutor(4) as pool:
-        results = list(tqdm(pool.map(measure, utterances), title, len(utterances), leave=False, disable=None, delay=2))
-    dropped = [r for r in results if isinstance(r, str)]
-    if dropped:
-        print(f"{title}: left out {len(dropped)} of {len(utterances)}: {_some(dropped)}", file=sys.stderr)
-    return [r for r in results if isinstance(r, Utterance)]
-
-
-def _some(names: list[str], n: int = 5) -> str:
-    return "; ".join(names[:n]) + (f"; and {len(names) - n} more" if len(names) > n else "")
+    return found
 
 
 def download_librispeech(root: Path, subsets: Iterable[str]) -> None:
@@ -236,118 +317,57 @@ def fetch_archive(url: str, sha256: str, root: Path, member: str) -> None:
 # ------------------------------------------------------------------------------------------------ JSONL manifests
 
 
-def load_manifest(path: str | Path) -> list[Utterance]:
-    """One JSON object per line, see the module's docstring. Raises UserError with the line's number."""
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"there is no {path}: a data folder needs train.jsonl, dev.jsonl and test*.jsonl.")
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+def _list_manifests(folder: Path, scoring: bool) -> dict[str, Listing]:
+    wanted = "train.jsonl, dev.jsonl and test*.jsonl"
+    if not os.path.isdir(folder):
+        known = ", ".join([*DEMO_WORLDS, "librispeech"])
+        raise UserError(f"--data {printable(folder)}: no such folder, and not {known}: give a folder with {wanted}.")
+    tests, dev = sorted(folder.glob("test*.jsonl")), folder / "dev.jsonl"
+    if not tests:
+        raise UserError(f"{folder} holds no test*.jsonl, and so no test set: a data folder needs {wanted}.")
+    others = [path for path in [dev] if path.exists()] if scoring else [folder / "train.jsonl", dev]
+    for path in others:
+        if not path.exists():
+            raise UserError(f"there is no {path}: a data folder needs {wanted}.")
+    return {path.stem: list_manifest(path) for path in [*others, *tests]}
+
+
+def list_manifest(path: str | Path) -> Listing:
+    """The utterances of a manifest, see the module's docstring; durations that it does not give are 0.
+
+    A line whose numbers make no sense is a bad utterance; any other mistake raises UserError with the line's number.
+    """
+    path, utterances, bad = Path(path), [], {}
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
+        where = f"{printable(path)}, line {number}"
         try:
-            entry = json.loads(line)
-            audio = path.parent / Path(entry["audio_filepath"]).expanduser()
-            utterance = Utterance(
-                id=str(entry.get("id", f"{path.stem}-{number:06d}")),
-                audio=str(audio),
-                text=normalise(entry["text"]),
-                duration=float(entry.get("duration", -1.0)),
-                offset=float(entry.get("offset", 0.0)),
-                channel=None if entry.get("channel") is None else int(entry["channel"]),
-                speaker=str(entry.get("speaker", "")),
-                session=str(entry.get("session", audio)),
-                language=str(entry.get("lang", "")),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}, line {number}: {error!r}: each line is a JSON object with audio_filepath, "
-                            "duration and text.") from None  # fmt: skip
-        found.append(utterance)
-    if len({u.id for u in found}) < len(found):
-        raise UserError(f"{path} gives the same id to several lines: leave `id` out, or make it unique.")
-    return _measured(found, f"reading {path.name}")
+            entry = {key: value for key, value in json.loads(line).items() if value is not None}
+            audio, text = str(path.parent / os.path.expanduser(entry["audio_filepath"])), normalise(entry["text"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"{where} is no JSON object with the strings audio_filepath and text: "
+                            f"{printable(line[:80])}") from None  # fmt: skip
+        numbers = {key: entry[key] for key in ("duration", "offset", "channel") if key in entry}
+        wrong = [f"{key} {printable(value)[:40]}" for key, value in numbers.items() if not _sensible(key, value)]
+        utterance = Utterance(
+            id=printable(entry.get("id", f"{path.stem}-{number:06d}")),
+            audio=audio,
+            text=text,
+            duration=0.0 if wrong else float(numbers.get("duration", 0.0)),
+            offset=0.0 if wrong else float(numbers.get("offset", 0.0)),
+            channel=int(numbers["channel"]) if "channel" in numbers and not wrong else None,
+            speaker=str(entry.get("speaker", "")),
+            session=str(entry.get("session", audio)),
+            language=str(entry.get("lang", "")),
+        )
+        utterances.append(utterance)
+        if wrong:
+            bad[utterance.id] = f"{where}: there cannot be {' and '.join(wrong)}"
+    return utterances, bad
 
 
-# --------------------------------------------------------------------------------------------------------- batches
-
-
-class MicroBatch(NamedTuple):
-    """What one forward and backward pass reads. An update consists of one or more, the same number on every rank."""
-
-    utterances: list[Utterance]  # may be empty on a rank
-    epoch: int = 0
-    update: int = 0  # index within the epoch
-    part: int = 0  # index within the update, among this rank's
-    ends_update: bool = True
-
-
-def plan_epoch(
-    utterances: list[Utterance],
-    epoch: int,
-    seed: int,
-    update_seconds: float,
-    batch_seconds: float,
-    rank: int = 0,
-    ranks: int = 1,
-) -> list[MicroBatch]:
-    """The micro-batches of this rank for one epoch, a function of the arguments alone.
-
-    The corpus is shuffled, sorted by length inside pools of 50 updates or a quarter of the corpus (so that batches
-    hold little padding but never repeat), cut into updates of about `update_seconds`, and the updates are shuffled.
-    What an update holds does not depend on `batch_seconds` or `ranks`: those only split it into micro-batches of at
-    most `batch_seconds`, padding included. Epoch 0 goes from short to long, from which CTC finds its alignments
-    sooner (SortaGrad, Amodei et al. 2016).
-    """
-    rng = random.Random(f"{seed}-{epoch}")
-    order = list(utterances)
-    rng.shuffle(order)
-    if epoch == 0:
-        order.sort(key=lambda u: u.duration)
-        updates = _cut(order, update_seconds)
-    else:
-        pools = _cut(order, min(50 * update_seconds, sum(u.duration for u in order) / 4))
-        updates = [update for pool in pools for update in _cut(sorted(pool, key=lambda u: u.duration), update_seconds)]
-        rng.shuffle(updates)
-    plan = []
-    for index, update in enumerate(updates):
-        parts = _split(update, batch_seconds, ranks)
-        mine = parts[rank::ranks]
-        plan += [MicroBatch(group, epoch, index, part, part == len(mine) - 1) for part, group in enumerate(mine)]
-    return plan
-
-
-def _cut(utterances: list[Utterance], seconds: float) -> list[list[Utterance]]:
-    """Consecutive groups of about equal duration, near `seconds` each."""
-    total = sum(u.duration for u in utterances)
-    share = total / max(1, round(total / seconds))
-    groups: list[list[Utterance]] = [[]]
-    done = 0.0
-    for utterance in utterances:
-        if groups[-1] and done + utterance.duration / 2 > share * len(groups):
-            groups.append([])
-        groups[-1].append(utterance)
-        done += utterance.duration
-    return groups
-
-
-def _split(update: list[Utterance], batch_seconds: float, ranks: int) -> list[list[Utterance]]:
-    """A multiple of `ranks` groups of at most `batch_seconds` each, padding included; an utterance is never cut."""
-    update = sorted(update, key=lambda u: u.duration)
-    n = len(update)
-    for parts in range(ranks, max(n, 1) + ranks, ranks):
-        groups = [update[i * n // parts : (i + 1) * n // parts] for i in range(parts)]
-        if all(len(g) * g[-1].duration <= batch_seconds for g in groups if g):
-            break
-    return groups
-
-
-def evaluation_batches(
-    utterances: list[Utterance], batch_seconds: float, rank: int = 0, ranks: int = 1
-) -> list[MicroBatch]:
-    """Every utterance exactly once over all ranks, in batches of similar length."""
-    groups: list[list[Utterance]] = [[]]
-    for utterance in sorted(utterances, key=lambda u: u.duration)[rank::ranks]:
-        if groups[-1] and (len(groups[-1]) + 1) * utterance.duration > batch_seconds:
-            groups.append([])
-        groups[-1].append(utterance)
-    return [MicroBatch(group) for group in groups if group]
+def _sensible(key: str, value: object) -> bool:
+    """Whether a manifest's number is one of seconds, or of a channel; LARGEST is more than any file has."""
+    number = type(value) in (int, float) and 0 <= value < LARGEST
+    return number and (value > 0 or key != "duration") and (value == int(value) or key != "channel")

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from common.files import write_atomically
 from common.flags import UserError
 
 APOSTROPHES = str.maketrans("’‘ʼ`´", "'''''")
@@ -34,6 +35,33 @@ def normalise(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).lower().translate(APOSTROPHES)
     text = "".join(c if c == "'" or unicodedata.category(c)[0] in "LNM" else " " for c in text)
     return " ".join(word for word in text.split() if word.strip("'"))
+
+
+def printable(text: str | Path) -> str:
+    """Text from a file, or its name, with whatever a terminal might obey or cannot show written as \\x1b or \\u202e."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def read_text(path: str | Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark. Raises UserError, with the line that is something else.
+
+    Only regular files are opened: a pipe or a device may never answer.
+    """
+    path, name = Path(path), printable(path)
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{name} cannot be read: not a regular file")
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {str(error.strerror or error).lower()}") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{name}, line {line} is not UTF-8: save the file in that encoding") from None
+    if "\0" in text:  # UTF-16 without a byte order mark, or no text at all
+        line = text[: text.index("\0")].count("\n") + 1
+        raise UserError(f"{name}, line {line} holds a NUL character: save the file as UTF-8")
+    return text
 
 
 class Characters:
@@ -91,7 +119,7 @@ class SentencePiece:
         return self.processor.decode([i - 1 for i in ids])
 
     def save(self, folder: str | Path) -> None:
-        (Path(folder) / "tokenizer.model").write_bytes(self.model)
+        write_atomically(Path(folder) / "tokenizer.model", self.model)
         _write_json(folder, {"kind": "sentencepiece"})
 
 
@@ -165,9 +193,9 @@ class WordPiece:
 
     def ids_in(self, vocabulary: list[str]) -> list[int]:
         """For every label from 1 on, the id of its piece in a BERT vocabulary; -1 where that has no such piece."""
-        theirs = {piece: i for i, piece in enumerate(vocabulary)}
-        theirs |= dict.fromkeys((self.INSIDE, self.INITIAL, self.FINAL), theirs.get("'", -1))
-        return [theirs.get(piece, -1) for piece in self.pieces]
+        bert = {piece: i for i, piece in enumerate(vocabulary)}
+        bert |= dict.fromkeys((self.INSIDE, self.INITIAL, self.FINAL), bert.get("'", -1))
+        return [bert.get(piece, -1) for piece in self.pieces]
 
     def save(self, folder: str | Path) -> None:
         _write_json(folder, {"kind": "wordpiece", "pieces": self.pieces})
@@ -177,21 +205,29 @@ Tokenizer = Characters | SentencePiece | WordPiece
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer a run wrote into its folder. Raises UserError where there is none."""
-    path = Path(folder) / "tokenizer.json"
+    """The tokenizer a run wrote into its folder. Raises UserError where there is none, or a damaged one."""
+    folder = Path(folder)
+    model = folder / "tokenizer.model"
     try:
-        stored = json.loads(path.read_text())
-        if stored["kind"] == "characters":
-            return Characters(stored["characters"])
-        if stored["kind"] == "wordpiece":
-            return WordPiece(stored["pieces"])
-        return SentencePiece((Path(folder) / "tokenizer.model").read_bytes())
-    except (OSError, ValueError, KeyError):
-        raise UserError(f"{folder} holds no readable tokenizer: give the folder of a finished run.") from None
+        match json.loads(read_text(folder / "tokenizer.json")):
+            case {"kind": "characters", "characters": str(characters)} if _distinct(characters):
+                return Characters(characters)
+            case {"kind": "wordpiece", "pieces": list(pieces)} if _distinct(pieces):
+                return WordPiece(pieces)
+            case {"kind": "sentencepiece"} if model.is_file() and model.stat().st_size:
+                return SentencePiece(model.read_bytes())
+    except (OSError, ValueError, RuntimeError, UserError):
+        pass
+    raise UserError(f"{printable(folder)} holds no readable tokenizer: give the folder of a finished run.")
+
+
+def _distinct(pieces: str | list) -> bool:
+    """Whether these are pieces of text, at least one, and none twice."""
+    return all(isinstance(piece, str) for piece in pieces) and 0 < len(pieces) == len(set(pieces))
 
 
 def _write_json(folder: str | Path, content: dict) -> None:
-    (Path(folder) / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False) + "\n")
+    write_atomically(Path(folder) / "tokenizer.json", json.dumps(content, ensure_ascii=False) + "\n")
 
 
 def _lookup(ids: dict[str, int], character: str, text: str) -> int:
