@@ -16,13 +16,13 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=25)
     repeats = parser.parse_args().repeats
     torch.set_num_threads(2)
-    waves, ours, window = torch.randn(16, 15 * SAMPLE_RATE), LogMel(), torch.hann_window(WINDOW)
-    theirs = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, WINDOW, WINDOW, HOP, n_mels=80)
+    waves, frontend, window = torch.randn(16, 15 * SAMPLE_RATE), LogMel(), torch.hann_window(WINDOW)
+    mel = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, WINDOW, WINDOW, HOP, n_mels=80)
     times = interleaved(
         {
-            "ours": lambda: ours.log_mel(waves),
+            "ours": lambda: frontend.log_mel(waves),
             "torch.stft": lambda: torch.stft(waves, WINDOW, HOP, WINDOW, window, center=False, return_complex=True),
-            "MelSpectrogram": lambda: theirs(waves),
+            "MelSpectrogram": lambda: mel(waves),
         },
         repeats,
     )

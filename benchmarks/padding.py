@@ -10,7 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common.corpora import Utterance, load_corpus, plan_epoch
+from common.corpora import Utterance, load_corpus
+from common.data import plan_epoch
 from interaed_kd import DEMO, Config
 
 

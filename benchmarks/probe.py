@@ -18,19 +18,20 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import interaed_kd as script  # noqa: E402
-from common import ctc, figures, run  # noqa: E402
-from common.corpora import evaluation_batches, load_corpus  # noqa: E402
-
-CPU = run.Place(0, 1, torch.device("cpu"), None)
+from common import ctc, figures  # noqa: E402
+from common.corpora import load_corpus  # noqa: E402
+from common.data import evaluation_batches, loader  # noqa: E402
+from common.flags import parse  # noqa: E402
+from common.place import Place  # noqa: E402
 
 
 @torch.inference_mode()
-def homophones(model, tokenizer, config, utterances, twins) -> tuple[Tensor, list[str]]:
+def homophones(recogniser, config, utterances, twins) -> tuple[Tensor, list[str]]:
     """The states (N, layers, D) of all N homophones that CTC can align, and which words they are."""
-    states, words = [], []
-    for batch in script.batches(evaluation_batches(utterances, config.batch_seconds), config):
-        layers, lengths = model.eval()(batch.waves, batch.samples, tuple(range(1, config.layers)))
-        log_probs = model.log_probs(layers[-1])
+    states, words, tokenizer = [], [], recogniser.tokenizer
+    for batch in loader(evaluation_batches(utterances, config.batch_seconds), config):
+        layers, lengths = recogniser(batch.waves, batch.samples, tuple(range(1, config.layers)))
+        log_probs = recogniser.log_probs(layers[-1])
         for i, utterance in enumerate(batch.utterances):
             labels, n = tokenizer.encode(utterance.text), int(lengths[i])
             target = torch.tensor([labels])
@@ -74,11 +75,11 @@ def probe(train: tuple[Tensor, list[str]], test: tuple[Tensor, list[str]], twins
 def main(folders: list[str]) -> None:
     found = {}
     for folder in folders:
-        config = script.parse(script.Config, script.PRESETS, script.__doc__, ["--checkpoint", folder])
+        (config,) = parse(script.Config, script.PRESETS, script.__doc__, ["--checkpoint", folder])
         corpus = load_corpus(config.data, config.root, config.hours)
-        model, tokenizer, _ = script.load(config, CPU)
-        sides = (corpus.train, corpus.tests["test-clean"])
-        train, test = (homophones(model, tokenizer, config, side, corpus.homophones) for side in sides)
+        recogniser = script.load(config, Place(0, 1, torch.device("cpu")))
+        sides = corpus.train, corpus.tests["test-clean"]
+        train, test = (homophones(recogniser, config, side, corpus.homophones) for side in sides)
         found[Path(folder).name] = probe(train, test, corpus.homophones)
         counts = Counter(train[1])
         usual = sum(counts[word] > counts[corpus.homophones[word]] for word in test[1]) / len(test[1])

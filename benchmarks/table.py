@@ -1,9 +1,10 @@
-"""A table of RESULTS.md: python benchmarks/table.py [--script multirep_kd] [--seeds 1,2,3] [--rows ctc aed] [--jobs 2]
+"""A table of RESULTS.md: python benchmarks/table.py [--script multirep_kd] [--seeds 1 2 3] [--rows ctc aed] [--jobs 2]
 
-Trains and scores every (row, seed) that results/<script>.jsonl lacks, appends its result there as soon as it is
-finished, and writes the table with its intervals between the two marks in RESULTS.md, and results/<script>.png.
-Interrupted, it goes on where it was. --jobs 2 runs two at a time with one thread each: on two cores that does more per
-hour than one run with two threads, but the seconds are then not those of a run alone.
+Trains and scores every (row, seed) of benchmarks/rows.py that results/<script>.jsonl lacks, appends its result there as
+soon as it is finished, and writes the table with its intervals between the two marks in RESULTS.md, and
+results/<script>.png. Interrupted, it goes on where it was. --rows takes patterns too: "*20 epochs". --jobs 2 runs two
+at a time with one thread each: on two cores that does more per hour than one run with two threads, but the seconds are
+then not those of a run alone.
 """
 
 import argparse
@@ -15,113 +16,21 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from intervals import bootstrap_difference
+from rows import PAIRS, ROWS, SEEDS
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common import figures, metrics  # noqa: E402
 from common.corpora import load_homophones  # noqa: E402
+from common.scoring import read_hypotheses  # noqa: E402
 
-BEAM = "--decode beam --lm demo/lm"
-KD = "--method multirep_kd"
-LAST = f"{KD} --teacher-layers last --n-layers 1"  # also uniform-1
-ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW anew
-    "interaed_kd": {
-        "ctc": "--method ctc",
-        "interaed_kd": "--method interaed_kd",
-        "interctc": "--method interctc",
-        "aed": "--method aed",
-        "aed_kd": "--method aed_kd",
-        "interaed": "--method interaed",
-        "ctc + beam + LM": f"of ctc: {BEAM}",
-        "interaed_kd + beam + LM": f"of interaed_kd: {BEAM}",
-        "aed_kd, w .66": "--method aed_kd --w 0.66",
-        "interaed_kd, a 1": "--method interaed_kd --a 1",
-        "interaed_kd, a .1": "--method interaed_kd --a 0.1",
-        "interaed_kd, uniform teacher": "--method interaed_kd --soft-labels uniform",
-        "interaed_kd, teacher B": "--method interaed_kd --teacher demo/bert-b",
-        "interaed_kd, KD at the last layer": "--method interaed_kd --kd-where final",
-        "interaed_kd, KD at the taps": "--method interaed_kd --kd-where inter",
-        "ctc, half the audio": "--method ctc --hours 0.9",
-        "interaed_kd, half the audio": "--method interaed_kd --hours 0.9",
-        "ctc, four times the audio": "--method ctc --hours 7.2",
-        "interaed_kd, four times the audio": "--method interaed_kd --hours 7.2",
-    },
-    "multirep_kd": {
-        "rnnt": "--method rnnt",
-        "uniform-2": KD,
-        "last-1": LAST,
-        "uniform-2, context": f"{KD} --context 60",
-        "uniform-2, two teachers": f"{KD} --teachers demo,demo/bert-b",
-        "uniform-2, shuffled teacher": f"{KD} --control shuffle",
-        "uniform-2, untrained teacher": f"{KD} --control random",
-        "rnnt + beam + LM": f"of rnnt: {BEAM}",
-        "uniform-2 + beam + LM": f"of uniform-2: {BEAM}",
-        **{
-            f"{layers}-{k}": f"{KD} --teacher-layers {layers} --n-layers {k}"
-            for layers in ("last", "first", "uniform", "random")
-            for k in (2, 4)
-            if (layers, k) != ("uniform", 2)
-        },
-        "last-1, two teachers": f"{LAST} --teachers demo,demo/bert-b",
-        "last-1, teacher B": f"{LAST} --teachers demo/bert-b",
-        "uniform-2, teacher B": f"{KD} --teachers demo/bert-b",
-        "last-1, context": f"{LAST} --context 60",
-        **{
-            f"uniform-2, context, mask {mask}": f"{KD} --context 60 --context-mask {mask}" for mask in ("0", ".1", ".2")
-        },
-        "uniform-2, past context": f"{KD} --context 60 --context-sides past",
-        "uniform-2, context 30": f"{KD} --context 30",
-        "uniform-2, context 90": f"{KD} --context 90",  # all: no session has more, so 120 is the same run
-        "uniform-2, L2": f"{KD} --distance l2",
-        "uniform-2, cosine": f"{KD} --distance cosine",
-        "uniform-2, target norm": f"{KD} --target-norm",
-        "soft labels": "--method soft_labels",
-        **{
-            f"{row}, {amount} the audio": f"{options} --hours {hours}"
-            for amount, hours in (("half", 0.9), ("twice", 3.6))
-            for row, options in (("rnnt", "--method rnnt"), ("uniform-2", KD))
-        },
-        # as many updates as with all of the audio
-        "rnnt, half the audio, 10 epochs": "--method rnnt --hours 0.9 --epochs 10",
-        "uniform-2, half the audio, 10 epochs": f"{KD} --hours 0.9 --epochs 10",
-    },
-}
-PAIRS = {  # what is compared with what, beside every row with the first
-    "interaed_kd": [
-        ("interaed_kd", "interctc"),  # what decoder and teacher add to the losses at the taps
-        ("interaed_kd", "interaed"),  # what the teacher adds
-        ("interaed_kd", "aed_kd"),  # the paper's claim: against conventional distillation
-        ("interaed_kd", "aed_kd, w .66"),  # the same with the same CTC losses
-        ("interaed_kd", "interaed_kd, uniform teacher"),
-        ("interaed_kd", "interaed_kd, teacher B"),
-        ("interaed_kd", "ctc + beam + LM"),  # the paper's claim: parallel decoding against the beam
-        ("interaed_kd, half the audio", "ctc, half the audio"),
-        ("interaed_kd, four times the audio", "ctc, four times the audio"),
-    ],
-    "multirep_kd": [
-        ("uniform-2", "last-1"),  # the paper's claims: several representations against one, context, two teachers
-        *((f"uniform-{k}", f"{layers}-{k}") for k in (2, 4) for layers in ("last", "first", "random")),
-        *((f"{layers}-4", f"{layers}-2") for layers in ("last", "first", "uniform", "random")),
-        ("uniform-2, context", "uniform-2"),
-        ("uniform-2, past context", "uniform-2, context"),
-        ("last-1, context", "last-1"),
-        ("uniform-2, two teachers", "uniform-2"),
-        ("last-1, two teachers", "last-1"),
-        ("uniform-2", "uniform-2, shuffled teacher"),  # what is left is language
-        ("uniform-2", "uniform-2, untrained teacher"),
-        *((f"uniform-2, {distance}", "uniform-2") for distance in ("L2", "cosine", "target norm")),
-        ("uniform-2", "soft labels"),  # other ways to bring in what was learnt from text
-        ("uniform-2", "rnnt + beam + LM"),
-        ("uniform-2 + beam + LM", "rnnt + beam + LM"),
-        ("uniform-2, half the audio", "rnnt, half the audio"),
-        ("uniform-2, half the audio, 10 epochs", "rnnt, half the audio, 10 epochs"),
-        ("uniform-2, twice the audio", "rnnt, twice the audio"),
-    ],
-}
 SPEED = {"train_seconds": "training, s", "audio_seconds_per_second": "audio-s/s", "teacher_seconds": "teacher, s",
          "rtf": "RTF", "greedy_rtf": "RTF of greedy decoding"}  # fmt: skip
 
@@ -143,15 +52,15 @@ def run_one(script: str, row: str, seed: int, threads: int) -> dict:
         [sys.executable, f"{script}.py", *command], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise RuntimeError(f"{row}, seed {seed}: {said[-1]}")
+        error = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise RuntimeError(error[-1])
     result = json.loads((folder / "result.json").read_text())
     kept = {"row": row, "options": what, "threads": threads, "date": time.strftime("%Y-%m-%d"), "commit": commit()}
     log = folder / "log.jsonl"
     if log.exists():
         dev = [entry for entry in map(json.loads, log.read_text().splitlines()) if "dev" in entry]
         kept["dev"] = [[round(entry[key], 2) for key in ("dev", "dev_homophone_error")] for entry in dev]
-    return kept | result | {"seed": seed, "counts": {s: count(folder / f"hyp_{s}.txt") for s in result["wer"]}}
+    return kept | result | {"seed": seed, "counts": {s: count(folder / f"hyp_{s}.tsv") for s in result["wer"]}}
 
 
 def commit() -> str:
@@ -159,19 +68,19 @@ def commit() -> str:
 
 
 def count(path: Path) -> dict[str, str]:
-    """Per utterance in the file's order, a digit each: word errors, homophones written as their twin, and heard."""
+    """A number per utterance of hyp_<split>.tsv: word errors; homophones written as their twin; out of how many."""
     twins = load_homophones(ROOT / "data" / "demo" / "LibriSpeech")
-    pairs = metrics.read_side_by_side(path.read_text()).values()
-    errors = [metrics.word_errors([r], [h]) for r, h in pairs]
-    heard = [metrics.homophone_errors([r], [h], twins) for r, h in pairs]
+    pairs = [([reference], [hypothesis]) for _, reference, hypothesis in read_hypotheses(path)]
+    homophones = [metrics.homophone_errors(*pair, twins) for pair in pairs]
     columns = {
-        "errors": [e.substitutions + e.deletions + e.insertions for e in errors],
-        "twins": [h.wrong for h in heard],
-        "heard": [h.count for h in heard],
+        "errors": [metrics.word_errors(*pair).errors for pair in pairs],
+        "twins": [h.wrong for h in homophones],
+        "heard": [h.count for h in homophones],
     }
     return {name: ",".join(map(str, column)) for name, column in columns.items()}
 
 
+@cache
 def sessions_and_words(split: str) -> tuple[list[str], np.ndarray]:
     """Of every utterance of a split, in the order of the hypothesis files."""
     lines = []
@@ -205,7 +114,7 @@ def differences(base: dict[int, dict], found: dict[int, dict]) -> list[tuple[str
             )
             for side in (base, found)
         ]
-        interval = metrics.bootstrap_difference(*tables, sessions)
+        interval = bootstrap_difference(*tables, sessions)
         agree = len({np.sign(found[seed][rate][split] - base[seed][rate][split]) for seed in paired}) == 1
         shown = f"{interval.difference:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
         clear = len(paired) > 1 and agree and interval.low * interval.high > 0
@@ -278,16 +187,18 @@ def write_table(script: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--script", default="interaed_kd", choices=ROWS)
-    parser.add_argument("--seeds", default="1,2,3,4,5")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="names, quoted (absent: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="absent: five, see benchmarks/rows.py")
+    parser.add_argument("--rows", nargs="+", default=["*"], metavar="ROW", help="names or patterns, quoted")
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
-    script, all_rows = arguments.script, ROWS[arguments.script]
-    rows = arguments.rows or list(all_rows)
-    if unknown := set(rows) - set(all_rows):
+    script, all_rows = arguments.script, list(ROWS[arguments.script])
+    rows = {pattern: [row for row in all_rows if fnmatch(row, pattern)] for pattern in arguments.rows}
+    if unknown := [pattern for pattern in rows if not rows[pattern]]:
         parser.error(f"no row {', '.join(unknown)}: there are {'; '.join(all_rows)}")
-    there = {(entry["row"], entry["seed"]) for entry in read_results(script)}
-    missing = [(row, int(s)) for s in arguments.seeds.split(",") for row in rows if (row, int(s)) not in there]
+    rows = sorted({row for some in rows.values() for row in some}, key=all_rows.index)
+    finished = {(entry["row"], entry["seed"]) for entry in read_results(script)}
+    wanted = [(row, seed) for row in rows for seed in arguments.seeds or SEEDS.get(row, range(1, 6))]
+    missing = sorted((run for run in wanted if run not in finished), key=lambda run: run[1])  # seed by seed
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     results_file(script).parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
+
+# matplotlib's own font has no Chinese, Japanese or Korean: for what it lacks, fonts of the system that may have it.
+_FALLBACKS = {f.name for f in fontManager.ttflist if re.search("CJK|Gothic|Hiragino|PingFang|Nanum", f.name)}
+matplotlib.rcParams["font.family"] = ["DejaVu Sans", *sorted(_FALLBACKS)]
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a transcript or a folder's name is a $
 
 
 def _save(figure: Figure, path: str | Path) -> None:
-    figure.savefig(path, dpi=130, bbox_inches="tight")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # it draws a box there
+        figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
 def loss_curve(

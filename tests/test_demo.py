@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -16,8 +17,21 @@ import pytest
 import soundfile
 import torch
 
-from common.demo import HOURS, MODELS, SHARD, SHARD_HOURS, SIZES, build, build_model, grammar, run_speech, utterances
-from common.demo.__main__ import fill_in, read, report_models
+from common import demo
+from common.demo import (
+    HOURS,
+    MODELS,
+    SHARD,
+    SHARD_HOURS,
+    SIZES,
+    VERSION,
+    build,
+    build_model,
+    grammar,
+    plan_utterances,
+    run_speech,
+)
+from common.demo.__main__ import main, read
 from common.demo.speakers import ACCENTS, NEW_SPEAKERS, SPEAKERS
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
@@ -25,7 +39,7 @@ from common.demo.words import CUES, ONE_HOMOPHONE, PAIRS, SCENES, SECOND, TWIN, 
 from common.flags import UserError
 from common.text import WordPiece
 
-HELD_OUT = ["dev-clean", "test-clean", "test-other"]
+HELD_OUT, TRAINING = ["dev-clean", "test-clean", "test-other"], ["train-000", "train-001"]
 ROOT = Path(__file__).parents[1]
 
 
@@ -40,12 +54,18 @@ def sentences(subset: str, count: int, seed: int = 0) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory):
-    """A small world, built for 0.05 hours and grown to 0.1: (folder, files before, subsets before, subsets after)."""
-    folder = tmp_path_factory.mktemp("demo")
-    first = build(folder, hours=0.05, small=True, progress=False)
-    before = contents(folder)
-    return folder, before, first, build(folder, hours=0.1, small=True, progress=False)
+def world(root):
+    """The smoke world with two training subsets."""
+    return root / "demo-smoke"
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Worlds with subsets of 8 utterances, to be built in no time; the code that gives another process the same."""
+    sizes = demo.SIZES[True] | dict.fromkeys(HELD_OUT, 8)
+    monkeypatch.setattr(demo, "SHARD", 8)
+    monkeypatch.setitem(demo.SIZES, True, sizes)
+    return f"from common import demo; import sys; demo.SHARD = 8; demo.SIZES[True] = {sizes}; "
 
 
 def test_the_world_is_as_large_as_promised():
@@ -100,11 +120,21 @@ def test_no_held_out_sentence_was_ever_seen():
     assert len(held_out) == len(set(held_out)) and not seen & set(held_out)
 
 
+def test_version_1_is_frozen(world):
+    """What is said, by whom and how it is recorded: results in RESULTS.md are of the world with this digest."""
+    assert VERSION == 1
+    pieces = (world / "bert-a" / "vocab.txt").read_text().split()
+    subsets = {"train-000": SHARD, "train-001": SHARD} | {subset: SIZES[True][subset] for subset in HELD_OUT}
+    planned = [plan_utterances(0, subset, count, pieces) for subset, count in subsets.items()]
+    texts = [(world / name).read_text() for name in ("text.txt", "bert-a/vocab.txt", "LibriSpeech/homophones.txt")]
+    state = hashlib.sha256(json.dumps([texts, sentences("text-b", 1500), planned]).encode())
+    assert state.hexdigest()[:16] == "62b25bd1e2abce54"
+
+
 def test_layout_is_librispeech(world):
-    folder, _, _, training = world
-    for subset in [*training, *HELD_OUT]:
+    for subset in [*TRAINING, *HELD_OUT]:
         lines = 0
-        for transcript in (folder / "LibriSpeech" / subset).glob("*/*/*.trans.txt"):
+        for transcript in (world / "LibriSpeech" / subset).glob("*/*/*.trans.txt"):
             speaker, chapter = transcript.parts[-3:-1]
             assert transcript.name == f"{speaker}-{chapter}.trans.txt" and speaker.isdigit() and chapter.isdigit()
             for i, line in enumerate(transcript.read_text().splitlines()):
@@ -114,26 +144,24 @@ def test_layout_is_librispeech(world):
                 assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
                 lines += 1
         assert lines == SIZES[True].get(subset, 100)
-    pairs = (folder / "LibriSpeech" / "homophones.txt").read_text().splitlines()
+    pairs = (world / "LibriSpeech" / "homophones.txt").read_text().splitlines()
     assert pairs == [f"{a} {b}" for a, b in PAIRS]
-    text = (folder / "text.txt").read_text()
+    text = (world / "text.txt").read_text()
     assert "\n\n" in text and sum(map(bool, text.splitlines())) == SIZES[True]["text"] and text == text.lower()
 
 
 def test_every_utterance_has_a_frame_for_every_label(world):
-    folder, _, _, training = world
-    tokenizer = WordPiece.from_vocabulary((folder / "bert-a" / "vocab.txt").read_text().split())
-    for group in (training, HELD_OUT):
-        corpus = [u for subset in group for u in read(folder / "LibriSpeech" / subset)]
+    tokenizer = WordPiece.from_vocabulary((world / "bert-a" / "vocab.txt").read_text().split())
+    for group in (TRAINING, HELD_OUT):
+        corpus = [u for subset in group for u in read(world / "LibriSpeech" / subset)]
         ratios = [frames(samples) / frames_needed(tokenizer.encode(text)) for text, samples in corpus]
         assert min(ratios) >= 1 and 1.6 <= statistics.median(ratios) <= 2
 
 
 def test_speech_is_neither_clipped_nor_silent_and_speakers_differ(world):
-    folder, _, _, training = world
     spectra = {}
-    for subset in [*training, *HELD_OUT]:
-        for path in sorted((folder / "LibriSpeech" / subset).rglob("*.flac")):
+    for subset in [*TRAINING, *HELD_OUT]:
+        for path in sorted((world / "LibriSpeech" / subset).rglob("*.flac")):
             samples, _ = soundfile.read(path)
             assert np.abs(samples).max() < 0.96 and -36 < 20 * np.log10(samples.std()) < -18
             windows = np.lib.stride_tricks.sliding_window_view(samples, 512)[::256] * np.hanning(512)
@@ -143,76 +171,89 @@ def test_speech_is_neither_clipped_nor_silent_and_speakers_differ(world):
     assert len(means) > 30 and min(np.abs(a - b).max() for a, b in itertools.combinations(means, 2)) > 0.1
 
 
-def test_growing_keeps_what_exists(world):
-    folder, before, first, grown = world
-    assert first == grown[: len(first)] == ["train-000"] and len(grown) == 2
-    assert contents(folder).items() >= before.items()
-    assert build(folder, hours=0.05, small=True, progress=False) == first  # asks for less: nothing is built or removed
+def test_growing_keeps_what_exists(tiny, tmp_path):
+    first = build(tmp_path, hours=0.05, small=True, progress=False)
+    before = contents(tmp_path)
+    grown = build(tmp_path, hours=0.1, small=True, progress=False)
+    assert first == grown[: len(first)] == ["train-000"] and grown == TRAINING
+    after = contents(tmp_path)
+    assert after.items() > before.items() and not any("partial" in path for path in after)
+    assert build(tmp_path, hours=0.05, small=True, progress=False) == first  # less: nothing is built or removed
+    assert contents(tmp_path) == after
 
 
 def test_seed_decides_every_byte(world, tmp_path):
-    folder, _, _, _ = world
-    pieces = (folder / "bert-a" / "vocab.txt").read_text().split()
+    pieces = (world / "bert-a" / "vocab.txt").read_text().split()
     shards = {}
     for seed in (0, 1):
-        planned = utterances(seed, "train-001", 100, pieces)[:30]
+        planned = plan_utterances(seed, "train-001", 100, pieces)[:30]
         for u in planned:
             (tmp_path / str(seed) / u["path"]).parent.mkdir(parents=True, exist_ok=True)
         run_speech({"utterances": [u | {"path": str(tmp_path / str(seed) / u["path"])} for u in planned]})
         shards[seed] = contents(tmp_path / str(seed))
-    built = contents(folder / "LibriSpeech" / "train-001")
+    built = contents(world / "LibriSpeech" / "train-001")
     assert len(shards[0]) == 30 and shards[0].items() <= built.items()
     assert not set(shards[0].values()) & set(shards[1].values())
 
 
-def test_killed_build_leaves_nothing_half_written(world, tmp_path):
-    folder, _, _, training = world
-    command = "from common.demo import build; import sys; build(sys.argv[1], 0.1, small=True, progress=False)"
-    process = subprocess.Popen([sys.executable, "-c", command, str(tmp_path)], cwd=ROOT)
-    while process.poll() is None and not any((tmp_path / "LibriSpeech").glob("*/*")):
-        time.sleep(0.02)  # until the first subset is there and others are under way
+def test_killed_build_leaves_nothing_half_written(tiny, tmp_path):
+    command = tiny + "demo.build(sys.argv[1], 0.2, small=True, progress=False)"
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    training = build(whole, hours=0.2, small=True, progress=False)
+    process = subprocess.Popen([sys.executable, "-c", command, str(killed)], cwd=ROOT)
+    while process.poll() is None and not any((killed / "LibriSpeech").glob("*/*")):
+        time.sleep(0.01)  # until the first subset is there and others are under way
     process.kill()
     assert process.wait() != 0
-    for subset in (tmp_path / "LibriSpeech").glob("*/"):
-        assert contents(subset) == contents(folder / "LibriSpeech" / subset.name)
-    assert not all((tmp_path / "LibriSpeech" / subset).exists() for subset in [*training, *HELD_OUT])
-    assert build(tmp_path, hours=0.1, small=True, progress=False) == training
-    assert contents(tmp_path) == contents(folder)
+    for subset in (killed / "LibriSpeech").glob("*/"):
+        assert contents(subset) == contents(whole / "LibriSpeech" / subset.name)
+    assert not all((killed / "LibriSpeech" / subset).exists() for subset in [*training, *HELD_OUT])
+    assert build(killed, hours=0.2, small=True, progress=False) == training
+    assert contents(killed) == contents(whole)
 
 
-def test_two_builds_at_once(world, tmp_path):
-    command = "from common.demo import build; import sys; build(sys.argv[1], 0.05, small=True, progress=False)"
-    both = [subprocess.Popen([sys.executable, "-c", command, str(tmp_path)], cwd=ROOT) for _ in range(2)]
+def test_two_builds_at_once(tiny, tmp_path):
+    command = tiny + "demo.build(sys.argv[1], 0.05, small=True, progress=False)"
+    both = [subprocess.Popen([sys.executable, "-c", command, str(tmp_path / "both")], cwd=ROOT) for _ in range(2)]
+    build(tmp_path / "alone", 0.05, small=True, progress=False)
     assert [process.wait() for process in both] == [0, 0]
-    assert contents(tmp_path) == world[1] and not list(tmp_path.glob(".building-*"))
+    assert contents(tmp_path / "both") == contents(tmp_path / "alone")
+    assert not list((tmp_path / "both").glob(".building-*"))
 
 
 def test_another_world_is_refused(world, tmp_path):
-    folder, _, _, _ = world
     for other in ({"seed": 1, "small": True}, {"small": False}):
         with pytest.raises(UserError, match="another demo world"):
-            build(folder, progress=False, **other)
+            build(world, progress=False, **other)
     (tmp_path / "LibriSpeech" / "train-clean-100").mkdir(parents=True)
     with pytest.raises(UserError, match="not the demo world"):
         build(tmp_path, progress=False)
     with pytest.raises(UserError, match="--hours"):
-        build(folder, hours=0, small=True)
+        build(world, hours=0, small=True)
+
+
+def test_command_line(world, capsys):
+    command = ["--hours", "0.1", "--small", "--out", str(world)]
+    main(command)
+    out = capsys.readouterr().out
+    assert re.search(r"train +200 +6\.\d", out) and "25 homophone pairs" in out and f"it is in {world}" in out
+    with pytest.raises(SystemExit, match="error: .* another demo world"):
+        main([*command, "--seed", "1"])
 
 
 def test_vocabulary(world, monkeypatch):
-    folder, _, _, _ = world
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "bert-a")
-    pieces = (folder / "bert-a" / "vocab.txt").read_text().split()
+    tokenizer = AutoTokenizer.from_pretrained(world / "bert-a")
+    pieces = (world / "bert-a" / "vocab.txt").read_text().split()
     assert len(tokenizer) == len(pieces) == len(set(pieces)) and tokenizer.mask_token_id == pieces.index("[MASK]")
     assert all(tokenizer.tokenize(word) == [word] for word in TWIN)
-    text = [line for line in (folder / "text.txt").read_text().splitlines() if line]
+    text = [line for line in (world / "text.txt").read_text().splitlines() if line]
     assert tokenizer.unk_token_id not in {i for ids in tokenizer(text[:300])["input_ids"] for i in ids}
     foreign = "the jazz quiz didn't vex my foxglove"
-    theirs, ours = tokenizer.tokenize(foreign), WordPiece.from_vocabulary(pieces)
-    assert [p for p in theirs if p != "'"] == [p for w in foreign.replace("'", " ").split() for p in ours.split(w)]
+    expected, ours = tokenizer.tokenize(foreign), WordPiece.from_vocabulary(pieces)
+    assert [p for p in expected if p != "'"] == [p for w in foreign.replace("'", " ").split() for p in ours.split(w)]
 
 
 def test_importing_the_builder_is_light():
@@ -239,8 +280,6 @@ def test_models_are_hugging_face_folders(root):
         if name == "lm":
             assert tokenizer.convert_ids_to_tokens([model.config.bos_token_id, model.config.eos_token_id]) == [
                 "[CLS]", "[SEP]"]  # fmt: skip
-    told = report_models(root / "demo-smoke")
-    assert told.count(" %") == 9 and "bert-b" in told and "perplexity" in told
     with pytest.raises(UserError, match="it has bert-a, bert-b, lm"):
         build_model(root / "demo-smoke", "bert-c", small=True)
 
@@ -262,16 +301,25 @@ def test_the_full_teacher_has_eight_layers_and_grows(root):
             assert torch.equal(one, two)
 
 
-def test_pretraining_teaches(root):
-    """A trained BERT fills in more dev tokens than one with its first weights."""
+def test_pretraining_teaches(root, tmp_path):
+    """A trained BERT expects the masked tokens of dev more than one with its first weights."""
     from transformers import AutoModelForMaskedLM
+
+    from common.demo import pretraining
 
     folder = build_model(root / "demo-smoke", "bert-a", small=True)
     trained = AutoModelForMaskedLM.from_pretrained(folder).eval()
     untrained = AutoModelForMaskedLM.from_config(trained.config).eval()
-    texts = [[text] for text, _ in read(root / "demo-smoke" / "LibriSpeech" / "dev-clean")]
-    vocabulary = (folder / "vocab.txt").read_text().split()
-    assert fill_in(trained, texts, vocabulary)[0] > fill_in(untrained, texts, vocabulary)[0] + 0.03
+    dev = read(root / "demo-smoke" / "LibriSpeech" / "dev-clean")
+    (tmp_path / "dev.txt").write_text("\n".join(text for text, _ in dev))
+    sentences = pretraining.read_conversations(tmp_path / "dev.txt", (folder / "vocab.txt").read_text().split())
+    ids = pretraining.draw(sentences, 2000, random.Random(0), whole=False)
+    losses = []
+    for model in (trained, untrained):
+        torch.manual_seed(0)  # the same tokens are masked
+        with torch.no_grad():
+            losses.append(pretraining.bert_loss(model, ids).item())
+    assert losses[0] < losses[1] - 0.3
 
 
 def test_the_seed_decides_every_byte_of_a_model(root, tmp_path):

@@ -37,6 +37,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from common.demo import grammar, speakers, vocabulary, words
+from common.files import write_atomically
 from common.flags import UserError
 from common.text import WordPiece
 
@@ -76,19 +77,22 @@ def build_text(folder: str | Path, small: bool = False, seed: int = 0) -> Path:
     """Builds what needs no speech, the text and the tokenizer; returns the tokenizer's folder. Raises UserError."""
     folder = Path(folder).absolute()
     _claim(folder, {"version": VERSION, "seed": seed, "small": small})
-    _write(folder / "LibriSpeech" / "homophones.txt", "\n".join(map(" ".join, words.PAIRS)) + "\n")
-    text = _tell(folder, "text", small, seed)
-    if not (folder / "bert-a" / "vocab.txt").exists():
+    homophones, tokenizer = folder / "LibriSpeech" / "homophones.txt", folder / "bert-a"
+    if not homophones.exists():
+        write_atomically(homophones, "\n".join(map(" ".join, words.PAIRS)) + "\n")
+    text = _write_text(folder, "text", small, seed)
+    if not (tokenizer / "vocab.txt").exists():
+        tokenizer.mkdir(exist_ok=True)
         for name, content in vocabulary.tokenizer_files(text.read_text(encoding="utf-8").splitlines()).items():
-            _write(folder / "bert-a" / name, content)
-    return folder / "bert-a"
+            write_atomically(tokenizer / name, content)  # vocab.txt last
+    return tokenizer
 
 
-def _tell(folder: Path, stream: str, small: bool, seed: int) -> Path:
+def _write_text(folder: Path, stream: str, small: bool, seed: int) -> Path:
     path = folder / f"{stream}.txt"
     if not path.exists():
-        told = grammar.take(seed, stream, SIZES[small][stream])
-        _write(path, "\n\n".join(map("\n".join, told)) + "\n")
+        conversations = grammar.take(seed, stream, SIZES[small][stream])
+        write_atomically(path, "\n\n".join(map("\n".join, conversations)) + "\n")
     return path
 
 
@@ -102,24 +106,24 @@ def build_model(folder: str | Path, model: str, small: bool = False, seed: int =
     folder = Path(folder).absolute()
     build_text(folder, small, seed)
     if not (folder / model / "model.safetensors").exists():
-        _tell(folder, "text-b" if model == "bert-b" else "text", small, seed)
+        _write_text(folder, "text-b" if model == "bert-b" else "text", small, seed)
         from common.demo.pretraining import pretrain
 
         pretrain(folder, model, small, seed, progress)
     return folder / model
 
 
-def utterances(seed: int, subset: str, count: int, pieces: Iterable[str]) -> list[dict]:
+def plan_utterances(seed: int, subset: str, count: int, pieces: Iterable[str]) -> list[dict]:
     """What is spoken in a subset: {"path" in the subset, "text", "frames" it needs, and how it is recorded}, in order.
 
     pieces: the WordPiece vocabulary, which says how many frames a text needs. A chapter is one conversation.
     """
     tokenizer, rng, planned = WordPiece.from_vocabulary(pieces), random.Random(f"{seed} {subset} speakers"), []
     conversations = grammar.take(seed, subset, count)
-    cast = speakers.cast(rng, subset, len(conversations))
+    assigned = speakers.assign(rng, subset, len(conversations))
     held_out = list(grammar.HELD_OUT)
     shard = held_out.index(subset) + 1 if subset in held_out else 10 + int(subset.removeprefix("train-"))
-    for i, (speaker, sentences) in enumerate(zip(cast, conversations, strict=True)):
+    for i, (speaker, sentences) in enumerate(zip(assigned, conversations, strict=True)):
         chapter = f"{speaker.id}/{1000 * shard + i}"
         for j, text in enumerate(sentences):
             path = f"{chapter}/{chapter.replace('/', '-')}-{j:04d}.flac"
@@ -150,7 +154,7 @@ def _speak(folder: Path, missing: dict[str, int], seed: int, progress: bool) -> 
     try:
         waiting, jobs = {}, {}
         for subset, count in missing.items():
-            planned = utterances(seed, subset, count, pieces)
+            planned = plan_utterances(seed, subset, count, pieces)
             _write_transcripts(work / subset, planned)
             shards = [planned[i : i + SHARD] for i in range(0, count, SHARD)]
             waiting[subset] = len(shards)
@@ -200,7 +204,7 @@ def _claim(folder: Path, world: dict) -> None:
         if not mark.exists():
             if used:
                 raise UserError(f"{folder} holds a corpus that is not the demo world: give another folder.")
-            _write(mark, json.dumps(world) + "\n")
+            write_atomically(mark, json.dumps(world) + "\n")
         found = json.loads(mark.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"The demo world cannot be kept in {folder} ({error}): give another folder.") from error
@@ -216,12 +220,3 @@ def _claim(folder: Path, world: dict) -> None:
 
 def _describe(world: dict) -> str:
     return ", ".join(f"{key} {value}" for key, value in world.items())
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a small file whole or not at all, and only once."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}-{os.getpid()}")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)

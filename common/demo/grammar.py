@@ -3,7 +3,8 @@
     conversations(seed, "train-003") -> ["the salty captain was there with this sail", ...], [...], ...
 
 Every stream is a function of (seed, subset) alone. Which subset a sentence may stand in is a function of its letters
-(`home`): a held-out sentence can occur neither in text nor in transcripts, whatever the seed and however much is drawn.
+(`split_of`): a held-out sentence can occur neither in text nor in transcripts, whatever the seed and however much is
+drawn.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def conversations(seed: int, subset: str) -> Iterator[list[str]]:
         length = rng.choice(SENTENCES_PER_CONVERSATION)
         while len(sentences) < length:
             sentence = draw(rng, scene, rare)
-            if home(sentence) == (subset if subset in HELD_OUT else "known") and sentence not in seen:
+            if split_of(sentence) == (subset if subset in HELD_OUT else "known") and sentence not in seen:
                 sentences.append(sentence)
                 seen |= {sentence} if subset in HELD_OUT else set()
         yield sentences
@@ -70,7 +71,7 @@ def draw(rng: random.Random, scene: str, rare: float = 1) -> str:
     return re.sub(r"{(\w+)}", fill, pattern)
 
 
-def home(sentence: str) -> str:
+def split_of(sentence: str) -> str:
     """The one held-out subset that may hold this sentence, or "known": training transcripts and text."""
     byte = blake2b(sentence.encode(), digest_size=1).digest()[0]
     return next((subset for subset, bytes_ in HELD_OUT.items() if byte in bytes_), "known")

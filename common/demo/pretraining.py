@@ -29,8 +29,8 @@ from tqdm import tqdm
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from common.pretrained import quiet_bars
-from common.run import one_cycle
 from common.text import WordPiece
+from common.training import one_cycle
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # the vocabulary begins with them
 MASKED = 0.25  # share of the tokens; more than BERT's 0.15, since the time is short
@@ -92,8 +92,8 @@ def read_conversations(path: Path, vocabulary: list[str]) -> list[list[list[int]
             known[word] = [ids[label - 1] for label in tokenizer.encode(word)]
         return known[word]
 
-    told = path.read_text(encoding="utf-8").strip().split("\n\n")
-    return [[[i for word in line.split() for i in encode(word)] for line in text.split("\n")] for text in told]
+    texts = path.read_text(encoding="utf-8").strip().split("\n\n")
+    return [[[i for word in line.split() for i in encode(word)] for line in text.split("\n")] for text in texts]
 
 
 def train(

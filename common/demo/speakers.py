@@ -36,7 +36,7 @@ NEW_SPEAKERS = [
 ]
 
 
-def cast(rng: random.Random, subset: str, conversations: int) -> list[Speaker]:
+def assign(rng: random.Random, subset: str, conversations: int) -> list[Speaker]:
     """One speaker per conversation; everybody speaks once before anybody speaks twice."""
     speakers = NEW_SPEAKERS if subset == "test-other" else SPEAKERS
     rounds = conversations // len(speakers) + 1

@@ -106,7 +106,7 @@ def frames(samples: int) -> int:
     return count
 
 
-def recite(synthesiser: Synthesiser, utterance: dict) -> np.ndarray:
+def synthesise(synthesiser: Synthesiser, utterance: dict) -> np.ndarray:
     """(N,) at the wished rate, or slower until there are enough frames (without, CTC has no path through it)."""
     rate = utterance["rate"]
     while True:
@@ -146,7 +146,7 @@ def _rms(x: np.ndarray) -> float:
 def main() -> None:
     job, synthesiser = json.load(sys.stdin), Synthesiser()
     for utterance in job.get("utterances", []):
-        speech = recite(synthesiser, utterance)
+        speech = synthesise(synthesiser, utterance)
         how = {key: utterance[key] for key in ("snr", "level", "reverberation", "noise")}
         soundfile.write(utterance["path"], record(speech, **how), RATE, subtype="PCM_16", format="FLAC")
     if "phonemes" in job:

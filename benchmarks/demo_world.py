@@ -1,0 +1,134 @@
+"""What can be known about the demo world's homophones: python benchmarks/demo_world.py [--root data] [--data demo]
+
+On the dev sentences: how often the right twin is chosen by its frequency in the transcripts, by a trigram model of
+them, and by the scene of every cue word; then by the text models, which are asked about every token in turn.
+"""
+
+import argparse
+import math
+import sys
+from collections import Counter
+from itertools import groupby
+from pathlib import Path
+from statistics import mean
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common.corpora import load_corpus
+from common.demo.words import CUES, SECOND, TWIN, USUAL
+from common.pretrained import MaskedLM, load_model, load_vocabulary
+from common.text import WordPiece
+
+
+def chosen_by_counts(train: list[str], dev: list[str], trigram: bool) -> float:
+    """Share of the homophones in dev for which the counts of train prefer the word itself to its twin.
+
+    trigram: the three trigrams that hold the homophone, interpolated with bigrams and unigrams. A tie counts one half.
+    """
+    counts = Counter()
+    for line in map(padded, train):
+        for n in (1, 2, 3):
+            counts.update(tuple(line[i : i + n]) for i in range(len(line) - n + 1))
+    total = sum(n for gram, n in counts.items() if len(gram) == 1)
+
+    def log_prob(gram):  # of its last word after the others
+        p = (counts[gram[-1:]] + 0.5) / total
+        for n in (2, 3):
+            context = counts[gram[-n:-1]]
+            p = 0.3 * p + 0.7 * counts[gram[-n:]] / context if context else p
+        return math.log(p)
+
+    def score(line, i):
+        if not trigram:
+            return counts[line[i],]
+        return sum(log_prob(tuple(line[j - 2 : j + 1])) for j in range(i, i + 3))
+
+    right = []
+    for line in map(padded, dev):
+        for i, word in enumerate(line):
+            if word in TWIN:
+                itself, twin = score(line, i), score([*line[:i], TWIN[word], *line[i + 1 :]], i)
+                right.append(0.5 if math.isclose(itself, twin) else float(itself > twin))
+    return mean(right)
+
+
+def padded(sentence: str) -> list[str]:
+    return ["<s>", "<s>", *sentence.split(), "</s>", "</s>"]
+
+
+def chosen_by_cues(dev: list[str]) -> float:
+    """The same share for somebody who knows the scene of every cue word and the two scenes of every homophone."""
+    right = []
+    for sentence in dev:
+        words = sentence.replace("'s", "").split()
+        scenes = {CUES[word] for word in words if word in CUES}
+        right += [bool(scenes & {USUAL[word], SECOND[word]}) for word in words if word in TWIN]
+    return mean(right)
+
+
+def fill_in(teacher: MaskedLM, texts: list[list[int]]) -> tuple[float, float]:
+    """Of every token masked in turn: the share filled in right; of the homophones: the share preferred to the twin."""
+    twin_of = {teacher.pieces.index(word): teacher.pieces.index(twin) for word, twin in TWIN.items()}
+    right, chosen = [], []
+    for ids in texts:
+        logits = teacher.logits([[teacher.cls, *ids, teacher.sep]] * len(ids), list(range(1, len(ids) + 1)))
+        right += (logits.argmax(1) == torch.tensor(ids)).tolist()
+        chosen += [bool(x[i] > x[twin_of[i]]) for i, x in zip(ids, logits, strict=True) if i in twin_of]
+    return mean(right), mean(chosen)
+
+
+@torch.inference_mode()
+def perplexity(model: nn.Module, texts: list[list[int]], pieces: list[str]) -> tuple[float, float]:
+    """Per token, the end included; the share of homophones that make a likelier sentence than their twin."""
+    twin_of = {pieces.index(word): pieces.index(twin) for word, twin in TWIN.items()}
+
+    def log_prob(ids: list[int]) -> float:
+        ids = torch.tensor([model.config.bos_token_id, *ids, model.config.eos_token_id])
+        return -nn.functional.cross_entropy(model(ids[None, :-1]).logits[0], ids[1:], reduction="sum").item()
+
+    scores = [log_prob(ids) for ids in texts]
+    chosen = [
+        score > log_prob([*ids[:i], twin_of[token], *ids[i + 1 :]])
+        for ids, score in zip(texts, scores, strict=True)
+        for i, token in enumerate(ids)
+        if token in twin_of
+    ]
+    return math.exp(-sum(scores) / sum(len(ids) + 1 for ids in texts)), mean(chosen)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", default="data")
+    parser.add_argument("--data", default="demo", choices=["demo", "demo-smoke"])
+    parser.add_argument("--hours", type=float, help="of transcripts (absent: 1.8)")
+    arguments = parser.parse_args(argv)
+    root, data = arguments.root, arguments.data
+    corpus = load_corpus(data, root, arguments.hours)
+    train, dev = [u.text for u in corpus.train], [u.text for u in corpus.dev]
+    shares = {"frequency": chosen_by_counts(train, dev, trigram=False)}
+    shares |= {"a trigram": chosen_by_counts(train, dev, trigram=True), "the cues": chosen_by_cues(dev)}
+    print("right twin chosen: " + ", ".join(f"by {name} {100 * share:.0f} %" for name, share in shares.items()))
+
+    pieces = load_vocabulary(data, "--data", root)
+    tokenizer = WordPiece.from_vocabulary(pieces)
+    ids = tokenizer.ids_in(pieces)
+    sentences = [[ids[label - 1] for label in tokenizer.encode(text)] for text in dev]
+    pairs = groupby(zip(corpus.dev, sentences, strict=True), key=lambda pair: pair[0].session)
+    conversations = [[i for _, sentence in session for i in sentence] for _, session in pairs]
+    print("model    reads          tokens right   right twin chosen")
+    for name in ("bert-a", "bert-b"):
+        teacher = MaskedLM(f"{data}/{name}", "--data", root, "cpu")
+        for reads, texts in ("sentence", sentences), ("conversation", conversations):
+            right, chosen = fill_in(teacher, texts)
+            print(f"{name:<8} {reads:<14} {100 * right:>10.1f} %   {100 * chosen:>15.1f} %", flush=True)
+    lm = load_model(AutoModelForCausalLM, f"{data}/lm", "--data", root)
+    per_token, chosen = perplexity(lm, sentences, pieces)
+    print(f"lm       sentence       perplexity {per_token:.1f} per token   {100 * chosen:>6.1f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What the tables of RESULTS.md rest on: intervals, counts per utterance, and rows that their scripts can run."""
+
+import importlib
+import shlex
+import sys
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from common.flags import parse
+
+sys.path.append(str(REPOSITORY / "benchmarks"))  # where they find each other
+
+import demo_world
+import table
+from intervals import bootstrap_difference
+from rows import PAIRS, ROWS, SEEDS
+
+
+def test_bootstrap_of_a_difference():
+    rng = np.random.default_rng(0)
+    words, sessions = np.full((3, 400), 10), [f"s{i // 8}" for i in range(400)]
+    base = rng.binomial(10, 0.2, (3, 400))
+    fewer = np.maximum(base - 1, 0)
+    assert bootstrap_difference((base, words), (base, words), sessions) == (0, 0, 0)
+    better = bootstrap_difference((base, words), (fewer, words), sessions)
+    assert better.low < better.difference < better.high < 0
+    assert better.difference == pytest.approx(100 * (fewer.sum() - base.sum()) / words.sum())
+    assert better == bootstrap_difference((base, words), (fewer, words), sessions)
+    # the systems may differ in how many homophones are counted: rates, not sums, are compared
+    half = bootstrap_difference((base, words), (base, 2 * words), sessions)
+    assert half.difference == pytest.approx(-50 * base.sum() / words.sum())
+
+
+def test_intervals_cover_the_truth_and_know_sessions():
+    """95 % intervals hold the true difference of zero about 95 times in 100, even though errors cluster in sessions."""
+    rng, covered, repeats = np.random.default_rng(1), 0, 100
+    words, session = np.full((1, 200), 10), np.arange(200) // 10
+    for _ in range(repeats):
+        hardness = rng.normal(0, 0.5, (2, 20))[:, session]  # the two systems fail in different sessions
+        errors = rng.poisson(np.exp(0.5 + hardness))
+        interval = bootstrap_difference((errors[:1], words), (errors[1:], words), list(session), samples=400)
+        covered += interval.low <= 0 <= interval.high
+    assert covered >= 86
+
+
+@pytest.mark.parametrize("script", ROWS)
+def test_rows_are_options_of_their_scripts(script):
+    module, rows = importlib.import_module(script), ROWS[script]
+    for options in rows.values():
+        row, _, rest = options.removeprefix("of ").rpartition(": ")
+        assert row in ("", *rows)
+        parse(module.Config, module.PRESETS, module.__doc__, shlex.split(rest))
+    assert {row for pair in PAIRS[script] for row in pair} <= set(rows) and all(a != b for a, b in PAIRS[script])
+    assert set(SEEDS) <= set(ROWS["interaed_kd"])
+
+
+def test_a_table_from_hypotheses(tmp_path, monkeypatch):
+    """Two rows, two seeds, two sessions of one sentence each: counted, averaged and compared."""
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    monkeypatch.setitem(ROWS, "script", {"base": "--method base", "better": "--method better", "later": ""})
+    monkeypatch.setitem(PAIRS, "script", [])
+    entries = []
+    for split in ("test-clean", "test-other"):
+        for chapter, text in (("1-1", "THE SAIL"), ("1-2", "A SALE")):
+            folder = tmp_path / "data/demo/LibriSpeech" / split / chapter.replace("-", "/")
+            folder.mkdir(parents=True)
+            (folder / f"{chapter}.trans.txt").write_text(f"{chapter}-0000 {text}\n")
+    (tmp_path / "data/demo/LibriSpeech/homophones.txt").write_text("sail sale\n")
+    for row, found, rate in (("base", ("the sale", "sale x"), 75.0), ("better", ("the sail", "a sale"), 0.0)):
+        hypotheses = zip(("1-1-0000\tthe sail", "1-2-0000\ta sale"), found, strict=True)
+        (tmp_path / "hyp.tsv").write_text("id\treference\thypothesis\n" + "".join(f"{a}\t{b}\n" for a, b in hypotheses))
+        counts = table.count(tmp_path / "hyp.tsv")
+        assert counts == ({"errors": "1,2", "twins": "1,0", "heard": "1,0"} if row == "base" else
+                          {"errors": "0,0", "twins": "0,0", "heard": "1,1"})  # fmt: skip
+        scores = {name: dict.fromkeys(("test-clean", "test-other"), rate) for name in ("wer", "homophone_error")}
+        both = dict.fromkeys(("test-clean", "test-other"), counts)
+        entries += [{"row": row, "seed": s, "commit": "abc", "counts": both, "rtf": 0.1} | scores for s in (1, 2)]
+    table.sessions_and_words.cache_clear()
+    lines = table.render("script", entries).splitlines()
+    table.sessions_and_words.cache_clear()
+    assert "| base | 2 | 75.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 |" in lines
+    assert any(line.startswith("| better | base | **-75.0 [-100.0, -50.0]** |") for line in lines)
+    assert "| later | not run |  |  |  |  |" in lines and "| base | `--method base` | 0.1 | abc |" in lines
+
+
+def test_what_the_demo_world_can_be_guessed_from():
+    train = ["the captain had the sail", "the pirate had the sail", "the broker had the sale"]
+    dev = ["the captain had the sail", "the broker had the sale"]
+    assert demo_world.chosen_by_counts(train, dev, trigram=False) == 0.5  # it always writes "sail"
+    assert demo_world.chosen_by_cues(dev) == 1 and demo_world.chosen_by_cues(["the broker had the sail"]) == 0
+    train, dev = ["captain sail", "broker sale", "sail"], ["captain sail", "broker sale"]
+    assert demo_world.chosen_by_counts(train, dev, trigram=True) == 1
+
+
+def test_what_text_models_know_is_said(root, capsys):
+    demo_world.main(["--root", str(root), "--data", "demo-smoke", "--hours", "0.1"])
+    out = capsys.readouterr().out
+    assert out.count(" %") == 3 + 8 + 1 and "bert-b" in out and "perplexity" in out
