@@ -1,7 +1,10 @@
 """A cache on disk for what a pretrained model said: arrays by key, written in pieces, safe to be killed at any moment.
 
-    FOLDER/<hash of its keys>.safetensors      some entries; complete or absent, never half
-    entries, seconds = load(folder)            {key: {name: tensor}}, and the seconds spent on computing them
+    for part in missing(folder, keys, place):     this rank's share of what FOLDER lacks, some keys at a time
+        add(folder, {key: {name: tensor}}, seconds)
+    entries, seconds = load(folder)               {key: {name: tensor}}, and the seconds spent on computing them
+
+    FOLDER/<hash of its keys>.safetensors         some entries; complete or absent, never half
 
 Any number of processes may add pieces at once. What the entries depend on belongs into the folder's name: `digest`.
 """
@@ -9,15 +12,20 @@ Any number of processes may add pieces at once. What the entries depend on belon
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from tqdm import tqdm
 
-from common.run import write_atomically
+from common.files import write_atomically
+from common.flags import UserError
+from common.place import Place, barrier
+
+ASKED_AT_ONCE = 500  # keys: how much a killed run has to ask again
 
 
 def digest(*parts: bytes | str) -> str:
@@ -29,16 +37,32 @@ def digest(*parts: bytes | str) -> str:
     return state.hexdigest()
 
 
+def missing(folder: Path, keys: list[str], place: Place, title: str) -> Iterator[list[str]]:
+    """Those of `keys` (digests) that FOLDER lacks and this rank has to add, in their order, ASKED_AT_ONCE at a time.
+
+    Ends when all ranks are done. Raises UserError where the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"answers of the teacher cannot be kept in {folder} ({error}): give another --root.") from None
+    known, _ = load(folder)
+    mine = [key for key in dict.fromkeys(keys) if key not in known and int(key, 16) % place.ranks == place.rank]
+    with tqdm(desc=title, total=len(mine), unit="utt", disable=None if place.first else True) as bar:
+        for i in range(0, len(mine), ASKED_AT_ONCE):
+            part = mine[i : i + ASKED_AT_ONCE]
+            yield part
+            bar.update(len(part))
+    barrier(place)
+
+
 def add(folder: Path, entries: dict[str, dict[str, Tensor]], seconds: float) -> None:
     """Writes entries whose tensors differ in their first dimension only. seconds: what they cost."""
     names = list(next(iter(entries.values())))
     content = {name: torch.cat([entry[name] for entry in entries.values()]) for name in names}
     lengths = ",".join(str(len(entry[names[0]])) for entry in entries.values())
     metadata = {"keys": ",".join(entries), "lengths": lengths, "seconds": str(seconds)}
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{digest(*entries)}-{os.getpid()}"  # another process may be writing the same piece
-    write_atomically(draft, save(content, metadata))
-    draft.replace(folder / f"{digest(*entries)}.safetensors")
+    write_atomically(folder / f"{digest(*entries)}.safetensors", save(content, metadata))
 
 
 def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], float]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import bisect
 import socket
 import sys
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -77,6 +79,8 @@ def load_pieces(name: str, flag: str, root: str):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{flag} {name} holds no tokenizer ({str(error).splitlines()[0]}).") from None
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # its vocabulary's file is not there
+        raise UserError(f"{flag} {name} has no vocabulary: copy its tokenizer's files (vocab.txt, ...) there too.")
     if not tokenizer.is_fast:
         raise UserError(f"{flag} {name} has a tokenizer that cannot tell where its pieces stand: give another model.")
     return tokenizer
@@ -115,6 +119,63 @@ def load_model(auto_class: type, name: str, flag: str, root: str) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+class MaskedLM:
+    """A frozen BERT that is asked about single tokens of a text, or for its states. Its answers are fp32, always.
+
+    pieces: its vocabulary in the order of ids; cls, sep, mask, unk: ids; longest: tokens that it reads at once.
+    """
+
+    def __init__(self, name: str, flag: str, root: str, device: torch.device | str, untrained: int | None = None):
+        """name: see `find`; untrained: a seed for random weights in its place. Raises UserError where it is no BERT."""
+        from transformers import AutoModelForMaskedLM
+
+        self.tokenizer = load_pieces(name, flag, root)
+        self.model = load_model(AutoModelForMaskedLM, name, flag, root)
+        if untrained is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(untrained)
+                self.model = type(self.model)(self.model.config).eval().requires_grad_(False)
+        self.model.to(device)
+        self.pieces = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
+        special = {"[CLS]", "[SEP]", "[MASK]", "[UNK]"}
+        fits = special <= set(self.pieces) and len(self.pieces) <= self.model.config.vocab_size
+        if not hasattr(self.model, "cls") or not fits:
+            raise UserError(f"{flag} {name} is no BERT with its vocabulary and masked language model: give another.")
+        self.cls, self.sep, self.mask, self.unk = map(self.pieces.index, ("[CLS]", "[SEP]", "[MASK]", "[UNK]"))
+        self.longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+
+    def states(self, rows: list[list[int]], **options):
+        """The trunk's output for N rows of ids, padded on the right to (N, L)."""
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(self.model.device)
+        lengths = torch.tensor([len(row) for row in rows], device=ids.device)
+        real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (N, L)
+        with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
+            return self.model.base_model(ids, real.long(), **options)
+
+    def layers(self, rows: list[list[int]], layers: list[int]) -> Tensor:
+        """Hidden states (N, L, k, D) of `layers` (0: the embedding) for N rows of ids, padded on the right."""
+        states = self.states(rows, output_hidden_states=True).hidden_states  # depth + 1 times (N, L, D)
+        return torch.stack([states[layer] for layer in layers], 2)
+
+    def logits(self, rows: list[list[int]], positions: list[int]) -> Tensor:
+        """Logits (N, vocabulary) at one position of each of N rows of ids, where [MASK] takes the token's place.
+
+        The vocabulary head, a fifth of the work of bert-base, runs at these positions only.
+        """
+        masked = [[*row[:i], self.mask, *row[i + 1 :]] for row, i in zip(rows, positions, strict=True)]
+        states = self.states(masked).last_hidden_state  # (N, L, D)
+        with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
+            return self.model.cls(states[range(len(rows)), positions])
+
+
+def by_length(rows: list[list[int]], tokens: int = 2**14) -> Iterator[list[int]]:
+    """Indices of rows of equal length, about `tokens` of theirs at a time: nothing has to be padded."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for length, same in groupby(order, key=lambda i: len(rows[i])):
+        rows_of_length, size = list(same), max(1, tokens // max(length, 1))
+        yield from (rows_of_length[i : i + size] for i in range(0, len(rows_of_length), size))
+
+
 class LanguageModel:
     """A causal language model for `ctc.prefix_beam_search`: how likely which label comes next, or the end.
 
@@ -131,18 +192,18 @@ class LanguageModel:
 
         vocabulary = load_vocabulary(name, flag, root)
         self.model = load_model(AutoModelForCausalLM, name, flag, root).to(device)
-        config, theirs = self.model.config, tokenizer.ids_in(vocabulary)
+        config, ids = self.model.config, tokenizer.ids_in(vocabulary)
         bos, eos, size = config.bos_token_id, config.eos_token_id, config.vocab_size
         complete = bos in range(size) and eos in range(size) and "[UNK]" in vocabulary and len(vocabulary) <= size
-        if not complete or theirs.count(-1) > len(theirs) / 2:
+        if not complete or ids.count(-1) > len(ids) / 2:
             raise UserError(
                 f"{flag} {name} does not share the recogniser's word pieces: give a causal language model over them, "
                 "whose config.json names [CLS] as bos_token_id and [SEP] as eos_token_id."
             )
         unknown = vocabulary.index("[UNK]")
-        theirs = [unknown if i < 0 else i for i in theirs]
-        self.inputs = torch.tensor([bos, *theirs], device=device)  # (V,) label -> the model's id
-        self.outputs = torch.tensor([eos, *theirs], device=device)
+        ids = [unknown if i < 0 else i for i in ids]
+        self.inputs = torch.tensor([bos, *ids], device=device)  # (V,) label -> the model's id
+        self.outputs = torch.tensor([eos, *ids], device=device)
         self.longest = getattr(config, "max_position_embeddings", 1024)  # ids that it can read at once
 
     @torch.inference_mode()
@@ -227,8 +288,8 @@ class WordModel:
             log_p.append(log_p[-1] + self.following[ids[:n]][ids[n]].item())
         if first == len(ids) or known < len(ids):
             return log_p[-1]
-        ways = [log_p[n] + self.begin(ids[n:], self.following[ids[:n]]) for n in range(first, len(ids))]
-        return torch.tensor(ways, dtype=torch.float64).logsumexp(0).item()
+        cuts = [log_p[n] + self.begin(ids[n:], self.following[ids[:n]]) for n in range(first, len(ids))]
+        return torch.tensor(cuts, dtype=torch.float64).logsumexp(0).item()
 
     def begin(self, ids: tuple[int, ...], log_probs: Tensor) -> float:
         """log p of all pieces that begin with what these write together; log_probs (V,)."""

@@ -1,0 +1,215 @@
+"""Utterances as batches: the plan of an epoch, and the loader that reads it: audio -> padded waves, text -> labels.
+
+    plan = plan_epoch(corpus.train, epoch, ...)             the micro-batches of one epoch for one rank
+    loader(plan, config, tokenizer.encode, fits)            a Batch for each of them
+    loader(evaluation_batches(corpus.dev, ...), config)     without labels, for scoring
+
+A plan is a function of its arguments alone, and what is drawn for an utterance (its speed) of seed, epoch and name. So
+reading ahead in other processes changes nothing, and neither does the number of ranks or a restart.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from common.corpora import Corpus, Utterance, load_corpus
+from common.features import AudioError, change_speed, read_audio
+from common.flags import RunConfig
+from common.place import Place, first_rank_first
+
+Encode = Callable[[str], list[int]]  # a tokenizer's: text -> labels
+Fits = Callable[[int, list[int]], bool]  # a script's: are so many samples long enough for these labels?
+
+
+class MicroBatch(NamedTuple):
+    """What one forward and backward pass reads. An update consists of one or more, the same number on every rank."""
+
+    utterances: list[Utterance]  # may be empty on a rank
+    epoch: int = 0
+    update: int = 0  # index within the epoch
+    part: int = 0  # index within the update, among this rank's
+    ends_update: bool = True
+
+
+def plan_epoch(
+    utterances: list[Utterance],
+    epoch: int,
+    seed: int,
+    update_seconds: float,
+    batch_seconds: float,
+    rank: int = 0,
+    ranks: int = 1,
+) -> list[MicroBatch]:
+    """The micro-batches of this rank for one epoch, a function of the arguments alone.
+
+    The corpus is shuffled, sorted by length inside pools of 50 updates or a quarter of the corpus (so that batches
+    hold little padding but never repeat), cut into updates of about `update_seconds`, and the updates are shuffled.
+    What an update holds does not depend on `batch_seconds` or `ranks`: those only split it into micro-batches of at
+    most `batch_seconds`, padding included. Epoch 0 goes from short to long, from which CTC finds its alignments
+    sooner (SortaGrad, Amodei et al. 2016).
+    """
+    rng = random.Random(f"{seed}-{epoch}")
+    order = list(utterances)
+    rng.shuffle(order)
+    if epoch == 0:
+        order.sort(key=lambda u: u.duration)
+        updates = _cut(order, update_seconds)
+    else:
+        pools = _cut(order, min(50 * update_seconds, sum(u.duration for u in order) / 4))
+        updates = [update for pool in pools for update in _cut(sorted(pool, key=lambda u: u.duration), update_seconds)]
+        rng.shuffle(updates)
+    plan = []
+    for index, update in enumerate(updates):
+        parts = _split(update, batch_seconds, ranks)
+        mine = parts[rank::ranks]
+        plan += [MicroBatch(group, epoch, index, part, part == len(mine) - 1) for part, group in enumerate(mine)]
+    return plan
+
+
+def _cut(utterances: list[Utterance], seconds: float) -> list[list[Utterance]]:
+    """Consecutive groups of about equal duration, near `seconds` each."""
+    total = sum(u.duration for u in utterances)
+    share = total / max(1, round(total / seconds))
+    groups: list[list[Utterance]] = [[]]
+    done = 0.0
+    for utterance in utterances:
+        if groups[-1] and done + utterance.duration / 2 > share * len(groups):
+            groups.append([])
+        groups[-1].append(utterance)
+        done += utterance.duration
+    return groups
+
+
+def _split(update: list[Utterance], batch_seconds: float, ranks: int) -> list[list[Utterance]]:
+    """A multiple of `ranks` groups of at most `batch_seconds` each, padding included; an utterance is never cut."""
+    update = sorted(update, key=lambda u: u.duration)
+    n = len(update)
+    for parts in range(ranks, max(n, 1) + ranks, ranks):
+        groups = [update[i * n // parts : (i + 1) * n // parts] for i in range(parts)]
+        if all(len(g) * g[-1].duration <= batch_seconds for g in groups if g):
+            break
+    return groups
+
+
+def evaluation_batches(
+    utterances: list[Utterance], batch_seconds: float, rank: int = 0, ranks: int = 1
+) -> list[MicroBatch]:
+    """Every utterance exactly once over all ranks, in batches of similar length."""
+    groups: list[list[Utterance]] = [[]]
+    for utterance in sorted(utterances, key=lambda u: u.duration)[rank::ranks]:
+        if groups[-1] and (len(groups[-1]) + 1) * utterance.duration > batch_seconds:
+            groups.append([])
+        groups[-1].append(utterance)
+    return [MicroBatch(group) for group in groups if group]
+
+
+class Batch(NamedTuple):
+    """What one forward pass reads. An utterance that cannot be read, or does not fit its labels, has left; all may."""
+
+    waves: Tensor  # (B, N) zero-padded, 16 kHz
+    samples: Tensor  # (B,)
+    targets: Tensor  # (B, U) zero-padded; (B, 0) for scoring
+    target_lengths: Tensor  # (B,)
+    utterances: list[Utterance]
+    bad: dict[str, str]  # utterance -> why its audio could not be read
+    infeasible: int  # utterances too short for their labels
+    plan: MicroBatch
+
+    def to(self, device: torch.device) -> Batch:
+        return self._replace(**{name: getattr(self, name).to(device, non_blocking=True) for name in self._fields[:4]})
+
+
+def make_batch(waves: list[Tensor], labels: list[list[int]], *rest) -> Batch:
+    """waves: (samples,) each; labels of each; rest: utterances, bad, infeasible, plan."""
+    targets = [torch.tensor(x, dtype=torch.long) for x in labels]
+    sizes = torch.tensor([len(x) for x in waves]), torch.tensor([len(x) for x in targets])
+    if not waves:
+        return Batch(torch.zeros(0, 0), sizes[0], torch.zeros(0, 0, dtype=torch.long), sizes[1], *rest)
+    pad = nn.utils.rnn.pad_sequence
+    return Batch(pad(waves, batch_first=True), sizes[0], pad(targets, batch_first=True), sizes[1], *rest)
+
+
+def read_corpus(config: RunConfig, place: Place) -> Corpus:
+    """What --data names; the first rank may download or build it. Raises UserError."""
+    with first_rank_first(place):
+        return load_corpus(
+            config.data, config.root, config.hours, config.download, config.seed, scoring=config.checkpoint is not None
+        )
+
+
+class _Reader(Dataset):
+    """Reads micro-batches; in the worker processes where there are some."""
+
+    def __init__(
+        self, plan: list[MicroBatch], config: RunConfig, encode: Encode | None, fits: Fits | None, known_bad: set[str]
+    ):
+        self.plan, self.encode, self.fits, self.known_bad = plan, encode, fits, known_bad
+        self.seed, self.speeds = config.seed, config.speeds
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: int) -> Batch:
+        plan, bad, infeasible = self.plan[index], {}, 0
+        waves, labels, kept = [], [], []
+        for utterance in plan.utterances:
+            if utterance.id in self.known_bad:
+                continue
+            try:
+                wave = read_audio(utterance.audio, utterance.offset, utterance.duration, utterance.channel)
+            except AudioError as error:
+                bad[utterance.id] = str(error)
+                continue
+            target = []
+            if self.encode:
+                draw = random.Random(f"{self.seed}-{plan.epoch}-{utterance.id}")
+                wave = change_speed(wave, draw.choice(self.speeds))
+                target = self.encode(utterance.text)
+                if not self.fits(len(wave), target):
+                    infeasible += 1
+                    continue
+            waves.append(wave)
+            labels.append(target)
+            kept.append(utterance)
+        return make_batch(waves, labels, kept, bad, infeasible, plan)
+
+
+def loader(
+    plan: list[MicroBatch], config: RunConfig, encode: Encode | None = None, fits: Fits | None = None, known_bad=()
+) -> DataLoader:
+    """A Batch for every micro-batch of the plan, in its order, read by config.workers processes.
+
+    With `encode` the batches have labels, utterances pass speed perturbation, and those that do not fit are left out
+    and counted; without it they are for scoring. known_bad: utterances not to try again.
+    """
+    workers = min(config.workers, len(plan), os.cpu_count() or 1)
+    return DataLoader(
+        _Reader(plan, config, encode, fits, set(known_bad)), batch_size=None, num_workers=workers,
+        worker_init_fn=_ignore_signals, pin_memory=torch.cuda.is_available() and config.device != "cpu",
+    )  # fmt: skip
+
+
+def _ignore_signals(worker: int) -> None:
+    """Whoever stops a whole process group means the training process, which then ends its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def read_one(utterance: Utterance, config: RunConfig) -> Batch:
+    """A batch of one utterance as it is, without labels; of none, where it cannot be read."""
+    return _Reader([MicroBatch([utterance])], config, None, None, set())[0]
+
+
+def sample_waves(utterances: list[Utterance], config: RunConfig, count: int = 500) -> Iterator[Tensor]:
+    """Waves (samples,) of so many utterances drawn from the seed, to take the features' mean and variance from."""
+    sample = random.Random(config.seed).sample(utterances, min(count, len(utterances)))
+    for batch in loader([MicroBatch([utterance]) for utterance in sample], config):
+        yield from batch.waves

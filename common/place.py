@@ -1,0 +1,154 @@
+"""Where a run runs: this process among its ranks, its device, its folder, its random numbers, what it says.
+
+place = start(config)               # joins torchrun's other ranks, picks the device, opens --out
+with first_rank_first(place): ...   # one rank downloads or builds, then the others find it there
+gather(item, place)                 # [the item of every rank]
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import json
+import os
+import random
+import sys
+import time
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from common.files import write_atomically
+from common.flags import RunConfig, UserError, config_as_dict
+
+
+class Place(NamedTuple):
+    """This process among `ranks`, its device, and the type of the forward pass (None: fp32)."""
+
+    rank: int
+    ranks: int
+    device: torch.device
+    dtype: torch.dtype | None = None
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+
+def start(config: RunConfig) -> Place:
+    """Joins the other ranks if torchrun started this process, picks the device, opens --out. Raises UserError."""
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: this machine (or this build of torch) has no CUDA: use --device cpu.")
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if device.index >= torch.cuda.device_count():
+            raise UserError(
+                f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0 on."
+            )
+        torch.cuda.set_device(device)
+    if ranks > 1 and not dist.is_initialized():
+        # The others wait while the first rank downloads a corpus.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
+        atexit.register(dist.destroy_process_group)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    place = Place(rank, ranks, device, torch.bfloat16 if bf16 else None)
+    if bf16 and device.type == "cpu" and place.first:
+        note("--precision bf16 is several times slower than fp32 on a CPU.")
+    if not config.checkpoint:
+        open_folder(config, place)
+    return place
+
+
+@contextmanager
+def first_rank_first(place: Place):
+    """The first rank goes through the block alone (it may download or build something), then all the others."""
+    if not place.first:
+        barrier(place)
+    yield
+    if place.first:
+        barrier(place)
+
+
+def barrier(place: Place) -> None:
+    """Waits for all ranks."""
+    if place.ranks > 1:
+        dist.barrier()
+
+
+def gather(item, place: Place) -> list:
+    """Any picklable object of every rank, in the order of ranks."""
+    if place.ranks == 1:
+        return [item]
+    items = [None] * place.ranks
+    dist.all_gather_object(items, item)
+    return items
+
+
+def reseed(*parts: int) -> None:
+    """Seeds torch, numpy and random (transformers draws from all three) from whole numbers."""
+    torch.manual_seed(random.Random(repr(parts)).getrandbits(60))
+    random.seed(repr(parts))
+    np.random.seed(random.getrandbits(32))  # noqa: NPY002  (the generator that libraries draw from)
+
+
+def synchronise(place: Place) -> float:
+    """The clock in seconds, once the device has done all it was asked."""
+    if place.device.type == "cuda":
+        torch.cuda.synchronize(place.device)
+    return time.perf_counter()
+
+
+def note(message: str) -> None:
+    """One line on stderr, above any progress bar."""
+    tqdm.write(message, file=sys.stderr)
+
+
+_locks: dict[Path, object] = {}  # open files, whose locks end with this process, however it ends
+
+
+def open_folder(config: RunConfig, place: Place) -> None:
+    """Creates --out with its config.json, and keeps other processes out of it. Raises UserError.
+
+    Refuses a folder that holds a run already where --resume was not given, and one in which a run is going on.
+    """
+    folder = Path(config.out)
+    if place.first:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _lock(folder.resolve())
+        except BlockingIOError:
+            raise UserError(f"another process is training in {folder}: wait for it, or choose another --out.") from None
+        except OSError as error:
+            raise UserError(f"--out {folder} cannot be used ({error.strerror}): choose another folder.") from None
+        if not config.resume:
+            if (folder / "last.pt").exists() or (folder / "model.safetensors").exists():
+                raise UserError(
+                    f"{folder} already holds a run: add --resume to go on with it, or choose another --out."
+                )
+            (folder / "log.jsonl").unlink(missing_ok=True)  # of a run that never reached its first checkpoint
+            write_atomically(folder / "config.json", json.dumps({"config": config_as_dict(config)}, indent=1) + "\n")
+        for draft in folder.glob(".*.partial"):  # of a run that was killed while it wrote
+            draft.unlink()
+    barrier(place)
+
+
+def _lock(folder: Path) -> None:
+    """lockf, because a flock would live on in the worker processes of a killed run."""
+    if folder not in _locks:
+        file = open(folder / ".lock", "w")  # noqa: SIM115  (closing it would end the lock)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _locks[folder] = file

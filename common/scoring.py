@@ -1,0 +1,276 @@
+"""What a recogniser is asked once it is trained: decode a set, score it, tune a search, be timed, transcribe files.
+
+A script's recogniser is an nn.Module with a `tokenizer` and
+
+    transcribe(batch, place, **search) -> [Transcript, ...]        one per utterance of the batch
+
+and that is all this module knows about it. `search` are the script's own options of decoding (none: greedy).
+Recordings longer than --cut-seconds are cut at pauses, in scoring as in --transcribe.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from common import metrics
+from common.corpora import Corpus, Utterance
+from common.ctc import Token, word_times
+from common.data import Batch, MicroBatch, evaluation_batches, loader, make_batch
+from common.features import SAMPLE_RATE, AudioError, read_audio, split_at_pauses
+from common.files import write_atomically
+from common.flags import RunConfig, UserError
+from common.place import Place, first_rank_first, gather, note, synchronise
+from common.text import Tokenizer, printable
+from common.training import add_up, parameters_by_part
+
+
+class Word(NamedTuple):
+    text: str
+    start: float  # seconds
+    end: float
+
+
+class Transcript(NamedTuple):
+    """What was recognised in one utterance."""
+
+    text: str
+    words: list[Word] | None = None  # None where a model gives no times
+    counts: dict[str, float] = {}  # what RESULT adds up
+
+
+# ---------------------------------------------------------------------------------------------------------- decoding
+
+
+@torch.inference_mode()
+def recognise(recogniser: nn.Module, batch: Batch, config: RunConfig, place: Place, **search) -> list[Transcript]:
+    """A transcript per utterance; what is longer than --cut-seconds is cut at pauses and put together again."""
+    recogniser.eval()
+    if batch.samples.max() <= config.cut_seconds * SAMPLE_RATE:
+        return recogniser.transcribe(batch.to(place.device), place, **search)
+    found = []
+    for wave, size in zip(batch.waves, batch.samples.tolist(), strict=True):
+        pieces = split_at_pauses(wave[:size], config.cut_seconds)
+        parts = [recogniser.transcribe(batch_of(wave[a:b]).to(place.device), place, **search)[0] for a, b in pieces]
+        found.append(join(parts, [start / SAMPLE_RATE for start, _ in pieces]))
+    return found
+
+
+def batch_of(wave: Tensor) -> Batch:
+    """One recording (samples,) as a batch without labels."""
+    return make_batch([wave], [[]], [], {}, 0, MicroBatch([]))
+
+
+def transcript_of(tokens: list[Token], tokenizer: Tokenizer, seconds: float) -> Transcript:
+    """Of labels with their frames, each so many seconds long."""
+    words = [Word(text, start * seconds, end * seconds) for text, start, end in word_times(tokens, tokenizer.decode)]
+    return Transcript(tokenizer.decode([token.label for token in tokens]), words)
+
+
+def join(parts: list[Transcript], starts: list[float]) -> Transcript:
+    """Transcripts of pieces that follow each other, the first of which begin at `starts` seconds."""
+    words, counts = [], {}
+    for part, start in zip(parts, starts, strict=True):
+        words += [Word(word.text, word.start + start, word.end + start) for word in part.words or []]
+        add_up(counts, part.counts)
+    text = " ".join(part.text for part in parts if part.text)
+    return Transcript(text, None if parts[0].words is None else words, counts)
+
+
+def decode(
+    recogniser: nn.Module, utterances: list[Utterance], config: RunConfig, place: Place, **search
+) -> dict[str, Transcript]:
+    """{utterance: transcript}, shared out over the ranks. What cannot be read is named, and not in it."""
+    plan, found = evaluation_batches(utterances, config.batch_seconds, place.rank, place.ranks), {}
+    quiet = None if place.first else True
+    for batch in tqdm(loader(plan, config), "decoding", unit="batch", leave=False, delay=2, disable=quiet):
+        for reason in batch.bad.values():
+            note(f"not scored: {reason}")
+        if batch.utterances:
+            transcripts = recognise(recogniser, batch, config, place, **search)
+            found |= zip([u.id for u in batch.utterances], transcripts, strict=True)
+    return {name: transcript for part in gather(found, place) for name, transcript in part.items()}
+
+
+def texts_of(found: dict[str, Transcript]) -> dict[str, str]:
+    return {name: transcript.text for name, transcript in found.items()}
+
+
+def searches(config: RunConfig, recogniser: nn.Module, place: Place, lm_class: type | None) -> list[dict]:
+    """Options of `transcribe` to choose from: none for --decode greedy; else every --lm-weight with every --bonus.
+
+    lm_class: of the language model that --lm names, built with the recogniser's tokenizer.
+    """
+    if config.decode == "greedy":
+        return [{}]
+    with first_rank_first(place):
+        lm = lm_class(config.lm, "--lm", config.root, recogniser.tokenizer, place.device) if config.lm else None
+    weights = config.lm_weight if lm else (0.0,)
+    return [
+        dict(beam=config.beam, lm=lm, lm_weight=weight, bonus=bonus) for weight in weights for bonus in config.bonus
+    ]
+
+
+def dev_scores(recogniser: nn.Module, corpus: Corpus, config: RunConfig, place: Place) -> dict[str, float]:
+    """{"dev": word error rate, "dev_homophone_error": where the corpus has homophones}, in %, decoded greedily."""
+    found = texts_of(decode(recogniser, corpus.dev, config, place))
+    if not found:
+        raise UserError(f"none of the {len(corpus.dev)} dev utterances could be read: mend the dev set.")
+    words, homophones = metrics.score({u.id: u.text for u in corpus.dev}, found, corpus.homophones)
+    return {"dev": words.rate} | ({"dev_homophone_error": homophones.rate} if corpus.homophones else {})
+
+
+def tune(
+    recogniser: nn.Module, corpus: Corpus, config: RunConfig, place: Place, searches: list[dict], some: int = 100
+) -> dict:
+    """The search with the fewest word errors on `some` dev utterances; the only one, if there is no choice."""
+    if len(searches) == 1:
+        return searches[0]
+    if not corpus.dev:
+        raise UserError("there is no dev set to tune the search on: give one value each, as --lm-weight and --bonus.")
+    sample = random.Random(config.seed).sample(corpus.dev, min(some, len(corpus.dev)))
+    references, rates = {u.id: u.text for u in sample}, []
+    for search in searches:
+        found = texts_of(decode(recogniser, sample, config, place, **search))
+        rates.append(metrics.score(references, found, {})[0].rate)
+        if place.first:
+            shown = (f"--{name.replace('_', '-')} {x:g}" for name, x in search.items() if isinstance(x, float))
+            note(f"dev WER {rates[-1]:.1f} % with {' '.join(shown)}")
+    return searches[rates.index(min(rates))]
+
+
+# ----------------------------------------------------------------------------------------------------------- scoring
+
+
+def evaluate(
+    recogniser: nn.Module, corpus: Corpus, config: RunConfig, place: Place, lm_class: type | None = None
+) -> dict:
+    """Scores every test set with the search tuned on dev, writes hyp_<split>.txt and .tsv, prints some errors of each.
+
+    lm_class: see `searches`. Returns what RESULT says of it. Raises UserError where there is nothing to score.
+    """
+    search = tune(recogniser, corpus, config, place, searches(config, recogniser, place, lm_class))
+    folder, scores = Path(config.out), {"wer": {}, "homophone_error": {}, "not_scored": 0}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, utterances in corpus.tests.items():
+        found = decode(recogniser, utterances, config, place, **search)
+        if not found:
+            raise UserError(f"none of the {len(utterances)} utterances of {split} could be scored: mend the set.")
+        references = {u.id: u.text for u in utterances}
+        words, homophones = metrics.score(references, texts_of(found), corpus.homophones)
+        scores["wer"][split] = round(words.rate, 2)
+        if corpus.homophones:
+            scores["homophone_error"][split] = round(homophones.rate, 2)
+        scores["not_scored"] += len(utterances) - len(found) + len(corpus.missing.get(split, {}))
+        for transcript in found.values():
+            add_up(scores, transcript.counts)
+        if place.first:
+            print(summarise(split, words, homophones))
+            write_hypotheses(folder, split, references, texts_of(found))
+    if not scores["wer"]:
+        raise UserError(f"{config.data} has no test set: give it test.jsonl, or whatever its layout calls a test set.")
+    scores["rtf"] = real_time_factor(recogniser, corpus, config, place, **search)
+    if search:
+        scores["greedy_rtf"] = real_time_factor(recogniser, corpus, config, place)
+        plain = (int, float, str, type(None))
+        scores |= {name: x if isinstance(x, plain) else getattr(config, name) for name, x in search.items()}
+    return scores | {"normaliser": metrics.NORMALISER, "params": parameters_by_part(recogniser)["total"]}
+
+
+def summarise(split: str, words: metrics.ErrorRate, homophones: metrics.HomophoneErrors) -> str:
+    line = f"{split:12} WER {words.rate:5.2f} % of {words.words} words"
+    line += f" ({words.substitutions} wrong, {words.deletions} missing, {words.insertions} too many)"
+    if homophones.count:
+        line += f"; homophones {homophones.rate:.1f} % of {homophones.count} wrong (chance {homophones.chance:.0f} %)"
+    return line
+
+
+def write_hypotheses(folder: Path, split: str, references: dict[str, str], found: dict[str, str]) -> None:
+    """hyp_<split>.txt for people, hyp_<split>.tsv for programs; prints the first three with errors."""
+    scored = {name: text for name, text in references.items() if name in found}
+    pairs = {name: metrics.side_by_side(text, found[name]) for name, text in scored.items()}
+    aligned = (f"{printable(name)}\n{pair}\n" for name, pair in pairs.items())
+    write_atomically(folder / f"hyp_{split}.txt", "\n".join(aligned))
+    rows = (f"{printable(name)}\t{text}\t{found[name]}\n" for name, text in scored.items())
+    write_atomically(folder / f"hyp_{split}.tsv", "id\treference\thypothesis\n" + "".join(rows))
+    print(*[pairs[name] for name, text in scored.items() if found[name] != text][:3], sep="\n", flush=True)
+
+
+def read_hypotheses(path: Path) -> list[list[str]]:
+    """[[id, reference, hypothesis], ...] of a hyp_<split>.tsv."""
+    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+
+
+def real_time_factor(recogniser: nn.Module, corpus: Corpus, config: RunConfig, place: Place, **search) -> float | None:
+    """Seconds per second of audio for features, model and search, one utterance at a time, reading excluded."""
+    utterances = [u for split in corpus.tests.values() for u in split][:50]
+    batches = [b for b in loader([MicroBatch([u]) for u in utterances], config) if b.utterances]
+    for batch in batches[:3]:  # warms up
+        recognise(recogniser, batch, config, place, **search)
+    started = synchronise(place)
+    for batch in batches:
+        recognise(recogniser, batch, config, place, **search)
+    seconds = sum(batch.samples.sum().item() for batch in batches) / SAMPLE_RATE
+    return round((synchronise(place) - started) / seconds, 5) if batches else None
+
+
+def report(result: dict, config: RunConfig, place: Place) -> dict:
+    """Writes result.json and prints the RESULT line, the last of a run."""
+    if place.first:
+        write_atomically(Path(config.out) / "result.json", json.dumps(result, indent=1) + "\n")
+        print("RESULT " + json.dumps(result), flush=True)
+    return result
+
+
+def compare(configs: list[RunConfig], results: list[dict]) -> dict:
+    """Several methods below each other, and three sentences of which they made different things; one: its result."""
+    if len(results) == 1:
+        return results[0]
+    splits = list(results[0]["wer"])
+    print("\n" + " " * 14 + "".join(f"{split + ' WER':>18}{'homophone error':>18}" for split in splits))
+    for result in results:
+        shown = [result[score].get(split) for split in splits for score in ("wer", "homophone_error")]
+        print(f"{result['method']:14}" + "".join(f"{'' if x is None else format(x, '.1f'):>18}" for x in shown))
+    rows = [read_hypotheses(Path(config.out) / f"hyp_{splits[0]}.tsv") for config in configs]
+    differing = [versions for versions in zip(*rows, strict=True) if len({v[2] for v in versions}) > 1]
+    for versions in differing[:3]:
+        print(f"\n{'':14}REF: {versions[0][1]}")
+        for config, (_, reference, hypothesis) in zip(configs, versions, strict=True):
+            print(f"{config.method:14}{metrics.side_by_side(reference, hypothesis).splitlines()[1]}")
+    print(flush=True)
+    return {result["method"]: result for result in results}
+
+
+# ------------------------------------------------------------------------------------------------------ transcribing
+
+
+def transcribe_files(recogniser: nn.Module, config: RunConfig, place: Place, lm_class: type | None = None) -> dict:
+    """Prints file<TAB>text, or with --times file<TAB>start<TAB>end<TAB>word in seconds. Nothing else goes to stdout.
+
+    Raises UserError, once all others are done, where a file could not be read.
+    """
+    (search,), failed = searches(config, recogniser, place, lm_class), 0
+    for path in config.transcribe:
+        try:
+            wave = read_audio(path)
+        except AudioError as error:
+            failed += 1
+            note(f"error: {error}")
+            continue
+        (transcript,) = recognise(recogniser, batch_of(wave), config, place, **search)
+        if not config.times:
+            print(f"{path}\t{transcript.text}", flush=True)
+            continue
+        if transcript.words is None:
+            raise UserError("this model gives no word times: leave --times away.")
+        for word in transcript.words:
+            print(f"{path}\t{word.start:.2f}\t{word.end:.2f}\t{word.text}", flush=True)
+    if failed:
+        raise UserError(f"{failed} of {len(config.transcribe)} files could not be read.")
+    return {}
