@@ -234,10 +234,8 @@ class Recogniser(nn.Module):
         self.tokenizer, self.seconds = tokenizer, config.subsampling * FRAME_SECONDS  # of an encoder frame
         self.masks = config.frequency_masks, config.time_masks
         self.frontend = LogMel()
-        self.encoder = Conformer(
-            config.dim, config.layers, config.heads, config.ff_dim, config.kernel, config.dropout,
-            config.subsampling, config.channels,
-        )  # fmt: skip
+        sizes = config.dim, config.layers, config.heads, config.ff_dim, config.kernel, config.dropout
+        self.encoder = Conformer(*sizes, config.subsampling, config.channels)
         self.ctc_head = nn.Linear(config.dim, vocabulary)
 
     def forward(self, waves: Tensor, samples: Tensor, taps: tuple[int, ...] = ()) -> tuple[list[Tensor], Tensor]:
@@ -324,10 +322,8 @@ def fits(config: Config, samples: int, labels: list[int]) -> bool:
 
 
 class SoftLabel(NamedTuple):
-    """What BERT expects at each token; of an utterance, or padded of a batch (B, U+1, K)."""
-
-    labels: Tensor  # (U+1, K); the last row, <eos>, is a hard label: BERT has none
-    probs: Tensor  # (U+1, K) each row sums to 1
+    labels: Tensor  # (U+1, K), of a batch (B, U+1, K); the last row, <eos>, is a hard label: BERT has none
+    probs: Tensor  # the same shape; each row sums to 1
 
 
 def smoothed_cross_entropy(log_probs: Tensor, labels: Tensor, probs: Tensor, mask: Tensor, epsilon: float) -> Tensor:

@@ -182,7 +182,7 @@ from common.place import Place, first_rank_first, reseed, start, synchronise
 from common.pretrained import MaskedLM, WordModel
 from common.scoring import Transcript
 from common.text import Characters, load_tokenizer
-from common.training import Run, load_recogniser, print_parameters, read_log
+from common.training import Run, load_recogniser, print_parameters
 
 # ========================================================================================================== model
 
@@ -195,14 +195,11 @@ class Recogniser(nn.Module):
         self.tokenizer, self.seconds = tokenizer, config.subsampling * FRAME_SECONDS  # of an encoder frame
         self.masks, self.noise = (config.frequency_masks, config.time_masks), config.noise
         self.frontend = LogMel()
-        self.encoder = Conformer(
-            config.dim, config.layers, config.heads, config.ff_dim, config.kernel, config.dropout,
-            config.subsampling, config.channels,
-        )  # fmt: skip
+        sizes = config.dim, config.layers, config.heads, config.ff_dim, config.kernel, config.dropout
+        self.encoder = Conformer(*sizes, config.subsampling, config.channels)
         self.predictor = rnnt.Predictor(vocabulary, config.embedding_dim, config.predictor_dim)
-        self.joint = rnnt.Joint(
-            config.dim, config.predictor_dim, config.joint_dim, vocabulary, multiply=config.joint == "multiply"
-        )
+        sizes = config.dim, config.predictor_dim, config.joint_dim, vocabulary
+        self.joint = rnnt.Joint(*sizes, multiply=config.joint == "multiply")
 
     def forward(self, waves: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """waves (B, N) zero-padded, samples (B,) -> h (B, T, D), lengths (B,)."""
@@ -460,13 +457,10 @@ class Teacher:
 
 
 def spell(pieces: list[str], labels: Characters) -> dict[tuple[bool, str], tuple[Tensor, Tensor]]:
-    """(goes on with a word?, beginning) -> the pieces that begin so (M,), and the label that each writes next (M,).
-
-    Where a piece ends, it is taken to write a space.
-    """
+    """(goes on with a word?, beginning) -> pieces that begin so (M,), and the label that each writes next (M,)."""
     beginnings: dict[tuple[bool, str], tuple[list[int], list[int]]] = {}
     for i, piece in enumerate(pieces):
-        letters = "" if re.fullmatch(r"\[.*\]", piece) else piece.removeprefix("##") + " "
+        letters = "" if re.fullmatch(r"\[.*\]", piece) else piece.removeprefix("##") + " "  # a space at its end
         for j, letter in enumerate(letters):
             ids, following = beginnings.setdefault((piece.startswith("##"), letters[:j]), ([], []))
             if letter in labels.ids:
@@ -539,44 +533,33 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 optimizer.step()
             optimizer.zero_grad()
         run.end_epoch(recogniser, scoring.dev_scores(recogniser, corpus, config, place))
-    if place.first and teachers:
-        draw_distances(config)
     return recogniser, report | run.finish(recogniser)
 
 
 # ======================================================================================================= figures
 
 
-def draw_distances(config: Config) -> None:
-    """distances.png: of each representation, over training."""
-    from common import figures
-
-    folder, curves = Path(config.out), {}
-    for entry in read_log(folder):
-        for name, value in entry.get("kd", {}).items():
-            curves.setdefault(name, []).append((entry["step"], value))
-    what = "cross-entropy" if config.method == "soft_labels" else f"{config.distance} distance"
-    figures.curves(folder / "distances.png", curves, "update", f"{what}, summed over an utterance", folder.name)
-
-
 @torch.inference_mode()
-def draw_lattice(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
-    """lattice.png: when which label of a short test utterance is emitted."""
+def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
+    """distances.png, of each representation over training; lattice.png: when which label of a text is emitted."""
     from common import figures
 
+    folder = Path(config.out)
+    if config.method != "rnnt":
+        what = "cross-entropy" if config.method == "soft_labels" else f"{config.distance} distance"
+        figures.log_curves(folder / "distances.png", "kd", f"{what}, summed over an utterance")
     known, joint = set(recogniser.tokenizer.ids), recogniser.joint
     utterances = [u for split in corpus.tests.values() for u in split if 0 < len(u.text) <= 60 and set(u.text) <= known]
     batch = read_one(utterances[0], config).to(place.device) if utterances else None
     if not batch or not batch.utterances:
         return
-    text = utterances[0].text
-    target = torch.tensor([recogniser.tokenizer.encode(text)], device=place.device)
+    text, target = utterances[0].text, torch.tensor([recogniser.tokenizer.encode(utterances[0].text)]).to(place.device)
     h, lengths = recogniser.eval()(batch.waves, batch.samples)
     predicted = joint.predict(recogniser.predictor.all_states(target))
     sizes = lengths, torch.tensor([len(text)], device=place.device)
     _, gamma = rnnt.transducer_loss(joint, joint.encode(h), predicted, target, *sizes)
-    names, path = ["(space)" if c == " " else c for c in text], Path(config.out) / "lattice.png"
-    figures.posteriors(path, gamma[0].cpu().numpy(), names, recogniser.seconds, text)
+    names = ["(space)" if c == " " else c for c in text]
+    figures.posteriors(folder / "lattice.png", gamma[0].cpu().numpy(), names, recogniser.seconds, text)
 
 
 # ============================================================================================================ main
@@ -599,7 +582,7 @@ def run_method(config: Config) -> dict:
     result = {"script": "multirep_kd", "method": config.method, "seed": config.seed}
     result |= scoring.evaluate(recogniser, corpus, config, place, WordModel) | report
     if place.first and not config.checkpoint:
-        draw_lattice(config, recogniser, corpus, place)
+        draw(config, recogniser, corpus, place)
     return scoring.report(result, config, place)
 
 

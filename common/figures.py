@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
+from common.files import read_log
+
 # matplotlib's own font has no Chinese, Japanese or Korean: for what it lacks, fonts of the system that may have it.
 _FALLBACKS = {f.name for f in fontManager.ttflist if re.search("CJK|Gothic|Hiragino|PingFang|Nanum", f.name)}
 matplotlib.rcParams["font.family"] = ["DejaVu Sans", *sorted(_FALLBACKS)]
@@ -23,24 +25,25 @@ def _save(figure: Figure, path: str | Path) -> None:
         figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
-def loss_curve(
-    path: str | Path, steps: list[int], losses: list[float], dev: list[tuple[int, float]], title: str
-) -> None:
-    """Training loss per update (thin) with its running mean (thick), and the dev error rate on a second axis."""
+def loss_curve(folder: Path) -> None:
+    """FOLDER/loss.png: the loss per update (thin) with its running mean (thick), and the dev error on a second axis."""
+    log = read_log(folder)
+    steps, losses = zip(*((entry["step"], entry["loss"]) for entry in log if "loss" in entry), strict=True)
+    dev = [(entry["step"], entry["dev"]) for entry in log if "dev" in entry]
     figure = Figure(figsize=(7, 3.5))
     axis = figure.subplots()
     axis.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.7)
     span = max(1, len(losses) // 50)
     smooth = np.convolve(losses, np.ones(span) / span, mode="valid")
     axis.plot(steps[span - 1 :], smooth, color="C0", label=f"training loss, mean of {span}")
-    axis.set(xlabel="update", ylabel="loss per utterance", title=title, ylim=(0, None))
+    axis.set(xlabel="update", ylabel="loss per utterance", title=folder.name, ylim=(0, None))
     if dev:
         other = axis.twinx()
         other.plot(*zip(*dev, strict=True), "o-", color="C1", markersize=3)
         other.set_ylabel("dev word error rate, %", color="C1")
         other.set_ylim(bottom=0)
     axis.legend(loc="upper right")
-    _save(figure, path)
+    _save(figure, folder / "loss.png")
 
 
 def posteriors(
@@ -59,15 +62,19 @@ def posteriors(
     _save(figure, path)
 
 
-def curves(path: str | Path, series: dict[str, list[tuple[float, float]]], x: str, y: str, title: str) -> None:
-    """One smoothed line per series of points (x, y); an axis begins at 0."""
+def log_curves(path: Path, key: str, y: str) -> None:
+    """One smoothed line for every number that the log beside `path` has under `key`: {"kd": {"layer 4": 2.0}}."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for entry in read_log(path.parent):
+        for name, value in entry.get(key, {}).items():
+            series.setdefault(name, []).append((entry["step"], value))
     figure = Figure(figsize=(7, 3.5))
     axis = figure.subplots()
     for name, points in series.items():
         xs, ys = np.array(points).T
         span = max(1, len(ys) // 50)
         axis.plot(xs[span - 1 :], np.convolve(ys, np.ones(span) / span, mode="valid"), label=name)
-    axis.set(xlabel=x, ylabel=y, title=title, ylim=(0, None))
+    axis.set(xlabel="update", ylabel=y, title=path.parent.name, ylim=(0, None))
     axis.legend()
     _save(figure, path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,3 +41,8 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     """As `atomic_file`, for what is there at once. Raises UserError."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def read_log(folder: Path) -> list[dict]:
+    """log.jsonl of a run: an entry per update and per epoch."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

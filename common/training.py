@@ -141,10 +141,6 @@ def load_recogniser(recogniser: nn.Module, folder: str | Path, place: Place) -> 
     return recogniser.to(place.device).eval()
 
 
-def read_log(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def print_parameters(models: nn.ModuleDict) -> dict[str, int]:
     """The number of parameters of `recogniser` by part; then of whatever is trained beside it."""
     parts = parameters_by_part(models["recogniser"])
@@ -219,7 +215,7 @@ class Update:
         self.counts = {"utterances": 0, "seconds": 0.0, "infeasible": 0, "stop": 0}
         self.bad: dict[str, str] = {}
         self.log: dict = {}  # what log.jsonl says beside the losses
-        self.averaged = self.applied = False
+        self.complete = self.averaged = self.applied = False
 
     def __iter__(self) -> Iterator[Batch]:
         place = self.run.place
@@ -233,6 +229,7 @@ class Update:
                 reseed(self.run.config.seed, batch.plan.epoch, batch.plan.update, batch.plan.part, place.rank)
                 yield batch.to(place.device)
             if batch.plan.ends_update:
+                self.complete = True
                 return
 
     def add(self, loss: Tensor, parts: dict | None = None) -> None:
@@ -241,6 +238,8 @@ class Update:
 
     def average_gradients(self) -> None:
         """Sums what all ranks have added, and turns gradients of sums into gradients of the mean over utterances."""
+        if not self.complete:
+            raise RuntimeError("iterate over every update to its end")
         mine = map_numbers(self.sums, float), self.counts | {"stop": int(_stop)}, self.bad
         self.sums, self.counts = {}, {}
         for sums, counts, bad in gather(mine, self.run.place):
@@ -326,11 +325,13 @@ class Run:
 
         Raises UserError where no update could be applied.
         """
+        from common import figures  # slow to import, and nothing else here needs it
+
         progress = self.progress
         if progress.skipped == progress.step:
             raise UserError(f"no update of {self.folder} had a finite gradient: nothing was learnt. Lower --lr?")
         if self.place.first:
-            self._draw_loss()
+            figures.loss_curve(self.folder)
             recogniser.tokenizer.save(self.folder)
             states = [load_weights(self._epoch_file(epoch)) for _, epoch in progress.best]
             average = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
@@ -356,7 +357,7 @@ class Run:
     def _book(self, update: Update) -> None:
         """Counts a finished update, writes it down, saves where it is time, and stops where the run was asked to."""
         if not update.averaged:
-            raise RuntimeError("iterate over every update and call its average_gradients()")
+            raise RuntimeError("call average_gradients() of every update")
         progress, counts = self.progress, update.counts
         progress.step, progress.update = progress.step + 1, progress.update + 1
         progress.audio_seconds += counts["seconds"]
@@ -392,14 +393,6 @@ class Run:
             raise UserError(f"{self.folder}/log.jsonl cannot be written ({error.strerror}): free some space, then "
                             "go on with --resume.") from None  # fmt: skip
         self.progress.log_lines += 1
-
-    def _draw_loss(self) -> None:
-        from common import figures
-
-        log = read_log(self.folder)
-        losses = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
-        dev = [(entry["step"], entry["dev"]) for entry in log if "dev" in entry]
-        figures.loss_curve(self.folder / "loss.png", *map(list, zip(*losses, strict=True)), dev, self.folder.name)
 
     def _save(self) -> None:
         state = {"model": self.models.state_dict(), "optimizer": self.optimizer.state_dict()}
