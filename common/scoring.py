@@ -180,6 +180,7 @@ def evaluate(
         scores["greedy_rtf"] = real_time_factor(recogniser, corpus, config, place)
         plain = (int, float, str, type(None))
         scores |= {name: x if isinstance(x, plain) else getattr(config, name) for name, x in search.items()}
+    scores["missing"] = {name: len(missing) for name, missing in corpus.missing.items() if missing}  # found at the door
     return scores | {"normaliser": metrics.NORMALISER, "params": parameters_by_part(recogniser)["total"]}
 
 

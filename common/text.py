@@ -13,6 +13,7 @@ so that both heads have V outputs.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import unicodedata
@@ -51,16 +52,17 @@ def read_text(path: str | Path) -> str:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(f"{name} cannot be read: not a regular file")
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig")
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:
-        raise UserError(f"{name} cannot be read: {str(error.strerror or error).lower()}") from None
+        raise UserError(f"{name} cannot be read: {error.strerror.lower()}") from None
+    wrong = content.find(b"\0")  # UTF-16, or no text at all
+    try:
+        text = content.decode()
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{name}, line {line} is not UTF-8: save the file in that encoding") from None
-    if "\0" in text:  # UTF-16 without a byte order mark, or no text at all
-        line = text[: text.index("\0")].count("\n") + 1
-        raise UserError(f"{name}, line {line} holds a NUL character: save the file as UTF-8")
+        wrong = error.start if wrong < 0 else min(wrong, error.start)
+    if wrong >= 0:
+        line = content.count(b"\n", 0, wrong) + 1
+        raise UserError(f"{name}, line {line} is not UTF-8: save the file in that encoding")
     return text
 
 

@@ -1,28 +1,39 @@
-"""Corpora as they really are: damaged, incomplete, oddly laid out; and batches that ranks and memory may not change."""
+"""Corpora as they really are: damaged, incomplete, oddly laid out. What is wrong is said, counted, and never silent."""
 
 import hashlib
 import io
 import json
+import math
+import os
 import random
+import re
 import shutil
 import tarfile
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from conftest import copy_corpus, write_manifest
 
+from common import demo
 from common.corpora import (
+    CHARACTERS_PER_SECOND,
     LIBRISPEECH_SCORED,
     LIBRISPEECH_TRAIN,
     Utterance,
-    evaluation_batches,
     fetch_archive,
     first_hours,
+    list_manifest,
+    list_subset,
     load_corpus,
     load_homophones,
-    load_librispeech,
-    load_manifest,
-    plan_epoch,
+    session_order,
+    too_many_bad,
+    trainable,
+    untrainable,
 )
 from common.flags import UserError
 
@@ -31,6 +42,30 @@ def made_up(n: int, seed: int = 0) -> list[Utterance]:
     """Durations like LibriSpeech's: 1 to 17 s, most of them long."""
     rng = random.Random(seed)
     return [Utterance(f"u{i}", "", "x", 1 + 16 * rng.betavariate(3, 1.5), session=f"s{i // 20}") for i in range(n)]
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A data folder with 30 training, 4 dev and 4 test utterances of a second each, of unknown duration."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    noise = np.random.default_rng(0).standard_normal(16_000) / 10
+    for name, count in (("train", 30), ("dev", 4), ("test", 4)):
+        for i in range(count):
+            soundfile.write(folder / f"{name}{i}.flac", noise, 16_000)
+        entries = [{"id": f"{name}-{i}", "audio_filepath": f"{name}{i}.flac", "text": "a word"} for i in range(count)]
+        write_lines(folder / f"{name}.jsonl", entries)
+    return folder
+
+
+def write_lines(path: Path, entries) -> None:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+
+
+def change_line(path: Path, index: int, **changes) -> None:
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    entries[index] |= changes
+    write_lines(path, entries)
 
 
 # ---------------------------------------------------------------------------------------------------- LibriSpeech
@@ -45,14 +80,15 @@ def test_librispeech_layout_with_everything_wrong_that_can_be(root, tmp_path, ca
     (transcript.parent / f"{names[1]}.flac").unlink()
     (transcript.parent / f"{names[2]}.flac").write_bytes(b"")
     lines[3] = names[3]  # a name without words: silence, which a test set may hold
-    transcript.write_text("\n".join(lines) + "\n")
-    utterances = load_librispeech(folder, "train-000")
-    by_name = {u.id: u for u in utterances}
+    transcript.write_text("\ufeff" + "\n\n".join(lines) + "\n")
+    corpus = load_corpus("librispeech", str(tmp_path))
+    by_name = {u.id: u for u in corpus.train}
     assert by_name[names[0]].text == "don't say 'tis über the boys'"
-    assert not {names[1], names[2]} & set(by_name) and len(utterances) == 98 and by_name[names[3]].text == ""
+    assert not {names[1], names[2]} & set(by_name) and len(corpus.train) == 198 and by_name[names[3]].text == ""
+    assert set(corpus.missing["train"]) == {names[1], names[2]} and corpus.missing["dev"] == {}
     error = capsys.readouterr().err
-    assert "left out 2 of 100" in error and f"{names[1]}.flac is missing" in error
-    assert f"{names[2]}.flac is no readable audio file" in error
+    assert "train: left out 2 of 200" in error and f"{names[1]}.flac cannot be read: no such file" in error
+    assert f"{names[2]}.flac cannot be read: it is empty" in error
     first = by_name[names[0]]
     assert first.speaker == names[0].split("-")[0] and first.session == "-".join(names[0].split("-")[:2])
 
@@ -68,11 +104,12 @@ def test_missing_corpora_say_what_to_do(root, tmp_path):
         load_corpus("librispeech", str(tmp_path))
     with pytest.raises(UserError, match="train-clean-100.*--download"):
         load_corpus("librispeech", str(root / "demo-smoke"), hours=100)
-    with pytest.raises(UserError, match="no such folder, and not demo or librispeech"):
-        load_corpus("librispech", str(tmp_path))
+    for name in ("librispech", "x" * 300):
+        with pytest.raises(UserError, match="no such folder, and not demo, demo-smoke, librispeech"):
+            load_corpus(name, str(tmp_path))
     (tmp_path / "LibriSpeech" / "train-clean-100").mkdir(parents=True)
     with pytest.raises(UserError, match=r"trans\.txt"):
-        load_librispeech(tmp_path / "LibriSpeech", "train-clean-100")
+        list_subset(tmp_path / "LibriSpeech", "train-clean-100")
 
 
 def test_scoring_needs_no_training_data(root, tmp_path):
@@ -81,11 +118,35 @@ def test_scoring_needs_no_training_data(root, tmp_path):
     assert corpus.train == corpus.dev == [] and len(corpus.tests["test-clean"]) == 60
 
 
+def test_demo_worlds_by_name_and_no_more_of_them_than_scoring_needs(tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(demo, "build", lambda folder, **options: built.append((folder, options)) or ["train-000"])
+    for name in ("demo", "demo-smoke"):
+        for options in ({}, {"hours": 7.2}, {"hours": 7.2, "scoring": True}):
+            with pytest.raises(UserError, match=f"{name}/LibriSpeech lacks a"):
+                load_corpus(name, str(tmp_path), **options)
+    hours = [demo.HOURS, 7.2, demo.SHARD_HOURS]
+    assert built == [
+        (tmp_path / name, {"hours": h, "small": name == "demo-smoke"}) for name in ("demo", "demo-smoke") for h in hours
+    ]
+
+
+def test_transcripts_in_another_encoding_name_file_and_line(root, tmp_path):
+    folder = copy_corpus(root, tmp_path) / "LibriSpeech"
+    transcript = sorted((folder / "dev-clean").glob("*/*/*.trans.txt"))[0]
+    transcript.write_bytes(b"1-2-3 HELLO\n1-2-4 \xdcBER\n")
+    with pytest.raises(UserError, match=f"{transcript.name}, line 2 is not UTF-8"):
+        load_corpus("librispeech", str(tmp_path))
+
+
 def test_homophone_lists(tmp_path):
     (tmp_path / "homophones.txt").write_text("sail sale\n\n")
     assert load_homophones(tmp_path) == {"sail": "sale", "sale": "sail"}
     (tmp_path / "homophones.txt").write_text("sail\n")
     with pytest.raises(UserError, match="two words"):
+        load_homophones(tmp_path)
+    (tmp_path / "homophones.txt").write_bytes(b"sail sale\nna\xefve knave\n")
+    with pytest.raises(UserError, match="homophones.txt, line 2 is not UTF-8"):
         load_homophones(tmp_path)
 
 
@@ -98,6 +159,125 @@ def test_hours_are_whole_sessions_and_the_same_for_a_seed():
     longer = first_hours(utterances, 1.0, seed=3)
     assert longer[: len(chosen)] == chosen
     assert first_hours(utterances, None, 3) == utterances
+
+
+def test_the_order_of_a_session_is_that_of_time():
+    talk = [Utterance(n, "", "x", 1.0, at, session=s) for n, at, s in (("a", 5, "s"), ("b", 0, "t"), ("c", 2, "s"))]
+    assert session_order(talk) == {"c": (["c", "a"], 0), "a": (["c", "a"], 1), "b": (["b"], 0)}
+
+
+# ------------------------------------------------------------------------------------------------ what is not there
+
+
+def test_what_is_missing_is_counted_however_it_is_found(data, capsys):
+    """No file, no audio, audio in part, numbers that make no sense: named, counted, and the rest is used."""
+    (data / "train0.flac").unlink()
+    (data / "train1.flac").write_text("no audio")
+    change_line(data / "train.jsonl", 2, offset=1.5)
+    change_line(data / "train.jsonl", 3, duration=math.nan)
+    change_line(data / "train.jsonl", 4, audio_filepath="a\0\x1b[2J.wav")
+    os.mkfifo(data / "pipe")
+    change_line(data / "train.jsonl", 5, audio_filepath="pipe")
+    (data / "test0.flac").unlink()
+    corpus = load_corpus(str(data), "")
+    assert len(corpus.train) == 24 and len(corpus.tests["test"]) == 3
+    assert {name: list(missing) for name, missing in corpus.missing.items()} == {
+        "train": [f"train-{i}" for i in range(6)], "dev": [], "test": ["test-0"],
+    }  # fmt: skip
+    reasons = list(corpus.missing["train"].values())
+    expected = ["no such file", "no audio file", "no audio after 1.50 s", "line 4: .*duration nan", "name", "regular"]
+    assert all(re.search(words, reason) for words, reason in zip(expected, reasons, strict=True))
+    error = capsys.readouterr().err
+    assert "train: left out 6 of 30" in error and "and 1 more" in error and "test: left out 1 of 4" in error
+    assert "\x1b" not in error and "\0" not in error
+
+
+@pytest.mark.parametrize("layout", ["manifest", "librispeech"])
+def test_more_than_ten_and_one_per_cent_missing_stop_the_run(layout, data, root, tmp_path):
+    if layout == "librispeech":
+        folder = copy_corpus(root, tmp_path)
+        audio, where, n = sorted(folder.glob("LibriSpeech/train-*/*/*/*.flac")), ("librispeech", str(folder)), 200
+    else:
+        audio, where, n = sorted(data.glob("train*.flac")), (str(data), ""), 30
+    for path in audio[:10]:
+        path.unlink()
+    corpus = load_corpus(*where)
+    assert len(corpus.missing["train"]) == 10 and len(corpus.train) == n - 10
+    audio[10].unlink()
+    with pytest.raises(UserError, match=rf"11 of {n} utterances cannot be read(.|\n)*{audio[0].name}(.|\n)*no such"):
+        load_corpus(*where)
+    assert load_corpus(*where, scoring=True).train == []
+
+
+def test_too_many_bad():
+    bad = {f"u{i}": f"u{i} is broken" for i in range(300)}
+    too_many_bad(dict(list(bad.items())[:10]), 11)
+    too_many_bad(bad, 30_000)
+    with pytest.raises(UserError, match=r"300 of 29999 utterances cannot be read(.|\n)*u99 is broken\n  and 200 more$"):
+        too_many_bad(bad, 29_999)
+
+
+def test_missing_utterances_outside_the_chosen_hours_do_not_count(data):
+    for i in range(30):
+        change_line(data / "train.jsonl", i, session=f"s{i % 15}")
+    for i in range(14):
+        (data / f"train{i}.flac").unlink()
+    chosen = load_corpus(str(data), "", hours=1e-9, seed=1)
+    assert len(chosen.train) + len(chosen.missing["train"]) == 2
+
+
+@pytest.mark.parametrize("name", ["train", "dev", "test"])
+@pytest.mark.parametrize("how", ["empty manifest", "all files missing", "all lines bad", "no manifest"])
+def test_nothing_left_of_a_set(data, name, how):
+    if how == "all files missing":
+        for path in data.glob(f"{name}*.flac"):
+            path.unlink()
+    elif how == "all lines bad":
+        for i in range(30 if name == "train" else 4):
+            change_line(data / f"{name}.jsonl", i, duration=-1)
+    elif how == "empty manifest":
+        (data / f"{name}.jsonl").write_text("\n")
+    else:
+        (data / f"{name}.jsonl").unlink()
+    with pytest.raises(UserError, match=rf"{name}: nothing to learn from or to check it on|{name}\*?.jsonl"):
+        load_corpus(str(data), "")
+    if name == "test":
+        with pytest.raises(UserError, match="nothing to learn from or to check it on|no test set"):
+            load_corpus(str(data), "", scoring=True)
+
+
+def test_nothing_to_score(data, root, tmp_path):
+    for i in range(4):
+        change_line(data / "test.jsonl", i, text="...!")
+    with pytest.raises(UserError, match="test: nothing to check it on, none of its 4 utterances has text"):
+        load_corpus(str(data), "", scoring=True)
+    for name in ("train-000", "dev-clean"):
+        shutil.copytree(root / "demo-smoke" / "LibriSpeech" / name, tmp_path / "LibriSpeech" / name)
+    for scoring in (False, True):
+        with pytest.raises(UserError, match=r"lacks a test-\* subset: add --download"):
+            load_corpus("librispeech", str(tmp_path), scoring=scoring)
+
+
+def test_what_cannot_be_learnt_from_is_counted(capsys):
+    good = Utterance("good", "", "a word", 2.0)
+    longest = "x" * (2 * CHARACTERS_PER_SECOND)
+    others = {
+        "without text": replace(good, text=""),
+        "longer than --max-seconds 8": replace(good, duration=8.1),
+        f"with more than {CHARACTERS_PER_SECOND} characters a second": replace(good, text=longest + "x"),
+    }
+    assert {reason: untrainable(u, 8.0) for reason, u in others.items()} == {reason: reason for reason in others}
+    kept = [good, replace(good, text=longest), replace(good, duration=8.0)]
+    assert trainable(kept, 8.0) == kept and capsys.readouterr().err == ""
+    assert trainable([*others.values(), *kept, *others.values()], 8.0) == kept
+    assert capsys.readouterr().err == (
+        "6 of 9 training utterances are left out, 2 without text, 2 longer than --max-seconds 8, "
+        f"2 with more than {CHARACTERS_PER_SECOND} characters a second\n"
+    )
+    with pytest.raises(UserError, match="nothing to learn from: 3 of 3 .* 1 longer than --max-seconds 8"):
+        trainable(list(others.values()), 8.0)
+    with pytest.raises(UserError, match="longer than --max-seconds nan"):
+        trainable(kept, math.nan)
 
 
 # ------------------------------------------------------------------------------------------------------- downloads
@@ -124,6 +304,8 @@ def test_archives_are_verified_before_they_are_unpacked(tmp_path):
     fetch_archive(url, checksum, tmp_path / "root", member)
     assert (tmp_path / "root" / member / "1/2/1-2.trans.txt").read_text() == "1-2-0 HELLO\n"
     assert [p.name for p in (tmp_path / "root").iterdir()] == ["LibriSpeech"]
+    with pytest.raises(UserError, match="could not be fetched .*File exists"):
+        fetch_archive(url, checksum, tmp_path / "a.tar.gz", member)
 
 
 def test_archives_cannot_write_outside(tmp_path):
@@ -154,86 +336,78 @@ def test_manifest(tmp_path, corpus):
         {"audio_filepath": str(tmp_path / "a b.flac"), "text": "x", "duration": 0.5, "offset": 0.25, "channel": 0,
          "speaker": 7, "session": "s", "lang": "en"},
         {"audio_filepath": "nowhere.flac", "text": "y"},
-        {"audio_filepath": "a b.flac", "text": "end", "offset": 0.5},
+        {"audio_filepath": "a b.flac", "text": "end", "offset": 0.5, "channel": None, "id": None, "session": None},
+        {"audio_filepath": "a b.flac", "text": "channel of a data frame", "channel": 0.0, "id": "tab\tand\x1b[31mred"},
     ]  # fmt: skip
-    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    first, second, third = load_manifest(tmp_path / "m.jsonl")
+    (tmp_path / "test.jsonl").write_bytes(("\ufeff" + "\r\n".join(map(json.dumps, lines)) + "\n\n").encode())
+    corpus_here = load_corpus(str(tmp_path), "", scoring=True)
+    first, second, third, fourth = corpus_here.tests["test"]
     assert third.duration == pytest.approx(first.duration - 0.5)
     assert first.text == "hello world" and first.duration == pytest.approx(corpus.train[0].duration)
-    assert second == Utterance("m-000002", str(tmp_path / "a b.flac"), "x", 0.5, 0.25, 0, "7", "s", "en")
+    assert second == Utterance("test-000002", str(tmp_path / "a b.flac"), "x", 0.5, 0.25, 0, "7", "s", "en")
+    assert (third.id, third.channel, third.session) == ("test-000004", None, str(tmp_path / "a b.flac"))
+    assert (fourth.id, fourth.channel) == ("tab\\tand\\x1b[31mred", 0)
+    assert list(corpus_here.missing["test"]) == ["test-000003"]
 
 
 @pytest.mark.parametrize(
-    "line", ['{"audio_filepath": "a.wav"}', "not json", "[1]", '{"audio_filepath": "a", "text": 3}']
-)
+    "line",
+    [
+        '{"audio_filepath": "a.wav"}', "not json", "[1]", '{"audio_filepath": "a", "text": 3}', "NaN", '"text"', "7",
+        '{"audio_filepath": 3, "text": "x"}', '{"audio_filepath": ["a"], "text": "x"}', '{"text": "x"}', "\x1b[2J",
+        '{"audio_filepath": "a", "text": null}', '{"audio_filepath": "a", "text": {"a": "b"}}', "[" * 100_000,
+        '{"audio_filepath": "a", "text": "x", "offset": 1' + "0" * 5000 + "}", '{"audio_filepath": "a", "text": "x"',
+        '{"audio_filepath": "~\\u0000", "text": "x"}',
+    ],
+)  # fmt: skip
 def test_a_broken_manifest_names_its_line(tmp_path, line):
     good = '{"audio_filepath": "a.wav", "text": "x", "duration": 1}\n'
     (tmp_path / "m.jsonl").write_text(good + line + "\n")
-    with pytest.raises(UserError, match="line 2"):
-        load_manifest(tmp_path / "m.jsonl")
+    with pytest.raises(UserError, match="line 2") as caught:
+        list_manifest(tmp_path / "m.jsonl")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400
 
 
-def test_ids_given_twice(tmp_path, corpus):
-    write_manifest(tmp_path / "m.jsonl", [corpus.train[0]] * 2)
+@pytest.mark.parametrize("key", ["duration", "offset", "channel"])
+@pytest.mark.parametrize(
+    "value", ["NaN", "Infinity", "-Infinity", "1e400", "-1", '"1"', '"x\\u001b"', "true", "[]", "{}", "1" + "0" * 400]
+)
+def test_numbers_that_make_no_sense_cost_one_utterance(tmp_path, key, value):
+    line = '{"audio_filepath": "a.wav", "text": "x", "duration": 1'
+    (tmp_path / "m.jsonl").write_text(line + "}\n" + line + f', "{key}": {value}}}\n')
+    utterances, bad = list_manifest(tmp_path / "m.jsonl")
+    assert [u.id for u in utterances] == ["m-000001", "m-000002"] and list(bad) == ["m-000002"]
+    assert f"m.jsonl, line 2: there cannot be {key}" in bad["m-000002"]
+    assert bad["m-000002"].isprintable() and len(bad["m-000002"]) < 400
+
+
+@pytest.mark.parametrize("key, value", [("duration", 0), ("channel", 0.5)])
+def test_other_numbers_that_make_no_sense(tmp_path, key, value):
+    write_lines(tmp_path / "m.jsonl", [{"audio_filepath": "a.wav", "text": "x", key: value}])
+    assert f"line 1: there cannot be {key} {value}" in list_manifest(tmp_path / "m.jsonl")[1]["m-000001"]
+
+
+@pytest.mark.parametrize(
+    "encoding, line", [("latin-1", 2), ("utf-16", 1), ("utf-16-le", 1), ("utf-16-be", 1), ("cp1252", 2), ("utf-32", 1)]
+)
+def test_manifests_in_another_encoding_name_file_and_line(data, encoding, line):
+    entries = ['{"audio_filepath": "train0.flac", "text": "x"}', '{"audio_filepath": "train1.flac", "text": "naïve"}']
+    (data / "train.jsonl").write_bytes("\n".join(entries).encode(encoding))
+    with pytest.raises(UserError, match=rf"train.jsonl, line {line} is not UTF-8: save the file"):
+        load_corpus(str(data), "")
+
+
+def test_a_manifest_that_is_no_file(data):
+    (data / "train.jsonl").unlink()
+    os.mkfifo(data / "train.jsonl")
+    with pytest.raises(UserError, match="train.jsonl cannot be read: not a regular file"):
+        load_corpus(str(data), "")
+    (data / "test-b.jsonl").mkdir()
+    with pytest.raises(UserError, match="test-b.jsonl cannot be read: is a directory"):
+        load_corpus(str(data), "", scoring=True)
+
+
+def test_ids_given_twice(data, corpus):
+    write_manifest(data / "train.jsonl", [corpus.train[0]] * 2)
     with pytest.raises(UserError, match="same id"):
-        load_manifest(tmp_path / "m.jsonl")
-
-
-# --------------------------------------------------------------------------------------------------------- batches
-
-
-def ids(parts) -> list[str]:
-    return [u.id for part in parts for u in part.utterances]
-
-
-@pytest.mark.parametrize("epoch", [0, 1])
-def test_every_utterance_once_per_epoch_and_the_same_updates_for_all_ranks_and_memories(epoch):
-    utterances = made_up(1500)
-
-    def updates(batch_seconds, ranks):
-        plans = [plan_epoch(utterances, epoch, 1, 400, batch_seconds, rank, ranks) for rank in range(ranks)]
-        assert len({len(plan) for plan in plans}) == 1  # the same number of micro-batches on every rank
-        assert all([p.ends_update for p in plan] == [p.ends_update for p in plans[0]] for plan in plans)
-        for part in (part for plan in plans for part in plan):
-            assert (
-                len(part.utterances) <= 1
-                or len(part.utterances) * max(u.duration for u in part.utterances) <= batch_seconds
-            )
-        held: dict[int, set[str]] = {}
-        for part in (part for plan in plans for part in plan):
-            held.setdefault(part.update, set()).update(ids([part]))
-        assert sorted(name for update in held.values() for name in update) == sorted(u.id for u in utterances)
-        return held
-
-    assert updates(500, 1) == updates(100, 1) == updates(60, 3) == updates(500, 4)
-
-
-def test_updates_are_of_equal_length_and_in_another_order_every_epoch():
-    utterances = made_up(1500)
-    plans = [plan_epoch(utterances, epoch, 1, 400, 1e9) for epoch in range(3)]
-    for plan in plans:
-        seconds = [sum(u.duration for u in part.utterances) for part in plan]
-        assert max(seconds) < 1.1 * 400 and min(seconds) > 0.9 * 400
-    first = [u.duration for part in plans[0] for u in part.utterances]
-    assert first == sorted(first)
-    assert ids(plans[1]) != ids(plans[2])
-    assert plan_epoch(utterances, 2, 1, 400, 1e9) == plans[2] != plan_epoch(utterances, 2, 7, 400, 1e9)
-    assert len({frozenset(ids([part])) for part in plans[1]} & {frozenset(ids([part])) for part in plans[2]}) == 0
-
-
-def test_little_padding():
-    utterances = made_up(5000)
-    plan = plan_epoch(utterances, 1, 1, 400, 1e9)
-    padded = sum(len(p.utterances) * max(u.duration for u in p.utterances) for p in plan)
-    assert sum(u.duration for u in utterances) / padded > 0.97
-
-
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_scoring_sees_every_utterance_exactly_once(ranks):
-    utterances = made_up(100)
-    seen = [name for rank in range(ranks) for name in ids(evaluation_batches(utterances, 60, rank, ranks))]
-    assert sorted(seen) == sorted(u.id for u in utterances)
-    assert evaluation_batches([], 60) == []
-    plan = evaluation_batches([*utterances, Utterance("very long", "", "x", 900.0)], 60)
-    assert all(len(p.utterances) * p.utterances[-1].duration <= 60 for p in plan[:-1])
-    assert len(plan) < 25 and ids(plan[-1:]) == ["very long"]  # one long recording does not make all batches small
+        load_corpus(str(data), "")
