@@ -8,6 +8,7 @@ import argparse
 import math
 import sys
 from collections import Counter
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from statistics import mean
@@ -82,22 +83,21 @@ def fill_in(teacher: MaskedLM, texts: list[list[int]]) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def perplexity(model: nn.Module, texts: list[list[int]], pieces: list[str]) -> tuple[float, float]:
+def perplexity(model: nn.Module, sentences: list[str], encode: Callable[[str], list[int]]) -> tuple[float, float]:
     """Per token, the end included; the share of homophones that make a likelier sentence than their twin."""
-    twin_of = {pieces.index(word): pieces.index(twin) for word, twin in TWIN.items()}
 
-    def log_prob(ids: list[int]) -> float:
-        ids = torch.tensor([model.config.bos_token_id, *ids, model.config.eos_token_id])
-        return -nn.functional.cross_entropy(model(ids[None, :-1]).logits[0], ids[1:], reduction="sum").item()
+    def log_prob(words: list[str]) -> tuple[float, int]:
+        ids = torch.tensor([model.config.bos_token_id, *encode(" ".join(words)), model.config.eos_token_id])
+        log_probs = -nn.functional.cross_entropy(model(ids[None, :-1]).logits[0], ids[1:], reduction="none")
+        return log_probs.sum().item(), len(log_probs)
 
-    scores = [log_prob(ids) for ids in texts]
-    chosen = [
-        score > log_prob([*ids[:i], twin_of[token], *ids[i + 1 :]])
-        for ids, score in zip(texts, scores, strict=True)
-        for i, token in enumerate(ids)
-        if token in twin_of
-    ]
-    return math.exp(-sum(scores) / sum(len(ids) + 1 for ids in texts)), mean(chosen)
+    total, tokens, chosen = 0.0, 0, []
+    for words in map(str.split, sentences):
+        itself, count = log_prob(words)
+        total, tokens = total + itself, tokens + count
+        twins = ([*words[:i], TWIN[word], *words[i + 1 :]] for i, word in enumerate(words) if word in TWIN)
+        chosen += [itself > log_prob(twin)[0] for twin in twins]
+    return math.exp(-total / tokens), mean(chosen)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,7 +116,11 @@ def main(argv: list[str] | None = None) -> None:
     pieces = load_vocabulary(data, "--data", root)
     tokenizer = WordPiece.from_vocabulary(pieces)
     ids = tokenizer.ids_in(pieces)
-    sentences = [[ids[label - 1] for label in tokenizer.encode(text)] for text in dev]
+
+    def encode(text: str) -> list[int]:
+        return [ids[label - 1] for label in tokenizer.encode(text)]
+
+    sentences = list(map(encode, dev))
     pairs = groupby(zip(corpus.dev, sentences, strict=True), key=lambda pair: pair[0].session)
     conversations = [[i for _, sentence in session for i in sentence] for _, session in pairs]
     print("model    reads          tokens right   right twin chosen")
@@ -126,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
             right, chosen = fill_in(teacher, texts)
             print(f"{name:<8} {reads:<14} {100 * right:>10.1f} %   {100 * chosen:>15.1f} %", flush=True)
     lm = load_model(AutoModelForCausalLM, f"{data}/lm", "--data", root)
-    per_token, chosen = perplexity(lm, sentences, pieces)
+    per_token, chosen = perplexity(lm, dev, encode)
     print(f"lm       sentence       perplexity {per_token:.1f} per token   {100 * chosen:>6.1f} %")
 
 

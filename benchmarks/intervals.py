@@ -34,13 +34,13 @@ def bootstrap_difference(
         ]
     )
 
-    def difference(some: np.ndarray) -> float:
-        wrong, count, system_wrong, system_count = some.sum((1, 2))
+    def difference(some_seeds, some_sessions) -> float:
+        wrong, count, system_wrong, system_count = sums[:, some_seeds].sum(1)[:, some_sessions].sum(1)
         return 100 * (system_wrong / max(system_count, 1) - wrong / max(count, 1))
 
     rng = np.random.default_rng(seed)
     drawn = [
-        difference(sums[:, rng.integers(n_seeds, size=n_seeds)][:, :, rng.integers(n_sessions, size=n_sessions)])
+        difference(rng.integers(n_seeds, size=n_seeds), rng.integers(n_sessions, size=n_sessions))
         for _ in range(samples)
     ]
-    return Interval(difference(sums), *np.quantile(drawn, [0.025, 0.975]).tolist())
+    return Interval(difference(range(n_seeds), range(n_sessions)), *np.quantile(drawn, [0.025, 0.975]).tolist())

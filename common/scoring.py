@@ -156,7 +156,7 @@ def evaluate(
     lm_class: see `searches`. Returns what RESULT says of it. Raises UserError where there is nothing to score.
     """
     search = tune(recogniser, corpus, config, place, searches(config, recogniser, place, lm_class))
-    folder, scores = Path(config.out), {"wer": {}, "homophone_error": {}, "not_scored": 0}
+    folder, scores = Path(config.out), {"decode": config.decode, "wer": {}, "homophone_error": {}, "not_scored": 0}
     folder.mkdir(parents=True, exist_ok=True)
     for split, utterances in corpus.tests.items():
         found = decode(recogniser, utterances, config, place, **search)

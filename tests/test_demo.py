@@ -18,19 +18,7 @@ import soundfile
 import torch
 
 from common import demo
-from common.demo import (
-    HOURS,
-    MODELS,
-    SHARD,
-    SHARD_HOURS,
-    SIZES,
-    VERSION,
-    build,
-    build_model,
-    grammar,
-    plan_utterances,
-    run_speech,
-)
+from common.demo import MODELS, SHARD, SIZES, build, build_model, grammar, plan_utterances, run_speech
 from common.demo.__main__ import main, read
 from common.demo.speakers import ACCENTS, NEW_SPEAKERS, SPEAKERS
 from common.demo.speech import frames
@@ -72,7 +60,7 @@ def test_the_world_is_as_large_as_promised():
     assert len(CUES) >= 240 and len(PAIRS) >= 20 and len(SPEAKERS + NEW_SPEAKERS) >= 40
     assert {s.voice for s in SPEAKERS}.isdisjoint(s.voice for s in NEW_SPEAKERS)
     assert sum(len(words) for slots in SCENES.values() for words in slots.values()) == len(CUES)  # a scene for each
-    assert SIZES[False]["text"] >= 20 * SHARD * HOURS / SHARD_HOURS
+    assert SIZES[False]["text"] >= 20 * SHARD * demo.HOURS / demo.SHARD_HOURS
     for subset in ("test-clean", "test-other"):
         spoken = " ".join(sentences(subset, SIZES[False][subset])).split()
         assert sum(word in TWIN for word in spoken) >= 1000
@@ -122,7 +110,7 @@ def test_no_held_out_sentence_was_ever_seen():
 
 def test_version_1_is_frozen(world):
     """What is said, by whom and how it is recorded: results in RESULTS.md are of the world with this digest."""
-    assert VERSION == 1
+    assert demo.VERSION == 1
     pieces = (world / "bert-a" / "vocab.txt").read_text().split()
     subsets = {"train-000": SHARD, "train-001": SHARD} | {subset: SIZES[True][subset] for subset in HELD_OUT}
     planned = [plan_utterances(0, subset, count, pieces) for subset, count in subsets.items()]
