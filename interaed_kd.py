@@ -71,16 +71,16 @@ Run
     python interaed_kd.py                                     demo world, 7 minutes: ctc 19 % WER, interaed_kd 16 %
     python interaed_kd.py --method aed_kd --teacher-share 1 --seed 2      another row of the table
     python interaed_kd.py --data librispeech --root ~/corpora --hours 100
-    python interaed_kd.py --checkpoint runs/x --decode beam --lm demo/lm  scores it by beam search
+    python interaed_kd.py --checkpoint runs/x --decode beam --lm demo/lm    scores it by beam search
 """
 
 # ruff: noqa: E402  (the command line is read before the heavy imports, so that --help answers at once)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from common.flags import Count, Positive, Real, RunConfig, Share, UserError, check_command_line, parse
+from common.flags import Count, Positive, Range, Real, RunConfig, Share, UserError, check_command_line, parse
 
 # ================================================================================================== configuration
 
@@ -129,7 +129,7 @@ class Config(RunConfig):
     soft_labels: Literal["teacher", "uniform"] = "teacher"  # uniform: its top K, but all equally likely, as a control
     top_k: Count = 8  # pieces per token that a soft label keeps [peer]
     temperature: Positive = 3.0  # tau, of the soft labels [peer]
-    smoothing: Share = 0.1  # e, of hard and soft labels [peer]
+    smoothing: Annotated[float, Range("a share, below 1", lambda x: 0 <= x < 1)] = 0.1  # e, of all labels [peer]
     # -- model --
     subsampling: Literal[4, 8] = 4  # feature frames per encoder frame: 4 is 40 ms [peer], 8 is 80 ms [choice]
     channels: Count = 256  # of the subsampling convolutions [peer]

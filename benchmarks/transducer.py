@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -23,93 +24,78 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import rnnt
 
 
-def make(B: int, T: int, U: int, V: int, device: str, dtype: torch.dtype):
-    """Networks and inputs of the sizes asked, all utterances equally long. J is 256."""
+def make_steps(sizes: tuple[int, ...], device: str, dtype: torch.dtype, whole: bool) -> dict[str, Callable[[], None]]:
+    """Forward and backward of ours and torchaudio's, with or without the joint network. sizes: B, T, U, V; J is 256."""
+    B, T, U, V = sizes
     torch.manual_seed(0)
     joint = rnnt.Joint(256, 256, 256, V).to(device)
-    h = torch.randn(B, T, 256, device=device, requires_grad=True)
-    g = torch.randn(B, U + 1, 256, device=device, requires_grad=True)
-    targets = torch.randint(1, V, (B, U), device=device)
-    lengths, target_lengths = torch.full((B,), T, device=device), torch.full((B,), U, device=device)
-    return joint, h, g, targets, lengths, target_lengths, dtype
+    h, g = (torch.randn(B, n, 256, device=device, requires_grad=True) for n in (T, U + 1))
+    integers = dict(dtype=torch.int32, device=device)
+    targets = torch.randint(1, V, (B, U), **integers), torch.full((B,), T, **integers), torch.full((B,), U, **integers)
 
+    def ours():
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            losses, _ = rnnt.transducer_loss(joint, joint.encode(h), joint.predict(g), *(x.long() for x in targets))
+        losses.sum().backward()
 
-def ours(joint, h, g, targets, lengths, target_lengths, dtype):
-    with torch.autocast(h.device.type, dtype, enabled=dtype != torch.float32):
-        encoded, predicted = joint.encode(h), joint.predict(g)
-        losses, _ = rnnt.transducer_loss(joint, encoded, predicted, targets, lengths, target_lengths)
-    losses.sum().backward()
+    def with_torchaudio():
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            logits = joint(joint.encode(h)[:, :, None], joint.predict(g)[:, None]).float()
+        torchaudio.functional.rnnt_loss(logits, *targets, blank=0, reduction="sum").backward()
 
-
-def torchaudios(joint, h, g, targets, lengths, target_lengths, dtype):
-    with torch.autocast(h.device.type, dtype, enabled=dtype != torch.float32):
-        logits = joint(joint.encode(h)[:, :, None], joint.predict(g)[:, None]).float()
-    short = targets.int(), lengths.int(), target_lengths.int()
-    torchaudio.functional.rnnt_loss(logits, *short, blank=0, reduction="sum").backward()
-
-
-def alone(loss):
-    def step(logits, targets, lengths, target_lengths):
-        short = targets.int(), lengths.int(), target_lengths.int()
-        loss(logits, *short, blank=0, reduction="sum").backward()
-
-    return step
-
-
-WHOLE = {"ours": ours, "torchaudio": torchaudios}
-ALONE = {"ours": alone(rnnt.rnnt_loss), "torchaudio": alone(torchaudio.functional.rnnt_loss)}
-
-
-def logits_of(joint, h, g, *rest):
+    if whole:
+        return {"ours": ours, "torchaudio": with_torchaudio}
     with torch.no_grad():
-        return joint(h[:, :, None], g[:, None]).requires_grad_(), *rest[:-1]
+        logits = joint(h[:, :, None], g[:, None]).requires_grad_()
+    losses = {"ours": rnnt.rnnt_loss, "torchaudio": torchaudio.functional.rnnt_loss}
+    return {
+        name: lambda loss=loss: loss(logits, *targets, blank=0, reduction="sum").backward()
+        for name, loss in losses.items()
+    }
 
 
-def seconds(functions: dict, inputs: tuple, repeats: int = 7) -> dict[str, float]:
-    spent = {name: [] for name in functions}
+def seconds(steps: dict[str, Callable[[], None]], device: str, repeats: int = 7) -> dict[str, float]:
+    """Medians; the steps take turns, so that a slow moment hits all of them."""
+    spent = {name: [] for name in steps}
     for _ in range(repeats):
-        for name, function in functions.items():
+        for name, step in steps.items():
             started = time.perf_counter()
-            function(*inputs)
-            if inputs[0].is_cuda if isinstance(inputs[0], torch.Tensor) else inputs[1].is_cuda:
+            step()
+            if device != "cpu":
                 torch.cuda.synchronize()
             spent[name].append(time.perf_counter() - started)
     return {name: median(values) for name, values in spent.items()}
 
 
-def peak(name: str, sizes: tuple[int, ...], device: str, dtype: torch.dtype, whole: bool) -> int:
-    """Bytes needed beyond what stood there before; called in a fresh process."""
-    inputs = make(*sizes, device, dtype)
-    small = make(1, 8, 4, sizes[3], device, dtype)  # libraries load themselves at the first call
-    (WHOLE if whole else ALONE)[name](*(small if whole else logits_of(*small)))
-    inputs = inputs if whole else logits_of(*inputs)
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        (WHOLE if whole else ALONE)[name](*inputs)
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the largest VmRSS, begins anew
-    before = resident("VmRSS")
-    (WHOLE if whole else ALONE)[name](*inputs)
-    return resident("VmHWM") - before
-
-
 def resident(kind: str) -> int:
+    """Bytes of this process that are in memory now (VmRSS), or were at most (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(kind + ":"))
 
 
+def peak(name: str, sizes: tuple[int, ...], device: str, dtype: torch.dtype, whole: bool) -> int:
+    """Bytes needed beyond what stood there before; called in a fresh process."""
+    make_steps((1, 8, 4, sizes[3]), device, dtype, whole)[name]()  # libraries load themselves at the first call
+    step = make_steps(sizes, device, dtype, whole)[name]
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the largest VmRSS, begins anew
+    before = resident("VmRSS")
+    step()
+    return resident("VmHWM") - before
+
+
 def measure(title: str, sizes: tuple[int, ...], device: str, dtype: torch.dtype, whole: bool = True) -> None:
-    inputs = make(*sizes, device, dtype)
-    functions = WHOLE if whole else ALONE
-    spent = seconds(functions, inputs if whole else logits_of(*inputs))
-    del inputs
+    spent = seconds(make_steps(sizes, device, dtype, whole), device)
     memory = {}
-    for name in functions:
-        asked = json.dumps([name, sizes, device, str(dtype).removeprefix("torch."), whole])
-        done = subprocess.run([sys.executable, __file__, "--peak", asked], capture_output=True, text=True, check=True)
-        memory[name] = int(done.stdout)
-    row = [f"{spent[name]:.3f} s, {memory[name] / 2**20:.0f} MB" for name in functions]
+    for name in spent:
+        arguments = json.dumps([name, sizes, device, str(dtype).removeprefix("torch."), whole])
+        command = [sys.executable, __file__, "--peak", arguments]
+        memory[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    row = [f"{spent[name]:.3f} s, {memory[name] / 2**20:.0f} MB" for name in spent]
     ratios = f"{spent['torchaudio'] / spent['ours']:.2f} x, {memory['torchaudio'] / max(1, memory['ours']):.1f} x"
     print("| " + " | ".join([title, "B{} T{} U{} V{}".format(*sizes), *row, ratios]) + " |", flush=True)
 

@@ -79,6 +79,18 @@ def log_curves(path: Path, key: str, y: str) -> None:
     _save(figure, path)
 
 
+def matrices(path: Path, panels: dict[str, np.ndarray], x: str, y: str) -> None:
+    """Matrices (rows, columns) beside each other, rows from top to bottom, all in one scale."""
+    figure = Figure(figsize=(3.6 * len(panels), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    low, high = min(np.min(m) for m in panels.values()), max(np.max(m) for m in panels.values())
+    for axis, (name, matrix) in zip(axes, panels.items(), strict=True):
+        axis.imshow(matrix, aspect="auto", cmap="magma_r", vmin=low, vmax=high, interpolation="nearest")
+        axis.set(title=name, xlabel=x)
+    axes[0].set_ylabel(y)
+    _save(figure, path)
+
+
 def bars(path: str | Path, names: list[str], series: dict[str, list[float]], label: str, title: str) -> None:
     """One group of bars per name, from top to bottom, one colour per series: {what it is: a value per name}."""
     figure = Figure(figsize=(7, 1 + max(0.3, 0.12 * len(series)) * len(names)))

@@ -67,6 +67,17 @@ def _align(references: Iterable[str], hypotheses: Iterable[str]) -> Iterator[lis
         yield [(c.type, ref[c.ref_start_idx : c.ref_end_idx], hyp[c.hyp_start_idx : c.hyp_end_idx]) for c in chunks]
 
 
+def hits(reference: str, hypothesis: str) -> list[tuple[int, int]]:
+    """[(index of a reference word, index of the same word in the hypothesis), …] of the words that were right."""
+    found, i, j = [], 0, 0
+    (alignment,) = _align([reference], [hypothesis])
+    for kind, ref_words, hyp_words in alignment:
+        if kind == "equal":
+            found += [(i + n, j + n) for n in range(len(ref_words))]
+        i, j = i + len(ref_words), j + len(hyp_words)
+    return found
+
+
 class HomophoneErrors(NamedTuple):
     """How often the wrong twin was written. `chance`: always writing the twin more frequent in the references."""
 

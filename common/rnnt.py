@@ -84,8 +84,8 @@ class Joint(nn.Module):
 
     def forward(self, encoded: Tensor, predicted: Tensor) -> Tensor:
         """What encode and predict say, (…, D) of shapes that broadcast -> logits (…, V)."""
-        both = encoded * predicted if self.multiply else encoded + predicted
-        return self.output(torch.tanh(both + self.bias.to(both.dtype)))
+        combined = encoded * predicted if self.multiply else encoded + predicted
+        return self.output(torch.tanh(combined + self.bias.to(combined.dtype)))
 
 
 # -------------------------------------------------------------------------------------------------------------- loss
@@ -131,88 +131,79 @@ def lattice(blank: Tensor, label: Tensor, lengths: Tensor, target_lengths: Tenso
 
     log_p = beta[0, :, 0]
     above = F.pad(beta[1:, :, :T], (0, 0, 0, 0, 0, 1), value=-math.inf)
-    total = log_p.masked_fill(log_p == -math.inf, math.inf)[:, None]  # no way to the end: nobody goes anywhere
+    total = log_p.masked_fill(log_p == -math.inf, math.inf)[:, None]  # without any alignment, all posteriors are 0
     gamma = (alpha + label + above - total).exp()
     blanks = (alpha + blank + beta[:, :, 1:] - total).exp().masked_fill(~real.permute(2, 0, 1), 0.0)
-    return Lattice(-log_p, blanks.permute(1, 2, 0), gamma.permute(1, 2, 0))
+    # Far from the path all is next to 0. Subnormal numbers make a CPU's matrix products ten times slower.
+    blanks, gamma = (F.threshold(x.permute(1, 2, 0), 1e-20, 0.0) for x in (blanks, gamma))
+    return Lattice(-log_p, blanks, gamma)
 
 
-def pick(logits: Tensor, targets: Tensor, blank: int, normalise: bool = True) -> tuple[Tensor, Tensor]:
-    """logits (B, T, U+1, V), targets (B, U) -> log p(blank), log p(y_{u+1}) (B, T, U+1), in fp32 at least.
+def next_labels(targets: Tensor, T: int, blank: int = BLANK) -> Tensor:
+    """targets (B, U) -> (B, T, U+1, 1): the label that may leave (t, u); the blank at u = U, where there is none."""
+    return F.pad(targets, (0, 1), value=blank)[:, None, :, None].expand(-1, T, -1, -1)
 
-    At u = U, where there is no further label, the second holds anything.
+
+def pick(log_probs: Tensor, targets: Tensor, blank: int = BLANK) -> Tensor:
+    """log_probs (B, T, U+1, V), targets (B, U) -> log p(blank) and log p(y_{u+1}), together (2, B, T, U+1)."""
+    label = log_probs.gather(-1, next_labels(targets, log_probs.shape[1], blank))[..., 0]
+    return torch.stack([log_probs[..., blank], label])
+
+
+def derivative(probs: Tensor, targets: Tensor, blanks: Tensor, gamma: Tensor, blank: int = BLANK) -> Tensor:
+    """The loss by the logits, (B, T, U+1, V): (blanks + gamma) p(v) - blanks [v = blank] - gamma [v = y_{u+1}].
+
+    It takes the place of probs p(v); targets (B, U), blanks and gamma (B, T, U+1).
     """
-    log_probs = logits if logits.dtype == torch.float64 else logits.float()
-    log_probs = log_probs.log_softmax(-1) if normalise else log_probs
-    labels = F.pad(targets, (0, 1), value=blank)[:, None, :, None].expand(*logits.shape[:3], 1)
-    return log_probs[..., blank].clone(), log_probs.gather(-1, labels)[..., 0]  # a view would keep all alive
-
-
-def derivative(logits: Tensor, targets: Tensor, blank: int, blanks: Tensor, gamma: Tensor, normalise=True) -> Tensor:
-    """The loss by the logits, (B, T, U+1, V) as they are: (blanks + gamma) p(v) - blanks [v = blank] - gamma [v = y].
-
-    Without normalise the logits are log-probabilities, and the first term is not there.
-    """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    blanks, gamma = blanks.to(wide.dtype), gamma.to(wide.dtype)
-    result = wide.softmax(-1).mul_((blanks + gamma)[..., None]) if normalise else torch.zeros_like(wide)
+    blanks, gamma = blanks.to(probs.dtype), gamma.to(probs.dtype)
+    result = probs.mul_((blanks + gamma)[..., None])
     result[..., blank] -= blanks
-    labels = F.pad(targets, (0, 1), value=blank)[:, None, :, None].expand(*logits.shape[:3], 1)
-    return result.scatter_add_(-1, labels, -gamma[..., None])
+    return result.scatter_add_(-1, next_labels(targets, probs.shape[1], blank), -gamma[..., None])
 
 
 class _Loss(torch.autograd.Function):
     """The loss of joint(encoded, predicted), whose logits are made `tile` frames at a time, and again in backward."""
 
     @staticmethod
-    def forward(ctx, joint, options, encoded, predicted, targets, lengths, target_lengths, *weights):
-        tile, blank, _, normalise = options
-        device = encoded.device.type  # backward has to go the same way
-        mode = dict(
+    def forward(ctx, joint, tile, encoded, predicted, targets, lengths, target_lengths, *weights):
+        device, dtype = encoded.device.type, torch.promote_types(encoded.dtype, torch.float32)
+        B, T = encoded.shape[:2]
+        # Made once: small tensors kept from every tile would lie between the freed ones and keep the C library from
+        # using that memory again, and the process would grow as if it held all logits.
+        picked = encoded.new_empty(2, B, T, predicted.shape[2], dtype=dtype)
+        for t in range(0, T, tile):
+            log_probs = joint(encoded[:, t : t + tile], predicted).log_softmax(-1, dtype)
+            picked[:, :, t : t + tile] = pick(log_probs, targets)
+        loss, blanks, gamma = lattice(*picked, lengths, target_lengths)
+        ctx.save_for_backward(encoded, predicted, targets, blanks, gamma)
+        ctx.joint, ctx.tile, ctx.dtype, ctx.weights = joint, tile, dtype, weights
+        ctx.autocast = dict(  # backward has to go the same way
             device_type=device, enabled=torch.is_autocast_enabled(device), dtype=torch.get_autocast_dtype(device)
         )
-        both = [] if predicted is None else [predicted]
-        picked = [pick(joint(part, *both), targets, blank, normalise) for part in encoded.split(tile, 1)]
-        found = lattice(*(torch.cat(parts, 1) for parts in zip(*picked, strict=True)), lengths, target_lengths)
-        # Far from the path all is next to 0. Subnormal numbers make a CPU's matrix products ten times slower.
-        blanks, gamma = (F.threshold(x, 1e-20, 0.0) for x in (found.blanks, found.gamma))
-        ctx.save_for_backward(encoded, predicted, targets, blanks, gamma)
-        ctx.joint, ctx.options, ctx.mode, ctx.weights = joint, options, mode, weights
-        gamma = gamma[:, :, :-1].to(picked[0][0].dtype)
+        gamma = gamma[:, :, :-1].to(dtype)
         ctx.mark_non_differentiable(gamma)
-        return found.loss.to(gamma.dtype), gamma
+        return loss.to(dtype), gamma
 
     @staticmethod
     @once_differentiable
     def backward(ctx, scale, _):
-        encoded, predicted, targets, blanks, gamma = ctx.saved_tensors
-        tile, blank, clamp, normalise = ctx.options
-        scale = scale.double()[:, None, None]  # (B, 1, 1)
-        inputs = [x.detach().requires_grad_() for x in (encoded, predicted) if x is not None]
+        encoded, predicted, targets, *posteriors = ctx.saved_tensors
+        blanks, gamma = (scale.double()[:, None, None] * x for x in posteriors)
+        inputs = [predicted.detach().requires_grad_(), *ctx.weights]
+        sums = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in inputs]
         encoded_gradient = torch.empty_like(encoded)
-        others = [*inputs[1:], *ctx.weights]
-        gradients = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in others]
-        for i in range(0, encoded.shape[1], tile):
-            part = encoded[:, i : i + tile].detach().requires_grad_()
-            with torch.enable_grad(), torch.autocast(**ctx.mode):
-                logits = ctx.joint(part, *inputs[1:])
-            wanted = derivative(
-                logits.detach(),
-                targets,
-                blank,
-                scale * blanks[:, i : i + tile],
-                scale * gamma[:, i : i + tile],
-                normalise,
-            )
-            if clamp > 0:
-                wanted.clamp_(-clamp * scale.abs()[..., None], clamp * scale.abs()[..., None])
-            first, *found = torch.autograd.grad(logits, [part, *others], wanted.to(logits.dtype))
-            encoded_gradient[:, i : i + tile] = first
-            for total, gradient in zip(gradients, found, strict=True):
+        for t in range(0, encoded.shape[1], ctx.tile):
+            frames = slice(t, t + ctx.tile)
+            part = encoded[:, frames].detach().requires_grad_()
+            with torch.enable_grad(), torch.autocast(**ctx.autocast):
+                logits = ctx.joint(part, inputs[0])
+            by_logits = derivative(logits.softmax(-1, ctx.dtype), targets, blanks[:, frames], gamma[:, frames])
+            gradients = torch.autograd.grad(logits, [part, *inputs], by_logits.to(logits.dtype))
+            encoded_gradient[:, frames] = gradients[0]
+            for total, gradient in zip(sums, gradients[1:], strict=True):
                 total += gradient
-        gradients = [total.to(x.dtype) for total, x in zip(gradients, others, strict=True)]
-        middle = [gradients.pop(0)] if predicted is not None else [None]
-        return None, None, encoded_gradient, *middle, None, None, None, *gradients
+        predicted_gradient, *weight_gradients = (total.to(x.dtype) for total, x in zip(sums, inputs, strict=True))
+        return None, None, encoded_gradient, predicted_gradient, None, None, None, *weight_gradients
 
 
 def tile_size(device: torch.device, *frame: int) -> int:
@@ -234,7 +225,39 @@ def transducer_loss(
     tile = tile or tile_size(encoded.device, len(encoded), predicted.shape[1], numbers)
     weights = [weight for weight in (joint.bias, *joint.output.parameters()) if weight.requires_grad]
     pairs = encoded[:, :, None], predicted[:, None]
-    return _Loss.apply(joint, (tile, BLANK, -1.0, True), *pairs, targets, lengths, target_lengths, *weights)
+    return _Loss.apply(joint, tile, *pairs, targets, lengths, target_lengths, *weights)
+
+
+class _LossOfLogits(torch.autograd.Function):
+    """The loss of logits that are given whole; only what is computed from them is made a tile at a time."""
+
+    @staticmethod
+    def forward(ctx, logits, targets, lengths, target_lengths, blank, limit, normalise):
+        tile = tile_size(logits.device, len(logits), *logits.shape[2:])
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        picked = logits.new_empty(2, *logits.shape[:3], dtype=dtype)
+        for t in range(0, logits.shape[1], tile):
+            part = logits[:, t : t + tile]
+            picked[:, :, t : t + tile] = pick(part.log_softmax(-1, dtype) if normalise else part, targets, blank)
+        loss, blanks, gamma = lattice(*picked, lengths, target_lengths)
+        ctx.save_for_backward(logits, targets, blanks, gamma)
+        ctx.options = tile, dtype, blank, limit, normalise
+        return loss.to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, scale):
+        logits, targets, blanks, gamma = ctx.saved_tensors
+        tile, dtype, blank, limit, normalise = ctx.options
+        result = torch.empty_like(logits)
+        for t in range(0, logits.shape[1], tile):
+            frames = slice(t, t + tile)
+            part = logits[:, frames]
+            # The derivative of log_softmax; of log-probabilities, which are taken as they are, there is none.
+            probs = part.softmax(-1, dtype) if normalise else torch.zeros_like(part, dtype=dtype)
+            by_logits = derivative(probs, targets, blanks[:, frames], gamma[:, frames], blank).clamp_(-limit, limit)
+            result[:, frames] = by_logits.mul_(scale[:, None, None, None])
+        return result, None, None, None, None, None, None
 
 
 def rnnt_loss(
@@ -249,10 +272,9 @@ def rnnt_loss(
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is mean, sum or none, not {reduction!r}")
-    tile = tile_size(logits.device, len(logits), *logits.shape[2:])
-    options = tile, blank % logits.shape[-1], clamp, fused_log_softmax
     targets = targets.long() * length_mask(target_lengths, targets.shape[1])  # whatever they are padded with
-    losses, _ = _Loss.apply(lambda part: part, options, logits, None, targets, logit_lengths, target_lengths)
+    options = blank % logits.shape[-1], clamp if clamp > 0 else math.inf, fused_log_softmax
+    losses = _LossOfLogits.apply(logits, targets, logit_lengths, target_lengths, *options)
     if losses.isnan().any():
         raise ValueError(f"the logits of utterances {losses.isnan().nonzero()[:, 0].tolist()} contain NaN")
     return losses if reduction == "none" else getattr(losses, reduction)()
@@ -274,26 +296,29 @@ def greedy(
     B, T = encoded.shape[:2]
     rows, window = torch.arange(B, device=encoded.device)[:, None], torch.arange(ahead, device=encoded.device)
     tokens: list[list[Token]] = [[] for _ in range(B)]
-    t, here = torch.zeros_like(lengths), torch.zeros_like(lengths)  # the frame, and how many labels it has given
+    t, count = torch.zeros_like(lengths), torch.zeros_like(lengths)  # the frame, and how many labels it has given
     output, state = predictor(torch.full_like(rows, BLANK))
     predicted = joint.predict(output)  # (B, 1, D)
     while (t < lengths).any():
         frames = t[:, None] + window  # (B, ahead)
         best = joint(encoded[rows, frames.clamp(max=T - 1)], predicted).argmax(-1)
-        best[:, 0].masked_fill_(here >= per_frame, BLANK)
+        best[:, 0].masked_fill_(count >= per_frame, BLANK)
         is_label = (best != BLANK) & (frames < lengths[:, None])
         found, first = is_label.any(1), is_label.int().argmax(1)
         label = torch.where(found, best[rows[:, 0], first], BLANK)
         skipped = torch.where(found, first, ahead)
-        here = here.masked_fill(skipped > 0, 0) + found
+        count = count.masked_fill(skipped > 0, 0) + found
         t = t + skipped
-        for its_tokens, emitted, frame in zip(tokens, label.tolist(), t.tolist(), strict=True):
+        for hypothesis, emitted, frame in zip(tokens, label.tolist(), t.tolist(), strict=True):
             if emitted != BLANK:
-                its_tokens.append(Token(emitted, frame, frame + 1))
+                hypothesis.append(Token(emitted, frame, frame + 1))
         output, moved = predictor(label[:, None], state)
         state = tuple(torch.where(found[:, None], new, old) for new, old in zip(moved, state, strict=True))
         predicted = torch.where(found[:, None, None], joint.predict(output), predicted)
     return tokens
+
+
+Labels = tuple[int, ...]
 
 
 class Hypothesis(NamedTuple):
@@ -304,19 +329,51 @@ class Hypothesis(NamedTuple):
     log_p: float
 
 
+def _advance(predictor: Predictor, joint: Joint, new: list[Labels], networks: dict) -> dict:
+    """The prediction network after each of `new`, whose parents are in `networks`: labels -> W_p g (D,), its state."""
+    states = [torch.cat(parts, 1) for parts in zip(*(networks[y[:-1]][1] for y in new), strict=True)]
+    last = torch.tensor([[y[-1]] for y in new], device=joint.bias.device)
+    output, (h, c) = predictor(last, tuple(states))
+    states = zip(h.split(1, 1), c.split(1, 1), strict=True)
+    return dict(zip(new, zip(joint.predict(output)[:, 0], states, strict=True), strict=True))
+
+
+def _extend(kept: list[Labels], log_p: Tensor, priors: Tensor, longest: int, beam: int | None) -> dict[Labels, float]:
+    """N hypotheses one step on, labels -> log p: each after a blank, and the best `beam` of those after a label.
+
+    log_p (N, V) of each with the blank or a label after it, overwritten; priors (N, 1): what else counts in its score.
+    """
+    extended = dict(zip(kept, log_p[:, BLANK].tolist(), strict=True))
+    log_p[:, BLANK] = -math.inf
+    log_p[[len(y) == longest for y in kept]] = -math.inf
+    row = {y: n for n, y in enumerate(kept)}
+    for y in kept:
+        if y and y[:-1] in row:  # its parent with its last label is the same sequence: their alignments add up
+            from_parent = row[y[:-1]], y[-1]
+            extended[y] = log_add(extended[y], log_p[from_parent].item())
+            log_p[from_parent] = -math.inf
+    scores = (log_p + priors).flatten()  # without the bonus of the new label, which all of them get
+    best = scores.topk(min(beam or len(scores), len(scores))).indices  # more of them could not stay
+    for index, value in zip(best.tolist(), log_p.flatten()[best].tolist(), strict=True):
+        if value > -math.inf:
+            n, label = divmod(index, log_p.shape[1])
+            extended[*kept[n], label] = value
+    return extended
+
+
 @torch.inference_mode()
 def beam_search(
     predictor: Predictor, joint: Joint, encoded: Tensor, beam: int | None = 16, longest: int | None = None,
-    lm: Callable[[list[tuple[int, ...]], bool], list[float]] | None = None, lm_weight: float = 0.0, bonus: float = 0.0,
+    lm: Callable[[list[Labels], bool], list[float]] | None = None, lm_weight: float = 0.0, bonus: float = 0.0,
 ) -> list[Hypothesis]:  # fmt: skip
     """The best label sequences y of one utterance, encoded (T, D), at most `beam`, best first.
 
         score(y) = log p(y | x) + lm_weight log p_lm(y) + bonus len(y)
 
     Hypotheses are compared after equally many steps, blanks and labels counted alike (alignment-length synchronous
-    decoding, Saon et al. 2020): after i steps, one of u labels stands at frame i - u. Ways to the same labels add up.
-    Per step the best `beam` are kept; None: all, which is exact among sequences of at most `longest` labels (four per
-    frame unless given).
+    decoding, Saon et al. 2020): after i steps, one of u labels stands at frame i - u. Alignments of the same labels add
+    up. Per step the best `beam` are kept; None: all, which is exact among sequences of at most `longest` labels (four
+    per frame unless given).
 
     lm(prefixes, ended) -> log p of each, or of all that begin with it: the longer the prefix, the less, or too much is
     dropped. Asked for what was kept; until then a hypothesis has its parent's. So finished sequences too are compared
@@ -324,57 +381,39 @@ def beam_search(
     """
     T, longest = len(encoded), 4 * len(encoded) if longest is None else longest
     output, state = predictor(torch.full((1, 1), BLANK, device=encoded.device))
-    known = {(): (joint.predict(output)[0, 0], state)}  # labels -> W_p g (D,), state of the prediction network
+    networks = {(): (joint.predict(output)[0, 0], state)}  # labels -> W_p g (D,), state of the prediction network
     kept, finished = {(): 0.0}, {}  # labels -> log p
-    fused: dict[tuple[int, ...], float] = {(): 0.0}  # labels -> lm_weight log p_lm
+    fused: dict[Labels, float] = {(): 0.0}  # labels -> lm_weight log p_lm
 
-    def score(y: tuple[int, ...], log_p: float) -> float:
+    def ask_lm(sequences: list[Labels], ended: bool) -> None:
+        log_p = lm(sequences, ended) if lm and lm_weight and sequences else [0.0] * len(sequences)
+        fused.update((y, lm_weight * value) for y, value in zip(sequences, log_p, strict=True))
+
+    def score(y: Labels, log_p: float) -> float:
         return log_p + (fused[y] if y in fused else fused[y[:-1]]) + bonus * len(y)
 
-    def best(of: dict[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
-        return dict(sorted(of.items(), key=lambda item: score(*item), reverse=True)[:beam])
-
-    def ask(of: list[tuple[int, ...]], ended: bool) -> None:
-        values = lm(of, ended) if lm and lm_weight and of else [0.0] * len(of)
-        fused.update((y, lm_weight * value) for y, value in zip(of, values, strict=True))
+    def best(hypotheses: dict[Labels, float]) -> dict[Labels, float]:
+        return dict(sorted(hypotheses.items(), key=lambda item: score(*item), reverse=True)[:beam])
 
     for i in range(T + longest):
-        new = [y for y in kept if y not in known]
-        if new:  # all have a parent that was kept one step ago
-            states = [torch.cat(parts, 1) for parts in zip(*(known[y[:-1]][1] for y in new), strict=True)]
-            output, (h, c) = predictor(torch.tensor([[y[-1]] for y in new], device=encoded.device), tuple(states))
-            parts = joint.predict(output)[:, 0], zip(h.split(1, 1), c.split(1, 1), strict=True)
-            known |= zip(new, zip(*parts, strict=True), strict=True)
-            ask(new, False)
-        known = {y: known[y] for y in kept}
+        if new := [y for y in kept if y not in networks]:  # all have a parent that was kept one step ago
+            networks |= _advance(predictor, joint, new, networks)
+            ask_lm(new, False)
+        networks = {y: networks[y] for y in kept}
         frames = torch.tensor([i - len(y) for y in kept], device=encoded.device)
-        logits = joint(encoded[frames], torch.stack([known[y][0] for y in kept]))
+        logits = joint(encoded[frames], torch.stack([networks[y][0] for y in kept]))
         log_p = torch.tensor(list(kept.values()), dtype=torch.float64)[:, None]
-        ways = log_p + logits.double().log_softmax(-1).cpu()  # (N, V) log p after a blank, and after each label
-        grown = dict(zip(kept, ways[:, BLANK].tolist(), strict=True))
-        ways[:, BLANK] = -math.inf
-        ways[[len(y) == longest for y in kept]] = -math.inf
-        row = {y: n for n, y in enumerate(kept)}
-        for y in kept:
-            if y and y[:-1] in row:  # the last label of y leads to y too
-                grown[y] = log_add(grown[y], ways[row[y[:-1]], y[-1]].item())
-                ways[row[y[:-1]], y[-1]] = -math.inf
-        parents = torch.tensor([score(y, 0.0) for y in kept], dtype=torch.float64)[:, None]
-        scores = (ways + parents).flatten()  # without the bonus of the new label, which all of them get
-        best_new = scores.topk(min(beam or len(scores), len(scores))).indices  # more of them could not stay
-        parents = list(kept)
-        for j, value in zip(best_new.tolist(), ways.flatten()[best_new].tolist(), strict=True):
-            if value > -math.inf:
-                n, label = divmod(j, ways.shape[1])
-                grown[*parents[n], label] = value
-        finished = best(finished | {y: log_p for y, log_p in grown.items() if i + 1 - len(y) == T})
-        kept = best({y: log_p for y, log_p in grown.items() if i + 1 - len(y) < T})
+        log_p = log_p + logits.double().log_softmax(-1).cpu()  # (N, V) with a blank, and with each label
+        priors = torch.tensor([score(y, 0.0) for y in kept], dtype=torch.float64)[:, None]
+        extended = _extend(list(kept), log_p, priors, longest, beam)
+        finished = best(finished | {y: log_p for y, log_p in extended.items() if i + 1 - len(y) == T})
+        kept = best({y: log_p for y, log_p in extended.items() if i + 1 - len(y) < T})
         # Nothing could still enter `finished`: no sequence gets more than all unfinished ones have together, unless
         # bonuses outweigh what its further labels cost.
-        hope = functools.reduce(log_add, (score(*item) for item in kept.items()), -math.inf)
-        if not kept or (len(finished) == beam and hope < min(score(*item) for item in finished.items())):
+        bound = functools.reduce(log_add, (score(*item) for item in kept.items()), -math.inf)
+        if not kept or (len(finished) == beam and bound < min(score(*item) for item in finished.items())):
             break
-    ask(list(finished), True)
+    ask_lm(list(finished), True)
     found = [Hypothesis(list(y), score(y, log_p), log_p) for y, log_p in finished.items()]
     return sorted(found, key=lambda hypothesis: hypothesis.score, reverse=True)
 

@@ -156,7 +156,10 @@ def evaluate(
     lm_class: see `searches`. Returns what RESULT says of it. Raises UserError where there is nothing to score.
     """
     search = tune(recogniser, corpus, config, place, searches(config, recogniser, place, lm_class))
-    folder, scores = Path(config.out), {"decode": config.decode, "wer": {}, "homophone_error": {}, "not_scored": 0}
+    folder, scores = (
+        Path(config.out),
+        {"decode": config.decode, "wer": {}, "homophone_error": {}, "wer_twins_equal": {}, "not_scored": 0},
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for split, utterances in corpus.tests.items():
         found = decode(recogniser, utterances, config, place, **search)
@@ -167,6 +170,9 @@ def evaluate(
         scores["wer"][split] = round(words.rate, 2)
         if corpus.homophones:
             scores["homophone_error"][split] = round(homophones.rate, 2)
+            pairs = ((references[name], transcript.text) for name, transcript in found.items())
+            audible = metrics.word_errors(*zip(*pairs, strict=True), corpus.homophones)
+            scores["wer_twins_equal"][split] = round(audible.rate, 2)
         scores["not_scored"] += len(utterances) - len(found) + len(corpus.missing.get(split, {}))
         for transcript in found.values():
             add_up(scores, transcript.counts)

@@ -34,7 +34,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -293,13 +293,14 @@ class Run:
         progress, config = self.progress, self.config
         last = progress.update + (config.max_steps or math.inf) - progress.step
         rest = [part for part in self._plan(progress.epoch) if progress.update <= part.update < last]
-        batches = iter(loader(rest, config, self.encode, self.fits, progress.bad))
+        batches = (batch for batch in loader(rest, config, self.encode, self.fits, progress.bad))
         for part in self.models.values():
             part.train(any(p.requires_grad for p in part.parameters()))
-        for _ in range(sum(part.ends_update for part in rest)):
-            update = Update(self, batches)
-            yield update
-            self._book(update)
+        with closing(batches):  # which ends the processes that read, whatever happens
+            for _ in range(sum(part.ends_update for part in rest)):
+                update = Update(self, batches)
+                yield update
+                self._book(update)
 
     def set_learning_rates(self) -> float:
         """Sets every group's rate for this update; returns that of the first."""
@@ -329,7 +330,10 @@ class Run:
 
         progress = self.progress
         if progress.skipped == progress.step:
-            raise UserError(f"no update of {self.folder} had a finite gradient: nothing was learnt. Lower --lr?")
+            raise UserError(
+                f"nothing was learnt in {self.folder}: no update had a finite gradient and an utterance long enough for "
+                f"its transcript ({progress.infeasible} were too short). Look at the data, or lower --lr."
+            )
         if self.place.first:
             figures.loss_curve(self.folder)
             recogniser.tokenizer.save(self.folder)

@@ -1,14 +1,23 @@
-"""One small demo world for all tests, spoken once per session, and helpers that write real corpora from it."""
+"""One small demo world, its models, and a finished run of each script: made once for all tests and all their processes.
 
+root                     a --root with the smoke world; model("lm") builds and returns one of its models
+runs("interaed_kd")      a finished tiny run, its data, and what it takes to run more of them
+babbling("interaed_kd")  a copy whose model says words, which takes more than so little training
+"""
+
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from filelock import FileLock
 
 os.environ["HF_HUB_OFFLINE"] = "0"  # tests look at what happens without a network, not at the library's own switch
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on two busy cores wait for each other: many times slower
@@ -16,29 +25,184 @@ REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 
+# ---------------------------------------------------------------------------------------------------- what is made once
+
+
 @pytest.fixture(scope="session")
-def root(tmp_path_factory) -> Path:
+def shared(tmp_path_factory) -> Path:
+    """A folder for all processes of this test session; pytest-xdist gives each a folder of its own inside."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def build_once(folder: Path, build: Callable[[Path], object]) -> Path:
+    """The folder, filled by the first process that asks for it, while the others wait."""
+    with FileLock(f"{folder}.lock"):
+        complete = folder.with_name(folder.name + ".complete")
+        if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            build(folder)
+            complete.touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def root(shared) -> Path:
     """A --root that holds the smoke world: ROOT/demo-smoke/LibriSpeech/train-000 …"""
     from common.corpora import load_corpus
 
-    folder = tmp_path_factory.mktemp("root")
-    load_corpus("demo", str(folder), hours=0.1, small=True)
-    return folder
+    return build_once(shared / "root", lambda folder: load_corpus("demo-smoke", str(folder), hours=0.1))
 
 
 @pytest.fixture(scope="session")
 def corpus(root):
     from common.corpora import load_corpus
 
-    return load_corpus("demo", str(root), hours=0.1, small=True)
+    return load_corpus("demo-smoke", str(root), hours=0.1)
 
 
-@pytest.fixture
-def tiny_data(tmp_path, corpus) -> Path:
-    """A folder of JSONL manifests with 24 training, 6 dev and 6 test utterances of the demo world."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    for name, utterances in (("train", corpus.train[:24]), ("dev", corpus.dev[:6]), ("test", corpus.dev[6:12])):
+@pytest.fixture(scope="session")
+def model(root, shared) -> Callable[[str], Path]:
+    """model("bert-a"), model("bert-b"), model("lm"): the folder of that model of the smoke world."""
+    from common.demo import build_model
+
+    def built(name: str) -> Path:
+        build_once(shared / name, lambda _: build_model(root / "demo-smoke", name, small=True))
+        return root / "demo-smoke" / name
+
+    return built
+
+
+# -------------------------------------------------------------------------------------------------------- tiny runs
+
+
+class Script(NamedTuple):
+    """What tests of whole runs know about a script."""
+
+    methods: tuple[str, str]  # the baseline and the paper's
+    teacher: str  # the option that names it
+    small: str  # options of a run that takes seconds; what they draw depends on utterance and epoch alone
+    random: str  # options that switch on what is drawn for a batch
+    exported: set[str]
+    trained: set[str]
+    files: set[str]
+    report: set[str]  # what RESULT says of the teacher
+    make_talk: Callable[[dict], None]  # changes exported weights so that they give words
+
+
+SMALL = "--preset smoke --dim 32 --heads 2 --ff-dim 64 --channels 4 --average 2 --update-seconds 6 --epochs 5"
+SMALL += " --speeds 0.9 1 1.1"
+AUGMENTED = "--dropout 0.1 --frequency-masks 1 --time-masks 1"
+
+
+def _unlikely_blank(weights: dict) -> None:
+    weights["ctc_head.bias"][0] -= 4
+
+
+def _talking_transducer(weights: dict) -> None:
+    """Random, and louder than at first: what it says depends on the frame and, so that it ends, on what it has said."""
+    import torch
+
+    draw = torch.Generator().manual_seed(1)
+    for weight in weights.values():
+        if weight.dim() > 1:
+            weight.normal_(generator=draw).mul_(3 * weight[0].numel() ** -0.5)
+    weights["joint.output.weight"].normal_(generator=draw)
+    weights["joint.predict.weight"] *= 5
+    weights["joint.output.bias"].zero_()[:2] = torch.tensor([8.0, 4.0])  # blank and space
+
+
+SCRIPTS = {
+    "interaed_kd": Script(
+        methods=("ctc", "interaed_kd"),
+        teacher="--teacher",
+        small=f"{SMALL} --decoder-ff-dim 64",
+        random=AUGMENTED,
+        exported={"frontend", "encoder", "ctc_head"},
+        trained={"recogniser", "decoders"},
+        files={"soft_label.png"},
+        report={"teacher_seconds", "teacher_top1", "teacher_top_k"},
+        make_talk=_unlikely_blank,
+    ),
+    "multirep_kd": Script(
+        methods=("rnnt", "multirep_kd"),
+        teacher="--teachers",
+        small=f"{SMALL} --head-dim 16 --predictor-dim 16 --joint-dim 16 --context 20 --teacher-layers random "
+        "--n-layers 1",
+        random=f"{AUGMENTED} --noise 0.5",
+        exported={"frontend", "encoder", "predictor", "joint"},
+        trained={"recogniser", "heads"},
+        files={"lattice.png", "distances.png"},
+        report={"teacher_seconds"},
+        make_talk=_talking_transducer,
+    ),
+}
+
+
+class Finished(NamedTuple):
+    """A finished run of a script's own method with everything random switched on."""
+
+    name: str  # of the script
+    script: Script
+    folder: Path
+    data: Path  # manifests of 24, 4 and 4 utterances, and homophones
+    plain: list[str]  # options of such a run, but for --data, --out and what is drawn for a batch
+
+    def options(self, *more, data: Path | None = None, plain: bool = False) -> list[str]:
+        drawn = [] if plain else self.script.random.split()
+        return [*self.plain, *drawn, "--data", str(data or self.data), *map(str, more)]
+
+    def train(self, *more, **options) -> dict:
+        """In this process, as the finished run; what `main` returns."""
+        return self.main(*self.options(*more, **options))
+
+    def main(self, *arguments) -> dict:
+        return importlib.import_module(self.name).main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def runs(shared, root, corpus, model) -> Callable[[str], Finished]:
+    def finished(name: str) -> Finished:
+        script, folder = SCRIPTS[name], shared / name
+        plain = [*script.small.split(), "--root", root, script.teacher, model("bert-a"), "--method", script.methods[1]]
+        run = Finished(name, script, folder / "run", folder / "data", [str(option) for option in plain])
+
+        def build(folder: Path) -> None:
+            write_data(run.data, corpus.train[:24], corpus.dev[:4], corpus.dev[4:8])
+            shutil.copy(root / "demo-smoke" / "LibriSpeech" / "homophones.txt", run.data)
+            run.train("--out", run.folder)
+
+        build_once(folder, build)
+        return run
+
+    return finished
+
+
+@pytest.fixture(scope="session")
+def babbling(runs, shared) -> Callable[[str], Path]:
+    """The finished run of a script with weights that give words, though not the right ones."""
+
+    def build(name: str, folder: Path) -> None:
+        from common.training import load_weights, save_weights
+
+        run = runs(name)
+        shutil.copytree(run.folder, folder, dirs_exist_ok=True)
+        weights = load_weights(folder / "model.safetensors")
+        run.script.make_talk(weights)
+        save_weights(folder / "model.safetensors", weights)
+
+    return lambda name: build_once(shared / f"{name}-babbling", lambda folder: build(name, folder))
+
+
+# ----------------------------------------------------------------------------------------------------------- helpers
+
+
+def write_data(folder: Path, train, dev, test) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, utterances in (("train", train), ("dev", dev), ("test", test)):
         write_manifest(folder / f"{name}.jsonl", utterances)
     return folder
 
@@ -49,26 +213,25 @@ def write_manifest(path: Path, utterances) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def run_script(*arguments, script="interaed_kd.py", cwd=REPOSITORY, timeout=300, **environment):
-    """A script in its own process, as a user runs it: (exit code, stdout, stderr)."""
-    command = [sys.executable, str(REPOSITORY / script), *map(str, arguments)]
-    env = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
-    return done.returncode, done.stdout, done.stderr
-
-
 def copy_corpus(root: Path, target: Path) -> Path:
     """A copy of the world that a test may damage."""
     shutil.copytree(root / "demo-smoke" / "LibriSpeech", target / "LibriSpeech")
     return target
 
 
-def start_run(arguments, cwd, script="interaed_kd.py", **options) -> subprocess.Popen:
-    command = [sys.executable, str(REPOSITORY / script), *arguments]
-    env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(
-        command, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options
-    )
+def start_script(*arguments, script="interaed_kd.py", launcher=(), cwd=REPOSITORY, **environment) -> subprocess.Popen:
+    """A script in its own process group, as a user runs it; its output as text in two pipes."""
+    command = [sys.executable, *launcher, str(REPOSITORY / script), *map(str, arguments)]
+    env = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env=env, start_new_session=True, **pipes)
+
+
+def run_script(*arguments, timeout=300, **options) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a script that runs to its end. options: see `start_script`."""
+    process = start_script(*arguments, **options)
+    out, error = process.communicate(timeout=timeout)
+    return process.returncode, out, error
 
 
 def wait_for_log(folder: Path, lines: int, process: subprocess.Popen) -> None:
@@ -78,16 +241,6 @@ def wait_for_log(folder: Path, lines: int, process: subprocess.Popen) -> None:
 
 
 def log_without_clocks(folder: Path) -> list[dict]:
-    from common import run
+    from common.files import read_log
 
-    return [{k: v for k, v in entry.items() if k != "clock"} for entry in run.read_log(folder)]
-
-
-def first_update(folder: Path) -> tuple[dict, list]:
-    """Log entry and gradients of a one-update run: Adam's first moment is then 0.1 times the clipped gradient."""
-    import torch
-
-    from common import run
-
-    state = torch.load(folder / "last.pt", weights_only=True)["optimizer"]["state"]
-    return run.read_log(folder)[0], [s["exp_avg"] for s in state.values()]
+    return [{k: v for k, v in entry.items() if k != "clock"} for entry in read_log(folder)]

@@ -21,6 +21,7 @@ from common.features import (
     LogMel,
     audio_seconds,
     change_speed,
+    mix_utterances,
     num_frames,
     read_audio,
     spec_augment,
@@ -351,3 +352,17 @@ def test_long_audio_is_cut_however_short_the_pieces(longest, samples):
         assert pieces[0][0] == 0 and pieces[-1][1] == samples
         assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:], strict=False))
         assert all(0 < end - start <= limit for start, end in pieces) or samples == 0
+
+
+def test_mixing_adds_power_where_both_speak():
+    torch.manual_seed(0)
+    frontend = LogMel()
+    frontend.mean.fill_(-3.0), frontend.std.fill_(2.0)
+    x, frames = torch.randn(2, 4, 80), torch.tensor([4, 2])
+    assert mix_utterances(x, frames, 0.0, frontend) is x
+    found, power = mix_utterances(x, frames, 1.0, frontend), lambda z: (z * 2 - 3).exp()
+    assert torch.equal(found[:, 2:], x[:, 2:])  # one of the two is silent there
+    assert torch.allclose(power(found[:, :2]), power(x[:, :2]) + 0.4 * power(x[:, :2].flip(0)), rtol=1e-3)
+    assert torch.equal(mix_utterances(x[:1], frames[:1], 1.0, frontend), x[:1])
+    shares = [(mix_utterances(x, frames, 0.3, frontend) != x).any((1, 2)).float().mean() for _ in range(300)]
+    assert torch.stack(shares).mean().item() == pytest.approx(0.3, abs=0.06)

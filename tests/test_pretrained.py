@@ -1,4 +1,4 @@
-"""A language model for the beam search: every score against the plain model, one prefix at a time."""
+"""Pretrained models: a masked one that is asked, causal ones for the beam, every answer against the plain model."""
 
 import json
 import math
@@ -8,16 +8,20 @@ import string
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from common import ctc
+import interaed_kd
+import multirep_kd
+from common import ctc, pretrained
+from common.corpora import Corpus, Utterance
 from common.flags import UserError
-from common.pretrained import LanguageModel, WordModel
+from common.place import Place
+from common.pretrained import LanguageModel, MaskedLM, WordModel, by_length, load_pieces, load_vocabulary, resolve
 from common.text import Characters, WordPiece
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "'", "the", "knight", "don", "##ing"]
 VOCABULARY += [*string.ascii_lowercase, *("##" + c for c in string.ascii_lowercase)]
-UNK, CLS, SEP, APOSTROPHE = 1, 2, 3, 5
+UNK, CLS, SEP, MASK, APOSTROPHE = 1, 2, 3, 4, 5
 
 
 def save(folder, model):
@@ -34,9 +38,154 @@ def gpt2(**changes) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(**sizes | special | {"initializer_range": 0.5} | changes)).eval()
 
 
+def bert(seed: int = 0, **changes) -> BertForMaskedLM:
+    """With weights so large that every token matters."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    more = {"vocab_size": len(VOCABULARY), "max_position_embeddings": 32, "initializer_range": 0.5}
+    torch.manual_seed(seed)
+    model = BertForMaskedLM(BertConfig(**sizes | more | changes)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # biases and LayerNorm
+            parameter.uniform_(0.5, 1.5)
+    return model
+
+
 @pytest.fixture
 def folder(tmp_path):
     return save(tmp_path, gpt2())
+
+
+# --------------------------------------------------------------------------------------------------- finding a model
+
+
+def test_a_model_that_is_nowhere_is_one_sentence(tmp_path, monkeypatch):
+    """Neither a folder, nor in the local cache, nor is the hub reachable."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(pretrained, "getproxies", dict)
+    assert resolve(str(tmp_path), "--teacher") == str(tmp_path)
+    for only in (True, False):
+        with pytest.raises(UserError, match="^--teacher no/such-one is not in the local cache.*local folder") as caught:
+            resolve("no/such-one", "--teacher", only)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"^--lm no such/\*: no such folder, and not the name of a model: give --lm a"):
+        resolve("no such/*", "--lm")
+
+
+def test_a_folder_without_vocabulary_is_one_sentence(tmp_path):
+    """The library would read every word as unknown, and say nothing."""
+    save(tmp_path, bert())
+    assert load_vocabulary(str(tmp_path), "--teacher", "unused") == VOCABULARY
+    (tmp_path / "vocab.txt").unlink()
+    for load_it, *more in ((load_pieces,), (MaskedLM, "cpu"), (LanguageModel, None, "cpu")):
+        with pytest.raises(UserError, match=r"^--teacher .* has no vocabulary: .*vocab\.txt") as caught:
+            load_it(str(tmp_path), "--teacher", "unused", *more)
+        assert "\n" not in str(caught.value)
+    some, here = [Utterance("a", "a.flac", "the knight", 1.0)], Place(0, 1, torch.device("cpu"))
+    for script, teacher in ((interaed_kd, {"teacher": str(tmp_path)}), (multirep_kd, {"teachers": (str(tmp_path),)})):
+        with pytest.raises(UserError, match=r"^--teachers? .* has no vocabulary: .*vocab\.txt"):
+            script.train(script.Config(**teacher), Corpus(some, some, {}, {}), here)
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="^--teacher .*holds no tokenizer"):
+        load_pieces(str(empty), "--teacher", "unused")
+
+
+# ------------------------------------------------------------------------------------------------------------ a BERT
+
+
+@pytest.fixture(scope="module")
+def masked_lm(tmp_path_factory) -> MaskedLM:
+    return MaskedLM(str(save(tmp_path_factory.mktemp("bert"), bert())), "--teacher", "unused", "cpu")
+
+
+ROWS = [[CLS, *range(5, 5 + n), SEP] for n in (3, 1, 7, 3, 0, 30)]
+POSITIONS = [1, 2, 4, 3, 0, 31]
+
+
+def test_a_masked_token_is_answered_as_by_the_plain_model(masked_lm):
+    """Padded in a batch, with the head at one position, against a row alone with the head everywhere."""
+    model, found = bert(), masked_lm.logits(ROWS, POSITIONS)
+    assert found.shape == (6, len(VOCABULARY)) and found.dtype == torch.float32 and not found.requires_grad
+    for row, i, logits in zip(ROWS, POSITIONS, found, strict=True):
+        masked = [MASK if j == i else piece for j, piece in enumerate(row)]
+        torch.testing.assert_close(logits, model(torch.tensor([masked])).logits[0, i], rtol=0, atol=1e-4)
+
+
+def test_states_are_those_of_the_plain_model(masked_lm):
+    model, found = bert(), masked_lm.layers(ROWS, [2, 0])
+    assert found.shape == (6, 32, 2, 16) and not found.requires_grad
+    for row, states in zip(ROWS, found, strict=True):
+        plain = model(torch.tensor([row]), output_hidden_states=True).hidden_states
+        for k, layer in enumerate([2, 0]):
+            torch.testing.assert_close(states[: len(row), k], plain[layer][0], rtol=0, atol=1e-4)
+
+
+def test_answers_are_single_precision_wherever_they_are_asked(masked_lm):
+    exact = masked_lm.logits(ROWS, POSITIONS), masked_lm.layers(ROWS, [1, 2])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = masked_lm.logits(ROWS, POSITIONS), masked_lm.layers(ROWS, [1, 2])
+    assert all(x.dtype == torch.float32 and torch.equal(x, y) for x, y in zip(found, exact, strict=True))
+
+
+def test_what_is_known_of_a_bert(masked_lm, tmp_path):
+    assert (masked_lm.cls, masked_lm.sep, masked_lm.mask, masked_lm.unk) == (CLS, SEP, MASK, UNK)
+    assert masked_lm.pieces == VOCABULARY and masked_lm.longest == 32
+    assert not masked_lm.model.training and not any(p.requires_grad for p in masked_lm.model.parameters())
+    (save(tmp_path, bert()) / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "model_max_length": 8})
+    )
+    assert MaskedLM(str(tmp_path), "--teacher", "unused", "cpu").longest == 8
+
+
+def test_an_untrained_bert(masked_lm):
+    """Of the same sizes, with weights that follow from the seed; whatever else is drawn stays as it was."""
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    folder = masked_lm.model.name_or_path
+    first, other, again = (MaskedLM(folder, "--teacher", "unused", "cpu", seed).model for seed in (1, 2, 1))
+    assert torch.equal(torch.rand(3), expected)
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    weights = [model.get_parameter(name) for model in (masked_lm.model, first, other, again)]
+    assert torch.equal(weights[1], weights[3]) and len({w.sum().item() for w in weights}) == 3
+    assert first.config.num_hidden_layers == 2 and not first.training and not weights[1].requires_grad
+
+
+def test_what_is_no_bert_is_one_sentence(tmp_path):
+    headless, kinds = "lacks weights .*cls.*saved with its head", "no model of that kind|is no BERT"
+    without_mask = [piece.replace("[MASK]", "[NONE]") for piece in VOCABULARY]
+    cases = {
+        "headless": (BertModel(bert().config), VOCABULARY, headless),  # the library would fill the head with noise
+        "causal": (gpt2(), VOCABULARY, kinds),
+        "maskless": (bert(), without_mask, "is no BERT with its vocabulary"),  # the library adds a piece, as the last
+        "of another": (bert(), [*VOCABULARY, "trout"], "is no BERT with its vocabulary"),
+    }
+    for name, (model, vocabulary, message) in cases.items():
+        (tmp_path / name).mkdir()
+        save(tmp_path / name, model)
+        (tmp_path / name / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+        with pytest.raises(UserError, match=f"^--teacher .*({message})") as caught:
+            MaskedLM(str(tmp_path / name), "--teacher", "unused", "cpu")
+        assert "\n" not in str(caught.value), name
+
+
+def test_rows_by_length():
+    """Every row once, only equal ones together, and no more than so many tokens of them."""
+    rows = [[0] * length for length in (3, 5, 3, 0, 5, 3, 40, 3, 0)]
+    parts = list(by_length(rows, tokens=9))
+    assert sorted(sum(parts, [])) == list(range(9)) and len(parts) == 6
+    for part in parts:
+        (length,) = {len(rows[i]) for i in part}
+        assert len(part) == 1 or len(part) * length <= 9
+
+
+def test_the_pieces_of_the_demo_spell_all_of_its_sentences(tmp_path):
+    vocabulary = load_vocabulary("demo-smoke", "--teacher", str(tmp_path))  # which needs no speech
+    lines = (tmp_path / "demo-smoke" / "text.txt").read_text().splitlines()
+    tokenizer = WordPiece.prune(vocabulary, lines, 5000)
+    assert all(tokenizer.decode(tokenizer.encode(line)) == line for line in lines) and len(lines) > 2000
+
+
+# ----------------------------------------------------------------------------------------- for CTC: labels are pieces
 
 
 @pytest.fixture(params=["subset", "all", "with a stranger"])
@@ -116,15 +265,12 @@ def test_hypotheses_carry_the_score_of_their_sentence(folder):
 
 def test_other_models_are_one_sentence(tmp_path):
     tokenizer = WordPiece.from_vocabulary(VOCABULARY)
-    bert = BertConfig(
-        vocab_size=len(VOCABULARY), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
     strangers = {
         "no beginning": gpt2(bos_token_id=None),
         "no end": gpt2(eos_token_id=None),
         "end beyond the vocabulary": gpt2(eos_token_id=50256),
         "vocabulary too small": gpt2(vocab_size=len(VOCABULARY) - 1),
-        "bert": BertForMaskedLM(bert),
+        "bert": bert(),
     }
     for name, model in strangers.items():
         folder = tmp_path / name
@@ -138,6 +284,9 @@ def test_other_models_are_one_sentence(tmp_path):
     (empty := tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="--lm .*holds no"):
         load(empty, tokenizer)
+
+
+# ------------------------------------------------------------------------------ for a transducer: labels are letters
 
 
 def test_texts_and_all_that_begin_with_them(folder):

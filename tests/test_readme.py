@@ -35,8 +35,8 @@ def test_commands_parse(command, tmp_path, monkeypatch, request):
         return
     name, arguments = next((w[:-3], words[i + 1 :]) for i, w in enumerate(words) if w.endswith(".py"))
     script = importlib.import_module(name)
-    methods = parse(script.Config, script.PRESETS, script.__doc__, []).method
-    config = parse(script.Config, script.PRESETS, script.__doc__, ["--method", methods[0]])
+    configs = parse(script.Config, script.PRESETS, script.__doc__, [])
+    config = parse(script.Config, script.PRESETS, script.__doc__, ["--method", configs[0].method])[0]
     run = Path(arguments[arguments.index("--checkpoint") + 1] if "--checkpoint" in arguments else config.out)
     run.mkdir(parents=True)  # the run that --checkpoint or --resume speaks of
     (run / "config.json").write_text(json.dumps({"config": config_as_dict(config)}))
@@ -50,7 +50,7 @@ def test_commands_parse(command, tmp_path, monkeypatch, request):
         code, out, error = run_script(*arguments, script=f"{name}.py", cwd=tmp_path)
         assert code == 0, error
         results = [json.loads(line[7:]) for line in out.splitlines() if line.startswith("RESULT ")]
-        assert [result["method"] for result in results] == list(methods)
+        assert [result["method"] for result in results] == [config.method for config in configs]
         assert all(result["script"] == name and result["wer"]["test-clean"] < 100 for result in results)
 
 
@@ -58,8 +58,7 @@ def test_the_readme_scores_what_the_first_command_wrote():
     import interaed_kd as script
 
     (folder,) = set(re.findall(r"--checkpoint (\S+)", (REPOSITORY / "README.md").read_text()))
-    config = parse(script.Config, script.PRESETS, script.__doc__, [])
-    assert folder == f"{config.out}/{config.method[-1]}"
+    assert folder == parse(script.Config, script.PRESETS, script.__doc__, [])[-1].out
 
 
 def test_ci_runs_the_test_command_of_the_readme():

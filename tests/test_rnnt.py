@@ -1,5 +1,6 @@
 """common/rnnt.py against enumeration of all alignments, torchaudio, and itself."""
 
+import gc
 import itertools
 import math
 
@@ -13,23 +14,24 @@ V = 5
 
 
 def alignments(T: int, U: int):
-    """All ways through the lattice: lists of (t, u, whether a label leaves there), the last of them a blank."""
+    """All alignments: lists of (t, u, whether a label leaves there), the last of them a blank."""
     for labels in itertools.combinations(range(T + U - 1), U):
         t = u = 0
-        way = []
+        alignment = []
         for i in range(T + U):
-            way.append((t, u, i in labels))
+            alignment.append((t, u, i in labels))
             t, u = (t, u + 1) if i in labels else (t + 1, u)
-        yield way
+        yield alignment
 
 
 def by_hand(log_probs: torch.Tensor, target: list[int], blank: int = 0) -> torch.Tensor:
     """-log p of one utterance, log_probs (T, U+1, V), by summing the probabilities of all alignments."""
     T, U = log_probs.shape[0], len(target)
-    ways = [
-        sum(log_probs[t, u, target[u] if is_label else blank] for t, u, is_label in way) for way in alignments(T, U)
+    log_p = [
+        sum(log_probs[t, u, target[u] if is_label else blank] for t, u, is_label in alignment)
+        for alignment in alignments(T, U)
     ]
-    return -torch.stack(ways).logsumexp(0)
+    return -torch.stack(log_p).logsumexp(0)
 
 
 def batch(seed: int = 0, dtype=torch.float64):
@@ -62,8 +64,8 @@ def test_loss_and_gradient_against_all_alignments(seed):
     log_probs = logits.log_softmax(-1)
     expected = [by_hand(log_probs[b, : T[b], : U[b] + 1], targets[b, : U[b]].tolist()) for b in range(4)]
     assert torch.allclose(found, torch.stack(expected), rtol=0, atol=1e-9)
-    ours, theirs = (torch.autograd.grad(x, logits)[0] for x in (found.sum(), sum(expected)))
-    assert torch.allclose(ours, theirs, rtol=0, atol=1e-9)
+    gradient, expected_gradient = (torch.autograd.grad(x, logits)[0] for x in (found.sum(), sum(expected)))
+    assert torch.allclose(gradient, expected_gradient, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("options", [{}, {"clamp": 0.05}, {"blank": 0}, {"reduction": "sum"}, {"reduction": "none"},
@@ -78,12 +80,12 @@ def test_it_replaces_torchaudios(options):
     for loss in (rnnt.rnnt_loss, torchaudio.functional.rnnt_loss):
         value = loss(logits, targets.int(), T.int(), U.int(), **options)
         results.append((value, torch.autograd.grad((3 * value).sum(), logits)[0]))
-    (ours, our_gradient), (theirs, their_gradient) = results
-    assert ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=5e-6)
-    assert (our_gradient - their_gradient).abs().max() <= 2e-5  # torchaudio's own error, its lattice being fp32
+    (found, gradient), (expected, expected_gradient) = results
+    assert found.shape == expected.shape and torch.allclose(found, expected, rtol=5e-6)
+    assert (gradient - expected_gradient).abs().max() <= 2e-5  # torchaudio's own error, its lattice being fp32
     wide = logits.detach().double().requires_grad_()
     exact = torch.autograd.grad((3 * rnnt.rnnt_loss(wide, targets, T, U, **options)).sum(), wide)[0]
-    assert (our_gradient - exact).abs().max() <= 5e-6 * exact.abs().max()
+    assert (gradient - exact).abs().max() <= 5e-6 * exact.abs().max()
 
 
 def test_a_product_begins_as_the_encoder_alone():
@@ -123,6 +125,24 @@ def test_no_tile_is_larger_than_asked(monkeypatch):
     assert largest == [2] * 6  # three tiles, forward and backward
 
 
+def test_no_tensor_of_a_tile_is_kept(monkeypatch):
+    """Small ones, kept between large ones that are freed, once made a process grow by 400 MB where 20 are in use."""
+    predictor, joint, h, targets, T, U = networks()
+    alive, output = [], joint.output.forward
+
+    def count(x):
+        alive.append(sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects()))
+        return output(x)
+
+    encoded, predicted = joint.encode(h), joint.predict(predictor.all_states(targets))
+    gc.collect()  # what other tests have left behind
+    monkeypatch.setattr(joint.output, "forward", count)
+    loss, _ = rnnt.transducer_loss(joint, encoded, predicted, targets, T, U, 1)
+    loss.sum().backward()
+    assert len(alive) == 12  # six tiles, forward and backward; the first one has no other before it
+    assert len(set(alive[1:6])) == len(set(alive[7:])) == 1
+
+
 def test_gamma_is_the_emission_posterior():
     """Against the share of the alignments' probability; against the derivative; and it sums to one over the frames."""
     logits, targets, T, U = batch()
@@ -137,9 +157,10 @@ def test_gamma_is_the_emission_posterior():
             expected = 0.0
             if t < T[b] and u < U[b]:
                 expected = -derivative[b, t, u, targets[b, u]].item()
-                ways = list(alignments(int(T[b]), int(U[b])))
-                p = [math.exp(sum(log_probs[b, i, j, targets[b, j] if k else 0].item() for i, j, k in w)) for w in ways]
-                share = sum(x for x, way in zip(p, ways, strict=True) if (t, u, True) in way) / sum(p)
+                paths = list(alignments(int(T[b]), int(U[b])))
+                steps = [[log_probs[b, i, j, targets[b, j] if k else 0].item() for i, j, k in path] for path in paths]
+                p = [math.exp(sum(log_p)) for log_p in steps]
+                share = sum(x for x, path in zip(p, paths, strict=True) if (t, u, True) in path) / sum(p)
                 assert share == pytest.approx(expected, abs=1e-9)
             assert gamma[b, t, u].item() == pytest.approx(expected, abs=1e-9)
 
@@ -155,12 +176,12 @@ def test_an_utterance_alone_and_in_a_batch(multiply):
 
     together, gamma = loss(h, targets, T, U)
     noisy, other = h + 9 * torch.randn_like(h) * (torch.arange(6) >= T[:, None])[..., None], targets.clone()
-    other[1, 2], other[2, 1:] = 4, 3  # what stands in the padding is nobody's business
+    other[1, 2], other[2, 1:] = 4, 3  # what stands in the padding changes nothing
     assert torch.equal(loss(noisy, other, T, U)[0], together)
     for b in range(3):
-        alone, its_gamma = loss(h[b : b + 1, : T[b]], targets[b : b + 1, : U[b]], T[b : b + 1], U[b : b + 1])
+        alone, gamma_alone = loss(h[b : b + 1, : T[b]], targets[b : b + 1, : U[b]], T[b : b + 1], U[b : b + 1])
         assert torch.allclose(alone[0], together[b], rtol=0, atol=1e-12)
-        assert torch.allclose(its_gamma[0], gamma[b, : T[b], : U[b]], rtol=0, atol=1e-12)
+        assert torch.allclose(gamma_alone[0], gamma[b, : T[b], : U[b]], rtol=0, atol=1e-12)
         assert not gamma[b, T[b] :].any() and not gamma[b, :, U[b] :].any()
 
 
@@ -281,7 +302,7 @@ def test_an_unlimited_beam_finds_everything(multiply, monkeypatch):
         some = rnnt.beam_search(predictor, joint, encoded, beam, longest=3)
         assert 1 <= len(some) <= beam and all(x.log_p <= expected[tuple(x.labels)] + 1e-9 for x in some)
 
-    def lm(prefixes, ended):  # every label 2 costs 3, and the end 1; the last label is told with the next one
+    def lm(prefixes, ended):  # every label 2 costs 3, and the end 1; the last label is judged with the next one
         return [-3.0 * (y if ended else y[:-1]).count(2) - ended for y in prefixes]
 
     for bonus in (0.0, 0.7):
