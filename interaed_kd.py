@@ -243,8 +243,8 @@ class Recogniser(nn.Module):
         features, frames = self.frontend(waves, samples)  # (B, F, 80)
         if self.training:
             features = spec_augment(features, frames, self.masks[0], 27, self.masks[1], 0.05)
-        last, lengths, tapped = self.encoder(features, frames, taps)
-        return [*tapped, last], lengths
+        encoded = self.encoder(features, frames, taps)
+        return [*(tap.output for tap in encoded.taps), encoded.output], encoded.lengths
 
     def log_probs(self, state: Tensor) -> Tensor:
         """state (B, T, D) -> log p(piece or blank | frame) (B, T, V)."""

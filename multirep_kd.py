@@ -207,8 +207,8 @@ class Recogniser(nn.Module):
         if self.training:
             features = mix_utterances(features, frames, self.noise, self.frontend)
             features = spec_augment(features, frames, self.masks[0], 27, self.masks[1], 0.05)
-        h, lengths, _ = self.encoder(features, frames)
-        return h, lengths
+        encoded = self.encoder(features, frames)
+        return encoded.output, encoded.lengths
 
     def transcribe(self, batch: Batch, place: Place, beam: int | None = None, **search) -> list[Transcript]:
         """Greedily, each label at the frame that emits it; or by rnnt.beam_search with its options, at the expected."""

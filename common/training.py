@@ -330,10 +330,8 @@ class Run:
 
         progress = self.progress
         if progress.skipped == progress.step:
-            raise UserError(
-                f"nothing was learnt in {self.folder}: no update had a finite gradient and an utterance long enough for "
-                f"its transcript ({progress.infeasible} were too short). Look at the data, or lower --lr."
-            )
+            raise UserError(f"nothing was learnt: no update had a finite gradient and an utterance long enough for its "
+                            f"text ({progress.infeasible} were not). Look at the data, or lower --lr.")  # fmt: skip
         if self.place.first:
             figures.loss_curve(self.folder)
             recogniser.tokenizer.save(self.folder)
@@ -351,8 +349,6 @@ class Run:
         return {
             "train_seconds": round(progress.train_seconds, 1), "audio_seconds_per_second": round(rate, 1)
         } | report  # fmt: skip
-
-    # What the above consists of
 
     def _plan(self, epoch: int) -> list[MicroBatch]:
         seconds = self.config.update_seconds, self.config.batch_seconds

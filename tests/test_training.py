@@ -2,6 +2,7 @@
 
 import gc
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -337,13 +338,17 @@ def test_a_second_ctrl_c_stops_at_once(toy):
 
 
 def test_an_exception_in_the_loop_saves_nothing(toy):
+    """And ends the processes that read: they ignore SIGTERM, and the run would wait for them for ever."""
+
     def fail(update):
         if update.step == 7:
+            assert len(multiprocessing.active_children()) == 2
             raise ValueError("in the loop's body")
 
     toy.each_update = fail
-    with pytest.raises(ValueError, match="in the loop's body"):
-        toy.train()
+    with pytest.raises(ValueError, match="in the loop's body") as error:
+        toy.train(workers=2)
+    assert not multiprocessing.active_children() and error.tb
     assert torch.load(toy.out / "last.pt", weights_only=True)["progress"]["step"] == 5  # the end of the first epoch
     assert len(toy.log()) == 7
 

@@ -1,0 +1,215 @@
+"""Encoding audio while it comes in: from the samples of a microphone or a file to the encoder's frames.
+
+    samples (n,) at any rate, any number at a time
+        |   audio: what the resampler has not consumed                      held back until a block is complete
+        v
+    16 kHz  |   wave: what no complete feature frame has consumed           resampling as torchaudio's, a finite filter
+        v
+    (chunk x factor, 80) log-mel features: a block                          LogMel: no statistic of the whole file
+        |   encoder: State of the Conformer
+        v
+    (chunk, D) encoder frames
+
+All audio goes through block by block, whatever portions it came in. So the portions cannot change the result, an hour
+pushed at once needs no more memory for attention than a second, and the last block alone may be shorter. With a chunk
+of 4 frames of 40 ms, block k (from 0) comes out as soon as 160 (k + 1) + 15 ms were heard, 15 because the last feature
+frame looks 25 ms ahead of its start; another rate adds `delay` seconds, half the resampler's filter. What comes out is
+what the encoder gives for the whole utterance with its chunk mask.
+
+How exactly: resampled samples differ from `torchaudio.functional.resample` of the whole file by rounding (1e-7 in
+float32; at 8 kHz usually by nothing). The logarithm of a band without any energy magnifies even that, to 1e-3 in
+float32 for such a band of a frame; without resampling, and in float64, there is nothing to magnify.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, zip_longest
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchaudio
+from torch import Tensor, nn
+
+from common.conformer import Conformer, State, join_states, split_state
+from common.ctc import BLANK
+from common.features import HOP, N_MELS, SAMPLE_RATE, WINDOW, LogMel, read_audio
+from common.flags import RunConfig, UserError
+from common.place import Place, note
+
+
+class Stream(NamedTuple):
+    """All that one stream remembers between two pushes: `torch.save` writes it, `torch.load` reads it again."""
+
+    audio: Tensor  # (n,) at the input's rate; what the resampler still needs
+    wave: Tensor  # (m,) at 16 kHz; what the next block begins with
+    encoder: State  # of B = 1
+    decoder: Any = ()  # what a decoder remembers (prediction network, partial words): its caller's, carried along
+
+
+torch.serialization.add_safe_globals([State, Stream])  # for torch.load, which reads known types only
+
+
+class StreamingEncoder:
+    """Features and (a copy of) the encoder of a streaming recogniser, for mono audio of `rate` Hz. Holds no stream.
+
+    Raises ValueError if the encoder has full context. Rates whose ratio to 16 kHz is no simple fraction are slow.
+    """
+
+    def __init__(self, features: LogMel, encoder: Conformer, rate: int = SAMPLE_RATE):
+        if not encoder.chunk:
+            raise ValueError("an encoder of full context (chunk 0) needs the whole utterance at once")
+        self.features, self.encoder = features, copy.deepcopy(encoder).eval()
+        for module in self.encoder.modules():
+            if isinstance(module, nn.Linear):  # on a CPU, a few rows by a matrix that lies transposed: a tenth faster
+                module.weight.data = module.weight.data.T.contiguous().T
+        self.frames = encoder.chunk * encoder.factor  # features per block
+        like = features.window
+        # The resampler makes `made` samples from each `taken` ones, with a filter that sees `width` to both sides.
+        self.taken, self.made, self.width, self.kernel = 1, 1, 0, like.new_ones(1, 1, 1)
+        if rate != SAMPLE_RATE:
+            resample = torchaudio.transforms.Resample(rate, SAMPLE_RATE, dtype=like.dtype)
+            self.taken, self.made = rate // resample.gcd, SAMPLE_RATE // resample.gcd
+            self.width, self.kernel = resample.width, resample.kernel.to(like)
+        self.delay = self.width / rate  # seconds
+
+    def start(self) -> Stream:
+        """A stream that has heard nothing; the resampler sees zeros before its beginning."""
+        zeros = self.features.window.new_zeros
+        return Stream(zeros(self.width), zeros(0), self.encoder.fresh_state(1))
+
+    @torch.inference_mode()
+    def push(
+        self, streams: Sequence[Stream], audio: Sequence[Tensor], end: bool = False
+    ) -> tuple[list[Tensor], list[Stream]]:
+        """Brings each stream its next samples (n,), in [-1, 1], any number of them; end: they are its last.
+
+        Returns per stream the encoder frames (T, D) that are complete now, at the end all that are left, and the
+        streams to go on with. Streams of one call are encoded as a batch. After its end a stream takes no more audio.
+        """
+        blocks, streams = zip(*(self._blocks(*pair, end) for pair in zip(streams, audio, strict=True)), strict=True)
+        state = join_states([stream.encoder for stream in streams])
+        nothing = self.features.window.new_zeros(0, N_MELS)
+        found = [[self.encoder.norm.weight.new_zeros(0, len(self.encoder.norm.weight))] for _ in streams]
+        for features in zip_longest(*blocks, fillvalue=nothing):
+            frames = torch.tensor([len(block) for block in features], device=nothing.device)
+            encoded = self.encoder(nn.utils.rnn.pad_sequence(features, batch_first=True), frames, state=state)
+            state = encoded.state
+            for outputs, output, length in zip(found, encoded.output, encoded.lengths.tolist(), strict=True):
+                outputs.append(output[:length])
+        streams = [s._replace(encoder=part) for s, part in zip(streams, split_state(state), strict=True)]
+        return [torch.cat(outputs) for outputs in found], streams
+
+    def _blocks(self, stream: Stream, audio: Tensor, end: bool) -> tuple[list[Tensor], Stream]:
+        """The features (F, 80) of each block that is complete now, at the end also of what is left."""
+        audio, wave, blocks = torch.cat([stream.audio, audio.to(stream.audio)]), stream.wave, []
+        needed = (self.frames - 1) * HOP + WINDOW  # samples at 16 kHz
+        while True:
+            steps = max(0, -((len(wave) - needed) // self.made))  # of the resampler, until the next block is complete
+            if steps * self.taken + 2 * self.width > len(audio):
+                break
+            wave = torch.cat([wave, self._resample(audio[: steps * self.taken + 2 * self.width])])
+            audio = audio[steps * self.taken :]
+            blocks.append(self._features(wave[:needed]))
+            wave = wave[self.frames * HOP :]
+        if end:
+            left = -((self.width - len(audio)) * self.made // self.taken)  # samples at 16 kHz
+            wave = torch.cat([wave, self._resample(F.pad(audio, (0, self.width + self.taken)))[:left]])
+            while len(wave) >= WINDOW:
+                blocks.append(self._features(wave[:needed]))
+                wave = wave[self.frames * HOP :]
+            audio, wave = audio.new_zeros(self.width), wave[:0]
+        return blocks, stream._replace(audio=audio.clone(), wave=wave.clone())  # without what they were cut from
+
+    def _resample(self, audio: Tensor) -> Tensor:
+        """(n,) -> (made * ((n - 2 width) // taken),): whole steps of the filter."""
+        if len(audio) < self.kernel.shape[2]:
+            return audio[:0]
+        return F.conv1d(audio[None, None], self.kernel, stride=self.taken)[0].T.flatten()
+
+    def _features(self, wave: Tensor) -> Tensor:
+        return self.features(wave[None], torch.tensor([len(wave)], device=wave.device))[0][0]
+
+
+def dependencies(function: Callable[[Tensor], Tensor], x: Tensor, block: int, out_block: int) -> Tensor:
+    """Which outputs depend on which inputs, measured: one block of x after the other is disturbed.
+
+    x (F, …) -> function(x) (T, …), cut into blocks of block and out_block frames. Returns (blocks of outputs, blocks of
+    inputs), True where the output changes at all.
+    """
+    before, columns = function(x), []
+    for start in range(0, len(x), block):
+        disturbed = x.clone()
+        disturbed[start : start + block] += 1.0
+        changed = (function(disturbed) != before).flatten(1).any(1)  # (T,)
+        columns.append(torch.stack([part.any() for part in changed.split(out_block)]))
+    return torch.stack(columns, dim=1)
+
+
+# ------------------------------------------------------------------------------------------------- words as they come
+
+
+def greedy_words(recogniser: nn.Module, frames: Tensor, decoder: tuple) -> tuple[list[str], str, tuple]:
+    """Goes on with greedy decoding of a transducer: encoder frames (T, D) -> words settled now, partial word, decoder.
+
+    decoder: () at the beginning; then W_p g, the prediction network's state, and the labels of the word being written.
+    A word settles when the next one begins.
+    """
+    predictor, joint = recogniser.predictor, recogniser.joint
+    if not decoder:
+        output, state = predictor(torch.full((1, 1), BLANK, device=frames.device))
+        decoder = joint.predict(output)[0, 0], state, []
+    predicted, state, labels = decoder
+    settled = []
+    for encoded in joint.encode(frames):
+        for _ in range(10):  # labels per frame, as rnnt.greedy
+            label = int(joint(encoded, predicted).argmax())
+            if label == BLANK:
+                break
+            output, state = predictor(torch.full((1, 1), label, device=frames.device), state)
+            predicted, labels = joint.predict(output)[0, 0], [*labels, label]
+            words = recogniser.tokenizer.decode(labels).split()
+            if len(words) > 1:
+                settled, labels = [*settled, *words[:-1]], [label]
+    return settled, recogniser.tokenizer.decode(labels).strip(), (predicted, state, labels)
+
+
+def portions(config: RunConfig, seconds: float) -> tuple[int, Iterator[Tensor]]:
+    """The rate of --stream's audio, and the audio (n,) about `seconds` at a time. Raises UserError."""
+    if config.stream == "-":
+        size = 2 * max(1, round(seconds * config.rate))
+        pieces = iter(lambda: sys.stdin.buffer.read(size), b"")
+        return config.rate, (
+            torch.frombuffer(bytearray(b[: len(b) // 2 * 2]), dtype=torch.int16) / 32768 for b in pieces
+        )
+    wave = read_audio(config.stream)
+    return SAMPLE_RATE, iter(wave.split(max(1, round(seconds * SAMPLE_RATE))))
+
+
+@torch.inference_mode()
+def stream_words(recogniser: nn.Module, config: RunConfig, place: Place) -> dict:
+    """--stream: words on stdout as they settle; the one being written, and the time per block, on stderr."""
+    if not recogniser.encoder.chunk:
+        raise UserError(f"{config.checkpoint} has full context and cannot stream: give a streaming student.")
+    seconds = recogniser.encoder.chunk * recogniser.encoder.factor * HOP / SAMPLE_RATE  # of a block
+    rate, audio = portions(config, seconds)
+    encoder = StreamingEncoder(recogniser.frontend, recogniser.encoder, rate)
+    stream, partial, heard, spent, longest, blocks = encoder.start(), "", 0.0, 0.0, 0.0, 0
+    for portion in chain(audio, [None]):  # None: the end
+        started = time.perf_counter()
+        samples = torch.zeros(0) if portion is None else portion
+        (frames,), (stream,) = encoder.push([stream], [samples.to(place.device)], end=portion is None)
+        settled, partial, decoder = greedy_words(recogniser, frames, stream.decoder)
+        stream, took = stream._replace(decoder=decoder), time.perf_counter() - started
+        heard, spent, longest, blocks = heard + len(samples) / rate, spent + took, max(longest, took), blocks + 1
+        print("".join(f"{word} " for word in settled), end="", flush=True)
+        if sys.stderr.isatty():
+            print(f"\r{partial[-40:]:40} {1000 * took:4.0f} ms", end="", file=sys.stderr, flush=True)
+    print(partial, flush=True)
+    note(f"{heard:.1f} s of audio in blocks of {1000 * seconds:.0f} ms: {1000 * spent / blocks:.1f} ms per block, "
+         f"at most {1000 * longest:.1f}; real-time factor {spent / max(heard, 1e-9):.3f}")  # fmt: skip
+    return {}

@@ -1,0 +1,594 @@
+"""Knowledge Distillation from Non-streaming to Streaming ASR Encoder using Auxiliary Non-streaming Layer.
+
+Kyuhong Shim, Jinkyu Lee, Simyung Chang, Kyuwoong Hwang. Interspeech 2023. arXiv 2308.16415.
+
+Idea
+----
+A streaming recogniser writes words while they are spoken, so it hears no future. A teacher that reads the whole
+utterance knows more; but a student that has to match it frame by frame is asked for what it cannot hear. The paper
+gives the student branches for training only: a layer that sees the whole utterance, put on top of a streaming layer.
+Teacher and branch see the same, so they can be compared, and the gradient goes through the branch into the streaming
+layer. An LSTM on top of the branch also predicts the teacher's next frames. At test time the branches are thrown away:
+latency and size are those of a student trained from scratch.
+
+Diagram
+-------
+    wave (B, N) --LogMel--> (B, F, 80) ---+--> causal subsampling --> block 1 … l … L (full context)    teacher, frozen
+                                          |                                 |
+                                          |                           h_l (B, T, D);  its Q, K, V (B, T, 3, H, D/H)
+                                          |                                 |
+                                          |     L_dis(h_l, z_l), L_kld(Q K V), L_apc(h_l one way ahead, r_l)
+                                          |                                 |
+                                          |                 z_l --LSTM--> r_l (B, T, D)                 training only
+                                          |                  |
+                                          |           Transformer layer, full context, with its own Q, K, V
+                                          |                  |
+                                          |                 s_l (B, T, D)
+                                          |                  |
+                                          +--> causal subsampling --> block 1 … l … L (chunks of c frames)    student
+                                                                            |
+    <blank> y_1 … y_U --Predictor (embedding, LSTM)--> g (B, U+1, P) --Joint, tile by tile--> L_rnnt
+
+Equations (the names are this file's own; each with its function, and its test in tests/test_streaming_aux_kd.py)
+---------
+    M(i, j)  = frame i attends frame j iff 0 <= floor(i/c) - floor(j/c) <= left/c    conformer.chunk_mask      test_mask
+    L_rnnt   = -log sum over alignments of prod p(blank or y_{u+1} | t, u)           rnnt.transducer_loss      test_rnnt
+    d(h, z)  = |h - z|_1 / D - log sigmoid(cos(h, z)), h and z normalised            feature_distance          test_d
+    L_dis    = sum_t d(h_t, z_t)                                                     branch_losses             test_dis
+    L_kld    = sum_{X in Q,K,V} 1/A sum_{a,t} KL( softmax_k(x_at . x_ak / sqrt d) teacher || branch )
+                                                                                     relation_loss             test_kld
+    L_apc    = sum_{t < T-N} d(h_{t+N}, r_t)                                          branch_losses             test_apc
+    loss     = L_rnnt + lam sum_l (alpha L_dis + beta L_kld + gamma L_apc)           compute_losses            test_loss
+    comparators: layer_kd, the same with s_l in place of z_l and the block's own Q, K, V: no branch
+    token_kd, with q(t,u) = (p(y_{u+1}), p(blank), the rest):
+    L_token  = sum_{t,u} KL( q_teacher(t,u) || q_student(t+d,u) )                    token_loss               test_token
+
+    c chunk, in encoder frames of 40 ms;  A attention heads, d their width;  N --apc-steps;  lam --kd-weight
+
+Sources
+-------
+Written from the abstract, a summary by others and a second-hand account of the losses; we have not seen the paper's
+body. Options say where their value comes from: [paper] the abstract, [digest] a summary by others, [peer] a toolkit's
+recipe or a neighbouring paper, [choice] ours, as are all sizes of the demo. Symbols and metrics that all scripts share:
+README.md.
+
+Choices (ours, marked again where they stand)
+-------
+    C1 frames     teacher and student share subsampling, depth and width, so that frames and layers line up
+    C2 branches   on every 4th layer; teacher layer l teaches student layer l [digest]
+    C3 norm       our blocks end without a norm and h_l grows with depth: h, z, s, r pass a LayerNorm without parameters
+    C4 relations  softmax over all real frames; Q, K, V before rotation. They are projections of s_l and never pass the
+                  branch's attention, so L_kld compares streaming context with full context
+    C5 hole       in the branch, frame t may not attend t+1 … t+N: else the LSTM could copy what it has to predict
+    C6 apc        with chunks of four frames, 3/4 of its targets (N 1), 1/2 (N 2), none (N 4) lie inside the chunk that
+                  s_t has heard anyway: logged apart
+    C7 token      three classes as in Panchapagesan et al. 2020 (arXiv 2011.06110); with --token-kd-delay the shift with
+                  the smallest mean over nodes, after Delayed-KD (arXiv 2505.22069), which is for CTC
+    C8 training   AdamW; the first epoch goes from short to long utterances; checkpoints are chosen by dev WER
+
+Metrics (beside those of all scripts)
+-------
+    rnnt    the transducer's share of the loss;  kd: dis, kld, apc_inside, apc_beyond (the chunk), token
+    emission_delay    ms by which words that both get right end later than the teacher's, mean over test-clean or the
+                      first test set; a chunk's words come when it is complete, up to --chunk-ms after that
+
+Run
+---
+    python streaming_aux_kd.py                                demo world: teacher, scratch and aux_kd side by side
+    python streaming_aux_kd.py --method aux_kd --losses dis apc --apc-steps 4 --seed 2
+    python streaming_aux_kd.py --data librispeech --root ~/corpora --hours 960 --size M
+    python streaming_aux_kd.py --checkpoint runs/x --stream a.wav         words as they come
+    arecord -q -t raw -f S16_LE -r 16000 | python streaming_aux_kd.py --checkpoint runs/x --stream -
+
+For students: of the three aux masks (hole, causal, none), which gives the smallest L_apc at t mod 4 = 0, 1, 2, 3? Say
+so first, then measure.
+"""
+
+# ruff: noqa: E402  (the command line is read before the heavy imports, so that --help answers at once)
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from common.flags import (
+    Count,
+    Positive,
+    RunConfig,
+    Share,
+    UserError,
+    check_command_line,
+    differences,
+    load_config,
+    parse,
+)
+
+# ================================================================================================== configuration
+
+
+class Size(NamedTuple):
+    """Of encoder, prediction and joint network."""
+
+    layers: int
+    dim: int
+    heads: int
+    ff_dim: int
+    kernel: int
+    channels: int
+    embedding_dim: int
+    predictor_dim: int
+    joint_dim: int
+
+
+SIZES = {  # [choice], after NeMo's small and medium transducers; frames of 40 ms
+    # layers, width, heads, feed-forward width, kernel, subsampling channels; embedding, LSTM; joint network
+    "S": Size(16, 176, 4, 704, 31, 176, 320, 320, 320),
+    "M": Size(16, 256, 4, 1024, 31, 256, 640, 640, 640),
+    "demo": Size(4, 112, 4, 448, 15, 16, 16, 128, 128),
+    "smoke": Size(2, 64, 2, 128, 7, 8, 16, 64, 64),
+}
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    # -- what to do --
+    stream: str | None = None  # a file, or - for 16-bit PCM from standard input: its words as they come
+    rate: Count = 16000  # Hz, of standard input
+    # -- data --
+    max_seconds: Positive = 20.0  # longer training utterances are left out [choice]
+    update_seconds: Positive = 1600.0  # audio per update, over all ranks and micro-batches [choice]
+    speeds: tuple[Positive, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
+    frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
+    time_masks: int = 10  # SpecAugment, each over 0 to 5 % of the utterance [peer]
+    units: Count = 1024  # SentencePiece pieces [choice]
+    # -- method --
+    method: Literal["teacher", "scratch", "token_kd", "layer_kd", "aux_kd"] = "aux_kd"  # row of the table
+    losses: tuple[Literal["dis", "kld", "apc"], ...] = ("dis", "kld", "apc")  # of layer_kd and aux_kd
+    kd_weight: float = 1.0  # lam; the others are relative to sums over frames [digest]
+    dis_weight: float = 0.01  # alpha, of the distance between features [digest]
+    kld_weight: float = 0.0005  # beta, of the attention's relations [digest]
+    apc_weight: float = 0.005  # gamma, of the prediction of the teacher's future [digest]
+    apc_steps: Count = 2  # N, frames ahead (C6 apc)
+    kd_every: Count = 4  # every so many layers, one is taught (C2 branches)
+    aux_mask: Literal["hole", "causal", "none"] = "hole"  # what a branch's attention may not see (C5 hole)
+    token_weight: float = 0.001  # of token_kd, on the sum over nodes [choice]
+    token_kd_delay: int = 0  # frames by which the student may be late, the best per utterance (C7 token)
+    # -- teacher --
+    teacher: str = "auto"  # finished run of the row teacher; auto: the one beside this run, trained there if absent
+    control: Literal["none", "shuffle", "random"] = "none"  # states of another utterance, or of an untrained teacher
+    # -- streaming --
+    chunk_ms: Count = 160  # audio that is heard at once [digest]
+    left_ms: int = 640  # past that attention sees, before the chunk [digest]
+    # -- model --
+    size: Literal["S", "M", "demo", "smoke"] = "S"  # of encoder, prediction and joint network: 14 or 31 million
+    dropout: Share = 0.1  # of the encoder, but not on its attention weights [peer]
+    # -- optimisation --
+    epochs: Count = 60  # passes over the training data [choice]
+    lr: Positive = 1e-3  # peak learning rate, of AdamW [peer] (C8 training)
+    weight_decay: float = 1e-3  # [peer]
+    schedule: Literal["inverse-sqrt", "one-cycle"] = "inverse-sqrt"  # of the learning rate [peer]
+    warmup: Positive = 10000.0  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [peer]
+    clip: Positive = 5.0  # largest norm of the gradient of recogniser and branches, each by itself [peer]
+    average: Count = 10  # epochs with the lowest dev error whose weights are averaged [peer]
+    # -- decoding --
+    decode: Literal["greedy"] = "greedy"  # as a stream has to
+
+    def check(self) -> None:
+        super().check()
+        if self.chunk_ms % FRAME_MS or self.left_ms % self.chunk_ms:
+            raise UserError(f"--chunk-ms is a multiple of {FRAME_MS}, and --left-ms of --chunk-ms.")
+        if self.stream and not self.checkpoint:
+            raise UserError("--stream needs --checkpoint, the folder of a finished run.")
+        if self.kd_every > SIZES[self.size].layers:
+            raise UserError(f"--kd-every {self.kd_every} is more than the {SIZES[self.size].layers} layers.")
+
+
+FRAME_MS = 40  # of encoder frames
+DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about four minutes per row on one core
+    workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0, speeds=(1.0,), frequency_masks=0, time_masks=0,
+    methods=("teacher", "scratch", "aux_kd"), units=100, size="demo", kd_every=2, dropout=0.0,
+    epochs=4, lr=4.5e-3, weight_decay=1e-2, schedule="one-cycle", warmup=0.3, average=1,
+)  # fmt: skip
+SMOKE = DEMO | dict(data="demo-smoke", hours=0.1, size="smoke", update_seconds=8.0, epochs=2)
+PRESETS = {"smoke": SMOKE, "demo": DEMO}
+
+if __name__ == "__main__":
+    check_command_line(Config, PRESETS, __doc__)
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from common import metrics, rnnt, scoring
+from common.conformer import (
+    Conformer,
+    FeedForward,
+    SelfAttention,
+    Shared,
+    Tap,
+    chunk_mask,
+    length_mask,
+    rotary_table,
+    subsampled,
+)
+from common.corpora import Corpus, trainable
+from common.ctc import BLANK
+from common.data import Batch, read_corpus, read_one, sample_waves
+from common.features import LogMel, num_frames, spec_augment
+from common.place import Place, note, reseed, start
+from common.scoring import Transcript
+from common.streaming import dependencies, stream_words
+from common.text import SentencePiece, load_tokenizer
+from common.training import Run, load_recogniser, print_parameters
+
+# ========================================================================================================== model
+
+
+class Recogniser(nn.Module):
+    """Log-mel front end, Conformer, prediction and joint network: a transducer, full-context or streaming."""
+
+    def __init__(self, config: Config, vocabulary: int, tokenizer: SentencePiece | None = None):
+        super().__init__()
+        size, self.tokenizer = SIZES[config.size], tokenizer
+        self.masks = config.frequency_masks, config.time_masks
+        streaming = dict(chunk=config.chunk_ms // FRAME_MS, left=config.left_ms // FRAME_MS)
+        self.frontend = LogMel()
+        streaming = {} if config.method == "teacher" else streaming
+        sizes = size.dim, size.layers, size.heads, size.ff_dim, size.kernel, config.dropout, 4, size.channels
+        self.encoder = Conformer(*sizes, causal_subsampling=True, **streaming)  # (C1 frames)
+        self.predictor = rnnt.Predictor(vocabulary, size.embedding_dim, size.predictor_dim)
+        self.joint = rnnt.Joint(size.dim, size.predictor_dim, size.joint_dim, vocabulary)
+
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Normalised features (B, F, 80), augmented in training; frames (B,)."""
+        features, frames = self.frontend(batch.waves, batch.samples)
+        if self.training:
+            features = spec_augment(features, frames, self.masks[0], 27, self.masks[1], 0.05)
+        return features, frames
+
+    def transcribe(self, batch: Batch, place: Place) -> list[Transcript]:
+        with place.autocast():
+            encoded = self.encoder(*self.features(batch))
+        paths = rnnt.greedy(self.predictor, self.joint, self.joint.encode(encoded.output.float()), encoded.lengths)
+        return [scoring.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths]
+
+
+class Branch(nn.Module):
+    """On a streaming layer: a Transformer layer that sees the whole utterance, and an LSTM that predicts on."""
+
+    def __init__(self, dim: int, heads: int, ff_dim: int, config: Config):
+        super().__init__()
+        self.attention = SelfAttention(dim, heads)
+        self.feed_forward = FeedForward(dim, ff_dim, config.dropout)
+        self.lstm = nn.LSTM(dim, dim, batch_first=True)
+        self.kind, self.steps = config.aux_mask, config.apc_steps
+
+    def forward(self, s: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """s (B, T, D), lengths (B,) -> z (B, T, D); queries, keys, values (B, T, 3, H, D/H), not rotated."""
+        (B, T, D), H, real = s.shape, self.attention.heads, length_mask(lengths, s.shape[1])
+        mask = branch_mask(T, self.kind, self.steps, s.device) & real[:, None]  # (B, T, T)
+        mask = mask | torch.eye(T, dtype=torch.bool, device=s.device)  # padding attends itself: no softmax of nothing
+        no_past, keep = s.new_zeros(B, 0, 2, H, D // H), lengths.new_zeros(B, 0)
+        shared = Shared(real, mask[:, None], rotary_table(T, D // H, s.device), keep, keep)
+        y, qkv, _ = self.attention(s, no_past, shared)
+        x = s + y
+        return x + self.feed_forward(x), qkv
+
+
+def branch_mask(T: int, kind: str, steps: int, device=None) -> Tensor:
+    """(T, T), True where frame t may attend frame k: all, none of the future, or all but the next `steps` (C5 hole)."""
+    ahead = torch.arange(T, device=device) - torch.arange(T, device=device)[:, None]  # k - t
+    return {"none": ahead > -T, "causal": ahead <= 0, "hole": (ahead <= 0) | (ahead > steps)}[kind]
+
+
+def taught_layers(config: Config) -> list[int]:
+    """Every --kd-every'th layer, counted from 1 (C2 branches)."""
+    return list(range(config.kd_every, SIZES[config.size].layers + 1, config.kd_every))
+
+
+def build_models(config: Config, vocabulary: int, tokenizer: SentencePiece | None = None) -> nn.ModuleDict:
+    """What is trained: `recogniser`, and `branches` for aux_kd, or their LSTMs alone for layer_kd.
+
+    They come last, so that all students of a seed begin with the same weights.
+    """
+    size, models = SIZES[config.size], nn.ModuleDict({"recogniser": Recogniser(config, vocabulary, tokenizer)})
+    if config.method == "aux_kd":
+        sizes = size.dim, size.heads, size.ff_dim, config
+        models["branches"] = nn.ModuleDict({str(layer): Branch(*sizes) for layer in taught_layers(config)})
+    if config.method == "layer_kd" and "apc" in config.losses:
+        lstms = {str(layer): nn.LSTM(size.dim, size.dim, batch_first=True) for layer in taught_layers(config)}
+        models["branches"] = nn.ModuleDict(lstms)
+    return models
+
+
+def fits(samples: int, labels: list[int]) -> bool:
+    """A transducer needs one encoder frame, whatever the labels."""
+    return subsampled(num_frames(samples), 4, causal=True) >= 1
+
+
+# =========================================================================================================== loss
+
+
+def feature_distance(h: Tensor, z: Tensor) -> Tensor:
+    """d(h, z) = |h - z|_1 / D - log sigmoid(cos(h, z)) of normalised features: (B, T, D) twice -> (B, T) (C3 norm)."""
+    h, z = (F.layer_norm(x.float(), x.shape[-1:]) for x in (h, z))
+    return (h - z).abs().mean(-1) - F.logsigmoid(F.cosine_similarity(h, z, dim=-1))
+
+
+def relation_loss(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
+    """L_kld, summed over the frames of all utterances: (B, T, 3, H, d) twice, mask (B, T) (C4 relations)."""
+    log_p = []
+    for qkv in (teacher, student):
+        x = qkv.float().permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
+        scores = x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5  # (3, B, H, T, T)
+        log_p.append(scores.masked_fill(~mask[:, None, None], -1e9).log_softmax(-1))
+    divergence = (log_p[0].exp() * (log_p[0] - log_p[1])).sum(-1)  # (3, B, H, T)
+    return (divergence * mask[:, None]).sum() / teacher.shape[3]
+
+
+def branch_losses(
+    teacher: Tap, z: Tensor, qkv: Tensor, r: Tensor | None, lengths: Tensor, config: Config
+) -> dict[str, Tensor]:
+    """{"dis", "kld", "apc_inside", "apc_beyond"} of one layer, summed over utterances and their frames.
+
+    teacher: h (B, T, D) and its queries, keys, values; z, r: of the branch, (B, T, D). apc: by whether frame t + N lies
+    in the chunk of frame t, which the student has heard (C6 apc).
+    """
+    h, T, N = teacher.raw.detach(), z.shape[1], config.apc_steps
+    mask, found = length_mask(lengths, T), {}
+    if "dis" in config.losses:
+        found["dis"] = (feature_distance(h, z) * mask).sum()
+    if "kld" in config.losses:
+        found["kld"] = relation_loss(teacher.qkv.detach(), qkv, mask)
+    if "apc" in config.losses:
+        distance = feature_distance(h[:, N:], r[:, : max(0, T - N)]) * mask[:, N:]  # (B, T - N); none if T <= N
+        chunk = torch.arange(T, device=h.device) // (config.chunk_ms // FRAME_MS)
+        inside = chunk[N:] == chunk[: max(0, T - N)]
+        found["apc_inside"], found["apc_beyond"] = distance[:, inside].sum(), distance[:, ~inside].sum()
+    return found
+
+
+def collapse(joint: rnnt.Joint, encoded: Tensor, predicted: Tensor, targets: Tensor, tile: int = 16) -> Tensor:
+    """log of (p(y_{u+1}), p(blank), the rest) at every node (B, T, U+1, 3), `tile` frames at a time (C7 token).
+
+    encoded (B, T, D), predicted (B, U+1, D), targets (B, U). Behind the last label, the first is next to 0.
+    """
+    labels = F.pad(targets, (0, 1), value=BLANK)[:, None, :, None]  # (B, 1, U+1, 1)
+    last = torch.arange(labels.shape[2], device=targets.device) == targets.shape[1]
+
+    def part(encoded: Tensor) -> Tensor:
+        log_probs = joint(encoded[:, :, None], predicted[:, None]).float().log_softmax(-1)  # (B, t, U+1, V)
+        index = labels.expand(*log_probs.shape[:3], 1)
+        label = log_probs.gather(-1, index)[..., 0].masked_fill(last, -1e4)
+        rest = log_probs.scatter(-1, index, -torch.inf).index_fill(
+            -1, torch.tensor(BLANK, device=index.device), -torch.inf
+        )
+        return torch.stack([label, log_probs[..., BLANK], rest.logsumexp(-1)], -1)
+
+    return torch.cat([checkpoint(part, x, use_reentrant=False) for x in encoded.split(tile, 1)], 1)
+
+
+def token_loss(teacher: Tensor, student: Tensor, lengths: Tensor, target_lengths: Tensor, delay: int) -> Tensor:
+    """L_token of each utterance (B,): both (B, T, U+1, 3) log-probabilities of `collapse`.
+
+    delay: of the shifts 0 … delay of the student against the teacher, the one with the smallest mean over the nodes
+    that both have counts, scaled to T (U+1) nodes; a sum would favour late shifts, which have fewer.
+    """
+    T, U = teacher.shape[1], teacher.shape[2] - 1
+    real_u = length_mask(target_lengths + 1, U + 1)  # (B, U+1)
+    means = []
+    for d in range(min(delay, T - 1) + 1):
+        p, q = teacher[:, : T - d], student[:, d:]
+        divergence = (p.exp() * (p - q)).sum(-1)  # (B, T - d, U+1)
+        real = length_mask((lengths - d).clamp(min=0), T - d)[..., None] & real_u[:, None]
+        nodes = real.sum((1, 2))
+        mean = (divergence * real).sum((1, 2)) / nodes.clamp(min=1)
+        means.append(mean.masked_fill(nodes == 0, torch.inf) if d else mean)
+    return torch.stack(means).min(0).values * lengths * (target_lengths + 1)
+
+
+def compute_losses(
+    models: nn.ModuleDict, batch: Batch, teacher: Recogniser | None, config: Config, place: Place
+) -> tuple[Tensor, dict]:
+    """The batch's loss; and its parts; all summed over its utterances. Networks may run in bf16, losses are fp32."""
+    student, layers = models["recogniser"], taught_layers(config) if config.method in ("layer_kd", "aux_kd") else []
+    joint, costs = student.joint, {}
+    with place.autocast():
+        features, frames = student.features(batch)
+        encoded = student.encoder(features, frames, layers)
+        lengths, sizes = encoded.lengths, (batch.targets, encoded.lengths, batch.target_lengths)
+        predicted = joint.predict(student.predictor.all_states(batch.targets))
+        losses, _ = rnnt.transducer_loss(joint, joint.encode(encoded.output), predicted, *sizes)
+        if teacher:  # hears the same augmented features
+            shift = len(features) > 1 and config.control == "shuffle"
+            with torch.no_grad():
+                full = teacher.encoder(features.roll(int(shift), 0), frames.roll(int(shift), 0), layers)
+        for layer, tap, target in zip(layers, encoded.taps, full.taps if teacher else [], strict=True):
+            branch = models["branches"][str(layer)] if "branches" in models else None
+            z, qkv = branch(tap.raw, lengths) if config.method == "aux_kd" else (tap.raw, tap.qkv)
+            lstm = branch.lstm if config.method == "aux_kd" else branch
+            r = lstm(z)[0] if "apc" in config.losses else None
+            for name, cost in branch_losses(target, z, qkv, r, lengths, config).items():
+                costs[name] = costs.get(name, 0.0) + cost
+        if config.method == "token_kd":
+            with torch.no_grad():
+                states = teacher.joint.predict(teacher.predictor.all_states(batch.targets))
+                q = collapse(teacher.joint, teacher.joint.encode(full.output), states, batch.targets)
+            p = collapse(joint, joint.encode(encoded.output), predicted, batch.targets)
+            costs["token"] = token_loss(q, p, lengths, batch.target_lengths, config.token_kd_delay).sum()
+    weights = dict(dis=config.dis_weight, kld=config.kld_weight, token=config.token_weight)
+    weights |= dict(apc_inside=config.apc_weight, apc_beyond=config.apc_weight)
+    loss = losses.sum()
+    kd = sum(weights[name] * cost for name, cost in costs.items())
+    return loss + config.kd_weight * kd, {"rnnt": loss} | ({"kd": costs} if costs else {})
+
+
+# ======================================================================================================== teacher
+
+
+def teacher_folder(config: Config) -> Path:
+    """Where the finished run of the row `teacher` is, or will be: beside this one, or where it is by default."""
+    if config.teacher != "auto":
+        return Path(config.teacher)
+    beside = Path(config.out).with_name("teacher")
+    default = Path("runs") / f"streaming_aux_kd-{Path(config.data).name}-teacher-s{config.seed}"
+    return beside if (beside / "config.json").exists() else default
+
+
+def find_teacher(config: Config, place: Place) -> Recogniser:
+    """The teacher, frozen: an ordinary run of that row, which is trained first, or gone on with, if it is not finished.
+
+    Raises UserError where it was trained on other data, or is another model than this run's.
+    """
+    folder = teacher_folder(config)
+    begun = (folder / "config.json").exists()
+    asked = replace(config, method="teacher", teacher="auto", out=str(folder), resume=begun)
+    if begun:
+        stored = load_config(Config, folder, PRESETS)
+        own = {name: getattr(stored, name) for name in PART_OF_STUDENTS}
+        if changed := differences(stored, replace(asked, **own)):
+            raise UserError(
+                f"the teacher in {folder} was trained otherwise ({'; '.join(changed)}): give another --teacher."
+            )
+        asked = replace(asked, **own)
+    if not (folder / "model.safetensors").exists():
+        if place.first:
+            note(f"the teacher first, in {folder}")
+        run_method(asked)
+    teacher = load(replace(asked, checkpoint=str(folder)), place)
+    if config.control == "random":
+        reseed(config.seed, 2)
+        teacher.encoder.apply(lambda part: part.reset_parameters() if hasattr(part, "reset_parameters") else None)
+    return teacher.requires_grad_(False)
+
+
+# Options of the students, about which a teacher need not agree.
+PART_OF_STUDENTS = (
+    "losses", "kd_weight", "dis_weight", "kld_weight", "apc_weight", "apc_steps", "kd_every", "aux_mask", "control",
+    "token_weight", "token_kd_delay", "chunk_ms", "left_ms",
+)  # fmt: skip
+
+# ========================================================================================================== train
+
+
+def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict]:
+    """Trains until the last epoch; the recogniser has the average of the best epochs, the report goes into RESULT."""
+    utterances = trainable(corpus.train, config.max_seconds)
+    teacher = find_teacher(config, place) if config.method in ("token_kd", "layer_kd", "aux_kd") else None
+    tokenizer = SentencePiece.build((u.text for u in utterances), config.units)
+    reseed(config.seed, int(config.method != "teacher"))
+    models = build_models(config, tokenizer.size, tokenizer).to(place.device)
+    recogniser = models["recogniser"]
+    recogniser.frontend.fit(sample_waves(utterances, config))
+    groups = [{"params": list(part.parameters()), "lr": config.lr} for part in models.values()]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    run = Run(config, place, models, optimizer, utterances, tokenizer.encode, fits)
+    for _ in run.epochs():
+        for update in run.updates():
+            for batch in update:
+                loss, parts = compute_losses(models, batch, teacher, config, place)
+                loss.backward()
+                update.add(loss, parts)
+            update.average_gradients()
+            # Each part's gradient is clipped by itself: the branches must not slow the recogniser down.
+            norms = [nn.utils.clip_grad_norm_(part.parameters(), config.clip).item() for part in models.values()]
+            update.log |= {"norm": norms[0], "lr": run.set_learning_rates()}
+            if update.usable(*norms):
+                optimizer.step()
+            optimizer.zero_grad()
+        run.end_epoch(recogniser, scoring.dev_scores(recogniser, corpus, config, place))
+    report = run.finish(recogniser)
+    if place.first and config.method == "aux_kd":
+        draw_features(config, models, teacher, corpus, place)
+    if teacher and config.control == "none":
+        report["emission_delay"] = emission_delay(recogniser, teacher, corpus, config, place)
+    return recogniser, report
+
+
+def emission_delay(student: Recogniser, teacher: Recogniser, corpus: Corpus, config: Config, place: Place) -> float:
+    """ms by which words end later than the teacher's, mean over words of the first test set that both get right."""
+    utterances, ends = next(iter(corpus.tests.values())), []
+    for recogniser in (student, teacher):
+        found = scoring.decode(recogniser, utterances, config, place)
+        ends.append({})
+        for u in (u for u in utterances if u.id in found):
+            ends[-1] |= {(u.id, i): found[u.id].words[j].end for i, j in metrics.hits(u.text, found[u.id].text)}
+    delays = [1000 * (end - ends[1][word]) for word, end in ends[0].items() if word in ends[1]]
+    return round(sum(delays) / max(len(delays), 1), 1)
+
+
+# ======================================================================================================= figures
+
+
+@torch.inference_mode()
+def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
+    """dependencies.png: the chunk mask, and which outputs change when a chunk of the input does."""
+    from common import figures
+
+    encoder, chunk, n = recogniser.eval().encoder, config.chunk_ms // FRAME_MS, 16
+    features = torch.zeros(n * 4 * chunk, 80, device=place.device)
+
+    def outputs(x: Tensor) -> Tensor:
+        return encoder(x[None], torch.tensor([len(x)], device=x.device)).output[0]
+
+    measured = dependencies(outputs, features, 4 * chunk, chunk)  # (n, n)
+    mask = chunk_mask(n, 1, config.left_ms // config.chunk_ms) if encoder.chunk else torch.ones(n, n, dtype=torch.bool)
+    panels = {"one layer's attention": mask.float().numpy(), "the encoder, measured": measured.cpu().float().numpy()}
+    figures.matrices(Path(config.out) / "dependencies.png", panels, "chunk of the input", "chunk of the output")
+
+
+@torch.inference_mode()
+def draw_features(config: Config, models: nn.ModuleDict, teacher: Recogniser, corpus: Corpus, place: Place) -> None:
+    """features.png: the last taught layer of teacher, student and branch over one training utterance."""
+    from common import figures
+
+    batch, layer = (
+        read_one(trainable(corpus.train, config.max_seconds)[0], config).to(place.device),
+        taught_layers(config)[-1],
+    )
+    features, frames = models.eval()["recogniser"].features(batch)
+    (student,), lengths = (x := models["recogniser"].encoder(features, frames, [layer])).taps, x.lengths
+    (full,) = teacher.encoder(features, frames, [layer]).taps
+    z, _ = models["branches"][str(layer)](student.raw, lengths)
+    panels = {"teacher": full.raw, "branch": z, "student": student.raw}
+    panels = {name: F.layer_norm(x[0], x.shape[-1:]).T.cpu().numpy() for name, x in panels.items()}
+    figures.matrices(Path(config.out) / "features.png", panels, "frame", f"layer {layer}, dimension")
+
+
+# ============================================================================================================ main
+
+
+def load(config: Config, place: Place) -> Recogniser:
+    """The finished model in --checkpoint. Raises UserError."""
+    tokenizer = load_tokenizer(config.checkpoint)
+    return load_recogniser(Recogniser(config, tokenizer.size, tokenizer), config.checkpoint, place)
+
+
+def run_method(config: Config) -> dict:
+    """Trains and scores, or with --checkpoint scores, transcribes or streams. Returns what RESULT says."""
+    place = start(config)
+    if config.stream:
+        return stream_words(load(config, place), config, place)
+    if config.transcribe:
+        return scoring.transcribe_files(load(config, place), config, place)
+    corpus = read_corpus(config, place)
+    recogniser, report = (load(config, place), {}) if config.checkpoint else train(config, corpus, place)
+    result = {"script": "streaming_aux_kd", "method": config.method, "seed": config.seed}
+    result |= scoring.evaluate(recogniser, corpus, config, place) | report
+    if place.first and not config.checkpoint:
+        draw(config, recogniser, corpus, place)
+    return scoring.report(result, config, place)
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """One method: what RESULT says; several, one after the other: {method: what RESULT says}, shown side by side."""
+    configs = parse(Config, PRESETS, __doc__, argv)
+    if configs[0].summary:
+        return print_parameters(build_models(configs[-1], configs[-1].units + 1))
+    return scoring.compare(configs, [run_method(config) for config in configs])
+
+
+if __name__ == "__main__":
+    main()
