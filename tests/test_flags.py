@@ -474,13 +474,33 @@ def test_every_option_is_explained(capsys):
     assert positions == sorted(positions)
 
 
-def test_a_wrong_folder_is_no_wrong_command_line(tmp_path, monkeypatch):
+def test_a_wrong_folder_is_no_wrong_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(sys, "argv", ["x.py", "--checkpoint", str(tmp_path)])
-    with pytest.raises(SystemExit, match="error: .* holds no run") as stop:
+    with pytest.raises(UserError, match="holds no run") as error:
         check_command_line(Config, PRESETS, DOC)
-    assert isinstance(stop.value.code, str)  # which Python turns into exit code 1
+    sys.excepthook(error.type, error.value, error.tb)  # as Python does, before it exits with 1
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and len(said.err.splitlines()) == 1 and not said.out
     monkeypatch.setattr(sys, "argv", ["x.py", "--seed", "2"])
     assert check_command_line(Config, PRESETS, DOC) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "stopped."),
+        (MemoryError(), "lower --batch-seconds"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "lower --batch-seconds"),
+        (ValueError("a bug of ours"), "ValueError: a bug of ours"),  # with its traceback
+    ],
+)
+def test_what_ends_a_script(error, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    check_command_line(Config, PRESETS, DOC)
+    sys.excepthook(type(error), error, None)
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_help_answers_before_torch_is_imported():
