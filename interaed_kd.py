@@ -4,11 +4,11 @@ Michael Hentschel, Yuta Nishikawa, Tatsuya Komatsu, Yusuke Fujita. ICASSP 2024. 
 
 Idea
 ----
-CTC writes all words of an utterance at once: fast, but no word can look at the others, so CTC knows little about
-language. The paper lets a language model teach it. During training, an attention decoder reads the encoder at
-intermediate layers and at the last one and learns the probabilities that BERT gives every token; the gradient carries
-this knowledge into the encoder, down to its lower layers. At test time the decoder is thrown away, and CTC decodes in
-parallel as before.
+CTC predicts the labels of all frames at once, each independent of the other outputs given the audio: fast, but it
+learns little about language. The paper lets a language model teach it. During training, an attention decoder reads the
+encoder at intermediate layers and at the last one and learns the probabilities that BERT gives every token; the
+gradient carries this knowledge into the encoder, down to its lower layers. At test time the decoder is thrown away
+[digest], and CTC decodes in parallel as before.
 
 Diagram
 -------
@@ -34,14 +34,14 @@ Equations (the names are this file's own; each with its function, and its test i
 ---------
     ctc_l  = -log sum over paths that collapse to y of prod_t p_l(path_t | x)     ctc.ctc_loss             test_ctc_l
     z_i    = BERT's logits at y_i, masked                                         label_tokens             test_z
-    q_i    = softmax(z_i / tau) over the K kept pieces with the largest z_i       soften                   test_q
-    H_l(q) = - sum_i sum_v [(1-e) q_i(v) + e/V] log p_l(v | y_<i, x)              smoothed_cross_entropy   test_h
-    att_l  = H_l(one-hot y),  kd_l = H_l(q);  <eos> is one-hot in both            mix_loss                 test_att_kd
+    q_i    = softmax(z_i / tau) over the K student pieces with the largest z_i    soften                   test_q
+    H_l(q) = - sum_{i=1}^{U+1} sum_v [(1-e) q_i(v) + e/V] log p_l(v | y_<i, x)    smoothed_cross_entropy   test_h
+    att_l  = H_l(one-hot y),  kd_l = H_l(q);  y_{U+1} is <eos>, one-hot in both   mix_loss                 test_att_kd
     mix_l  = (1-a) att_l + a kd_l                                                 mix_loss                 test_mix
     loss   = lam [(1-w) ctc_last + w mean_taps ctc_l]
              + (1-lam) [(1-u) mix_last + u mean_taps mix_l]                       total_loss               test_loss
 
-    lam, w, u, a: a row of the table each, see METHODS;  tau: temperature;  K: pieces kept;  e: label smoothing
+    lam, w, u, a: a row of the table each, see METHODS;  tau: temperature;  K: pieces in a soft label;  e: smoothing
     taps: encoder layers with losses of their own, counted from 1;  S layers (taps and last) that the decoder reads
 
 Sources
@@ -54,7 +54,7 @@ Symbols and metrics that all scripts share: README.md.
 Choices (ours, marked again where they stand)
 -------
     C1 units      the teacher's own word pieces, pruned to those the training transcripts use
-    C2 taps       at one third and two thirds of the full preset's depth
+    C2 taps       at one and two thirds of the full preset's depth [peer]; the paper's are not known to us
     C3 weights    of the rows; the paper's are not known to us
     C4 Conformer  rotary positions, LayerNorm in the convolution module, no dropout on attention weights
     C5 training   AdamW; the first epoch goes from short to long utterances; checkpoints are chosen by dev WER
@@ -64,7 +64,7 @@ Choices (ours, marked again where they stand)
 Metrics (beside those of all scripts)
 -------
     teacher_top1, teacher_top_k   how often the transcript's piece is BERT's first guess, and among its K
-    teacher_seconds               what asking for all answers kept under this teacher cost, summed over ranks
+    teacher_seconds               spent on all answers in this teacher's cache, in earlier runs too, summed over ranks
 
 Run
 ---
@@ -112,7 +112,7 @@ class Config(RunConfig):
     speeds: tuple[Positive, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
     frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
     time_masks: int = 5  # SpecAugment, each over 0 to 5 % of the utterance; 10 for 960 h [peer]
-    units: Count = 5000  # word pieces kept, the most frequent in the transcripts; characters come on top [choice]
+    units: Count = 5000  # word pieces kept, the most frequent in the transcripts; characters come on top (C1 units)
     # -- method --
     method: Literal["ctc", "interctc", "aed", "aed_kd", "interaed", "interaed_kd"] = "interaed_kd"  # row of the table
     taps: tuple[Count, ...] = (6, 12)  # encoder layers with losses of their own (C2 taps)
@@ -143,15 +143,15 @@ class Config(RunConfig):
     decoder_ff_dim: Count = 2048  # width inside its feed-forward parts [choice]
     decoder_sharing: Literal["shared", "separate"] = "shared"  # one for all layers, or one for each (C6 decoder)
     # -- optimisation --
-    epochs: Count = 180  # passes over the training data; the peers' 60 passes over three copies of other speed [peer]
+    epochs: Count = 180  # passes over the data [peer]: 60 over data tripled by speed perturbation (C5 training)
     lr: Positive = 2e-3  # peak learning rate [peer], of AdamW (C5 training)
     weight_decay: float = 1e-6  # [choice]
     schedule: Literal["inverse-sqrt", "one-cycle"] = "inverse-sqrt"  # of the learning rate [peer]
     warmup: Positive = 15000.0  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [peer]
-    clip: Positive = 5.0  # largest norm of the gradient of recogniser and decoder, each by itself [peer]
-    average: Count = 10  # epochs with the lowest dev error whose weights are averaged [peer]
+    clip: Positive = 5.0  # largest norm of the gradient of recogniser and decoder, each by itself [peer] (C6 decoder)
+    average: Count = 10  # epochs with the lowest dev WER whose weights are averaged [peer] (C5 training)
     # -- decoding --
-    decode: Literal["greedy", "beam"] = "greedy"  # beam: CTC prefix beam search, the paper's comparator
+    decode: Literal["greedy", "beam"] = "greedy"  # beam: CTC prefix beam search, with --lm the comparator
     lm: str | None = None  # causal language model for the beam, with the teacher's pieces: hub name, folder, demo/lm
     beam: Count = 10  # prefixes kept per frame [choice]
     lm_weight: tuple[float, ...] = (0.2, 0.4, 0.6)  # each is tried on 100 dev utterances [choice]
@@ -166,7 +166,7 @@ class Config(RunConfig):
             raise UserError(f"--kd-where {self.kd_where}: {self.method} has no decoder there that could learn.")
 
 
-DEMO = dict(  # [choice] learns to recognise the demo world in three minutes on two cores; a scene has ten homophones
+DEMO = dict(  # [choice] learns to recognise the demo world in three minutes on two cores; a scene has 10 homophones
     workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0, speeds=(1.0,), frequency_masks=0, time_masks=0,
     methods=("ctc", "interaed_kd"), taps=(2,), ctc_share=0.8, teacher="demo", top_k=12, temperature=1.0,
     subsampling=8, channels=16, layers=4, dim=112, ff_dim=448, kernel=15, dropout=0.0, decoder_layers=1,
@@ -177,11 +177,11 @@ PRESETS = {"smoke": SMOKE, "demo": DEMO}
 
 
 def row(config: Config) -> Weights:
-    """The weights of the row, but for those that options give: no decoder comes to a row without, no taps to ctc."""
+    """The method's weights, overridden by options; a method without decoder takes only w, and ctc none of them."""
     weights = METHODS[config.method]
     given = Weights(config.ctc_share, config.tap_ctc_share, config.tap_decoder_share, config.teacher_share)._asdict()
-    free = Weights._fields if weights.lam < 1 else ["w"] if weights.w else []
-    return weights._replace(**{name: given[name] for name in free if given[name] is not None})
+    changeable = Weights._fields if weights.lam < 1 else ["w"] if weights.w else []
+    return weights._replace(**{name: given[name] for name in changeable if given[name] is not None})
 
 
 def taps(config: Config) -> tuple[int, ...]:
@@ -214,7 +214,7 @@ from torch import Tensor, nn
 
 from common import cache, ctc, scoring
 from common.conformer import Conformer, length_mask, subsampled
-from common.corpora import Corpus, Utterance, trainable
+from common.corpora import Corpus, Utterance, session_order, trainable
 from common.data import Batch, read_corpus, read_one, sample_waves
 from common.features import FRAME_SECONDS, LogMel, num_frames, spec_augment
 from common.place import Place, first_rank_first, note, reseed, start, synchronise
@@ -393,30 +393,30 @@ class Question(NamedTuple):
     y: Tensor  # (U,) the labels
 
     def asked(self, piece_of: Tensor, longest: int) -> Tensor:
-        """(U,) True where BERT has the piece and can read so far; elsewhere the soft label is the hard one."""
+        """(U,) True where BERT has the piece and reads so far; elsewhere the soft label is replaced by the hard one."""
         return (piece_of[self.y] >= 0) & (self.first + torch.arange(len(self.y)) < longest)
 
 
-def questions_of(
-    config: Config, tokenizer: WordPiece, teacher: MaskedLM, utterances: list[Utterance]
-) -> list[Question]:
-    """--teacher-context full: with the utterances before and after it in its session, as many as fit in 256 tokens."""
-    piece_of, longest = tokenizer.ids_in(teacher.pieces), min(256, teacher.longest)
-    targets = [tokenizer.encode(u.text) for u in utterances]
-    texts = [[piece_of[y - 1] if piece_of[y - 1] >= 0 else teacher.unk for y in target] for target in targets]
-    sessions, found = [u.session for u in utterances], []
-    for i, target in enumerate(targets):
-        before, after, room = i, i + 1, longest - 2 - len(target)  # utterances [before, after) are read
+def questions_of(config: Config, tokenizer: WordPiece, bert: MaskedLM, utterances: list[Utterance]) -> list[Question]:
+    """Each alone, or with --teacher-context full among its session's neighbours, as many as fit in 256 tokens."""
+    piece_of, longest = tokenizer.ids_in(bert.pieces), min(256, bert.longest)
+    targets = {u.id: tokenizer.encode(u.text) for u in utterances}
+    texts = {name: [p if (p := piece_of[y - 1]) >= 0 else bert.unk for y in ys] for name, ys in targets.items()}
+    sessions, questions = session_order(utterances), []
+    for u in utterances:
+        session, i = sessions[u.id]
+        before, after, room = i, i + 1, longest - 2 - len(texts[u.id])  # session[before:after] is read
         while config.teacher_context == "full":
             nearest = sorted((before - 1, after), key=lambda j: abs(j - i))  # in turn
-            candidates = [j for j in nearest if 0 <= j < len(texts) and sessions[j] == sessions[i]]
-            j = next((j for j in candidates if len(texts[j]) <= room), None)
-            if j is None:
+            fitting = [j for j in nearest if 0 <= j < len(session) and len(texts[session[j]]) <= room]
+            if not fitting:
                 break
-            before, after, room = min(before, j), max(after, j + 1), room - len(texts[j])
-        ids = [teacher.cls, *(piece for text in texts[before:after] for piece in text), teacher.sep]
-        found.append(Question(ids, 1 + sum(map(len, texts[before:i])), torch.tensor(target)))
-    return found
+            before, after = min(before, fitting[0]), max(after, fitting[0] + 1)
+            room -= len(texts[session[fitting[0]]])
+        ids = [bert.cls, *(piece for name in session[before:after] for piece in texts[name]), bert.sep]
+        start = 1 + sum(len(texts[name]) for name in session[before:i])
+        questions.append(Question(ids, start, torch.tensor(targets[u.id])))
+    return questions
 
 
 def soften(logits: Tensor, kept: Tensor, k: int, tau: float) -> tuple[Tensor, Tensor]:
@@ -433,8 +433,8 @@ def soften(logits: Tensor, kept: Tensor, k: int, tau: float) -> tuple[Tensor, Te
 def label_tokens(teacher: MaskedLM, questions: list[Question], piece_of: Tensor, k: int, tau: float) -> list[SoftLabel]:
     """Asks the teacher about every token -> (U, K) each. piece_of (V,): the teacher's piece of each label, or -1.
 
-    Several labels may have the same piece (the apostrophes): what the teacher says of it is meant for the transcript's
-    own one, elsewhere for the first.
+    Several labels may share a piece (the three apostrophes): its probability goes to the transcript's own label if that
+    is one of them, else to the first.
     """
     first = {piece: label for label, piece in reversed([*enumerate(piece_of.tolist())])}  # the first label with a piece
     kept = torch.tensor([p if first[p] == v else -1 for v, p in enumerate(piece_of.tolist())])
@@ -448,7 +448,7 @@ def label_tokens(teacher: MaskedLM, questions: list[Question], piece_of: Tensor,
     y = torch.cat([q.y for q in questions])[:, None]  # (tokens, 1)
     asked = torch.cat([q.asked(piece_of, teacher.longest) for q in questions])[:, None]
     labels = torch.where(piece_of[labels] == piece_of[y], y, labels)
-    labels = torch.where(asked, labels, y * torch.eye(1, k, dtype=torch.long))
+    labels = torch.where(asked, labels, y * torch.eye(1, k, dtype=torch.long))  # hard: y with probability 1
     probs = torch.where(asked, probs, torch.eye(1, k))
     return [SoftLabel(*pair) for pair in zip(labels.short().split(sizes), probs.split(sizes), strict=True)]
 
@@ -486,8 +486,8 @@ def soft_labels(
     if place.first:
         note(f"the teacher's first guess is right at {top1:.0%} of the tokens, one of its top K at {top_k:.0%}")
     if config.soft_labels == "uniform":
-        even = torch.tensor(1 / k)
-        found = [x._replace(probs=torch.where(x.probs[:, -1:] > 0, even, x.probs)) for x in found]
+        rows = zip(found, asked.split([len(q.y) for q in questions]), strict=True)
+        found = [x._replace(probs=torch.where(a[:, None], torch.tensor(1 / k), x.probs)) for x, a in rows]
     end = torch.zeros(1, k, dtype=torch.short), torch.eye(1, k)
     found = [SoftLabel(*(torch.cat(pair) for pair in zip(x, end, strict=True))) for x in found]
     report = {"teacher_seconds": seconds, "teacher_top1": top1, "teacher_top_k": top_k}
@@ -505,7 +505,7 @@ def padded(soft: dict[str, SoftLabel], batch: Batch) -> SoftLabel:
 
 
 def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict]:
-    """Trains until the last epoch; the recogniser has the average of the best epochs, the report goes into RESULT."""
+    """Returns the recogniser with the average of the best epochs' weights, and what RESULT says of the training."""
     utterances = trainable(corpus.train, config.max_seconds)
     with first_rank_first(place):
         vocabulary = load_vocabulary(config.teacher, "--teacher", config.root)
@@ -533,17 +533,16 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 optimizer.step()
             optimizer.zero_grad()
         run.end_epoch(recogniser, scoring.dev_scores(recogniser, corpus, config, place))
-    report |= run.finish(recogniser)
-    if place.first and taught:
+    if place.first and taught and decoded_layers(config)[-1] == len(taps(config)):
         draw_soft_label(config, models, corpus, soft)
-    return recogniser, report
+    return recogniser, report | run.finish(recogniser)
 
 
 # ======================================================================================================= figures
 
 
 def draw_soft_label(config: Config, models: nn.ModuleDict, corpus: Corpus, soft: dict[str, SoftLabel]) -> None:
-    """soft_label.png: what BERT (it sees the words around) and the decoder (it hears it) expect at a homophone."""
+    """soft_label.png: what BERT, from the words around, and the decoder, from the audio, expect at a homophone."""
     from common import figures
 
     recogniser, tokenizer = models["recogniser"], models["recogniser"].tokenizer

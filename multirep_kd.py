@@ -500,7 +500,7 @@ def soft_labels(teacher: Teacher, names: list[str], epoch: int) -> list[Tensor]:
 
 
 def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict]:
-    """Trains until the last epoch; the recogniser has the average of the best epochs, the report goes into RESULT."""
+    """Returns the recogniser with the average of the best epochs' weights, and what RESULT says of the training."""
     utterances = trainable(corpus.train, config.max_seconds)
     tokenizer, report = Characters.build(u.text for u in utterances), {}
     names = () if config.method == "rnnt" else dict.fromkeys(config.teachers)

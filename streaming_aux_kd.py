@@ -79,9 +79,6 @@ Run
     python streaming_aux_kd.py --data librispeech --root ~/corpora --hours 960 --size M
     python streaming_aux_kd.py --checkpoint runs/x --stream a.wav         words as they come
     arecord -q -t raw -f S16_LE -r 16000 | python streaming_aux_kd.py --checkpoint runs/x --stream -
-
-For students: of the three aux masks (hole, causal, none), which gives the smallest L_apc at t mod 4 = 0, 1, 2, 3? Say
-so first, then measure.
 """
 
 # ruff: noqa: E402  (the command line is read before the heavy imports, so that --help answers at once)
@@ -405,6 +402,7 @@ def compute_losses(
             shift = len(features) > 1 and config.control == "shuffle"
             with torch.no_grad():
                 full = teacher.encoder(features.roll(int(shift), 0), frames.roll(int(shift), 0), layers)
+            lengths = torch.minimum(lengths, full.lengths)  # another utterance's, with --control shuffle
         for layer, tap, target in zip(layers, encoded.taps, full.taps if teacher else [], strict=True):
             branch = models["branches"][str(layer)] if "branches" in models else None
             z, qkv = branch(tap.raw, lengths) if config.method == "aux_kd" else (tap.raw, tap.qkv)
@@ -474,7 +472,7 @@ PART_OF_STUDENTS = (
 
 
 def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict]:
-    """Trains until the last epoch; the recogniser has the average of the best epochs, the report goes into RESULT."""
+    """Returns the recogniser with the average of the best epochs' weights, and what RESULT says of the training."""
     utterances = trainable(corpus.train, config.max_seconds)
     teacher = find_teacher(config, place) if config.method in ("token_kd", "layer_kd", "aux_kd") else None
     tokenizer = SentencePiece.build((u.text for u in utterances), config.units)

@@ -74,6 +74,35 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
         "uniform-2, half the audio, 10 epochs": f"{KD} --hours 0.9 --epochs 10",
     },
 }
+ROWS["streaming_aux_kd"] = {
+    "teacher": "--method teacher",
+    **{
+        row: f"{options} --teacher runs/table/streaming_aux_kd/teacher-s{{seed}}"
+        for row, options in {
+            "scratch": "--method scratch",
+            "aux_kd": "--method aux_kd",
+            "token_kd": "--method token_kd",
+            "layer_kd": "--method layer_kd",
+            "scratch, twice the updates": "--method scratch --epochs 8",
+            "token_kd, delay 2": "--method token_kd --token-kd-delay 2",
+            "token_kd, delay 4": "--method token_kd --token-kd-delay 4",
+            **{
+                f"aux_kd, {losses}": f"--method aux_kd --losses {losses}" for losses in ("dis", "kld", "apc", "dis kld")
+            },
+            **{f"layer_kd, {losses}": f"--method layer_kd --losses {losses}" for losses in ("dis", "dis kld")},
+            **{f"aux_kd, apc {steps}": f"--method aux_kd --apc-steps {steps}" for steps in (1, 4, 8)},
+            **{f"aux_kd, {mask} mask": f"--method aux_kd --aux-mask {mask}" for mask in ("causal", "none")},
+            **{f"aux_kd, every {n}": f"--method aux_kd --kd-every {n}" for n in (1, 4)},
+            "aux_kd, shuffled teacher": "--method aux_kd --control shuffle",
+            "aux_kd, untrained teacher": "--method aux_kd --control random",
+            **{
+                f"{method}, chunk {chunk}": f"--method {method} --chunk-ms {chunk}"
+                for method in ("scratch", "aux_kd")
+                for chunk in (80, 320)
+            },
+        }.items()
+    },
+}
 PAIRS = {  # what is compared with what, beside every row with the first
     "interaed_kd": [
         ("interaed_kd", "interctc"),  # what decoder and teacher add to the losses at the taps
@@ -89,6 +118,17 @@ PAIRS = {  # what is compared with what, beside every row with the first
             (f"interaed_kd, {SHORT}", f"{row}, {SHORT}")
             for row in ("ctc", "interctc", "interaed", "aed_kd", "aed_kd, w .66", "interaed_kd, uniform teacher")
         ),
+    ],
+    "streaming_aux_kd": [
+        ("scratch", "teacher"),  # what streaming costs
+        ("aux_kd", "scratch"),  # the paper's claims: better than without teacher, and than token-level distillation
+        ("token_kd", "scratch"),
+        ("aux_kd", "token_kd"),
+        ("aux_kd", "layer_kd"),  # what the branch adds
+        ("aux_kd", "scratch, twice the updates"),
+        ("aux_kd", "aux_kd, shuffled teacher"),
+        ("aux_kd", "aux_kd, untrained teacher"),
+        *((f"aux_kd, chunk {chunk}", f"scratch, chunk {chunk}") for chunk in (80, 320)),
     ],
     "multirep_kd": [
         ("uniform-2", "last-1"),  # the paper's claims: several representations against one, context, two teachers

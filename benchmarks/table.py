@@ -39,7 +39,7 @@ def run_one(script: str, row: str, seed: int, threads: int) -> dict:
     """Runs a row with one seed, or goes on with it, and returns what the results file keeps. Raises RuntimeError."""
     runs, what = ROOT / "runs" / "table" / script, ROWS[script][row]
     folder = runs / f"{re.sub('[^a-z0-9_.]+', '-', row)}-s{seed}"
-    options = shlex.split(what)
+    options = shlex.split(what.replace("{seed}", str(seed)))
     if options[0] == "of":
         of, options = what.removeprefix("of ").split(":")
         of = runs / f"{of}-s{seed}"

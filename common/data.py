@@ -50,11 +50,11 @@ def plan_epoch(
 ) -> list[MicroBatch]:
     """The micro-batches of this rank for one epoch, a function of the arguments alone.
 
-    The corpus is shuffled, sorted by length inside pools of 50 updates or a quarter of the corpus (so that batches
-    hold little padding but never repeat), cut into updates of about `update_seconds`, and the updates are shuffled.
-    What an update holds does not depend on `batch_seconds` or `ranks`: those only split it into micro-batches of at
-    most `batch_seconds`, padding included. Epoch 0 goes from short to long, from which CTC finds its alignments
-    sooner (SortaGrad, Amodei et al. 2016).
+    The corpus is shuffled, sorted by length inside pools of 50 updates or a quarter of the corpus (so that batches hold
+    little padding but differ from epoch to epoch), cut into updates of about `update_seconds`, and the updates are
+    shuffled. What an update holds does not depend on `batch_seconds` or `ranks`: those only split it into micro-batches
+    of at most `batch_seconds`, padding included, before speed perturbation. Epoch 0 goes from short to long, from which
+    CTC finds its alignments sooner (SortaGrad, Amodei et al. 2016).
     """
     rng = random.Random(f"{seed}-{epoch}")
     order = list(utterances)
@@ -112,7 +112,7 @@ def evaluation_batches(
 
 
 class Batch(NamedTuple):
-    """What one forward pass reads. An utterance that cannot be read, or does not fit its labels, has left; all may."""
+    """What one forward pass reads; may be empty: what cannot be read, or does not fit its labels, is dropped."""
 
     waves: Tensor  # (B, N) zero-padded, 16 kHz
     samples: Tensor  # (B,)
@@ -190,7 +190,7 @@ def loader(
     With `encode` the batches have labels, utterances pass speed perturbation, and those that do not fit are left out
     and counted; without it they are for scoring. known_bad: utterances not to try again.
     """
-    workers = min(config.workers, len(plan), os.cpu_count() or 1)
+    workers = min(config.workers, len(plan), len(os.sched_getaffinity(0)))
     return DataLoader(
         _Reader(plan, config, encode, fits, set(known_bad)), batch_size=None, num_workers=workers,
         worker_init_fn=_ignore_signals, pin_memory=torch.cuda.is_available() and config.device != "cpu",

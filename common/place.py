@@ -50,6 +50,8 @@ def start(config: RunConfig) -> Place:
     name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this machine (or this build of torch) has no CUDA: use --device cpu.")
+    if ranks > 1 and ":" in name:
+        raise UserError(f"--device {name} is for one process: with torchrun give --device cuda.")
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(name)
@@ -64,7 +66,8 @@ def start(config: RunConfig) -> Place:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
         atexit.register(dist.destroy_process_group)
     torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and fast)
     place = Place(rank, ranks, device, torch.bfloat16 if bf16 else None)
     if bf16 and device.type == "cpu" and place.first:
         note("--precision bf16 is several times slower than fp32 on a CPU.")
@@ -141,7 +144,7 @@ def open_folder(config: RunConfig, place: Place) -> None:
                 )
             (folder / "log.jsonl").unlink(missing_ok=True)  # of a run that never reached its first checkpoint
             write_atomically(folder / "config.json", json.dumps({"config": config_as_dict(config)}, indent=1) + "\n")
-        for draft in folder.glob(".*.partial"):  # of a run that was killed while it wrote
+        for draft in folder.rglob(".*.partial"):  # of a run that was killed while it wrote
             draft.unlink()
     barrier(place)
 

@@ -11,6 +11,7 @@ Recordings longer than --cut-seconds are cut at pauses, in scoring as in --trans
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from common.data import Batch, MicroBatch, evaluation_batches, loader, make_batc
 from common.features import SAMPLE_RATE, AudioError, read_audio, split_at_pauses
 from common.files import write_atomically
 from common.flags import RunConfig, UserError
-from common.place import Place, first_rank_first, gather, note, synchronise
+from common.place import Place, barrier, first_rank_first, gather, note, synchronise
 from common.text import Tokenizer, printable
 from common.training import add_up, parameters_by_part
 
@@ -186,7 +187,7 @@ def evaluate(
         scores["greedy_rtf"] = real_time_factor(recogniser, corpus, config, place)
         plain = (int, float, str, type(None))
         scores |= {name: x if isinstance(x, plain) else getattr(config, name) for name, x in search.items()}
-    scores["missing"] = {name: len(missing) for name, missing in corpus.missing.items() if missing}  # found at the door
+    scores["missing"] = {name: len(missing) for name, missing in corpus.missing.items() if missing}  # at loading
     return scores | {"normaliser": metrics.NORMALISER, "params": parameters_by_part(recogniser)["total"]}
 
 
@@ -215,7 +216,12 @@ def read_hypotheses(path: Path) -> list[list[str]]:
 
 
 def real_time_factor(recogniser: nn.Module, corpus: Corpus, config: RunConfig, place: Place, **search) -> float | None:
-    """Seconds per second of audio for features, model and search, one utterance at a time, reading excluded."""
+    """Seconds per second of audio for features, model and search, one utterance at a time, reading excluded.
+
+    On the first rank alone: the others would compete for its processor.
+    """
+    if not place.first:
+        return None
     utterances = [u for split in corpus.tests.values() for u in split][:50]
     batches = [b for b in loader([MicroBatch([u]) for u in utterances], config) if b.utterances]
     for batch in batches[:3]:  # warms up
@@ -232,26 +238,30 @@ def report(result: dict, config: RunConfig, place: Place) -> dict:
     if place.first:
         write_atomically(Path(config.out) / "result.json", json.dumps(result, indent=1) + "\n")
         print("RESULT " + json.dumps(result), flush=True)
+    barrier(place)
     return result
 
 
 def compare(configs: list[RunConfig], results: list[dict]) -> dict:
-    """Several methods below each other, and three sentences of which they made different things; one: its result."""
+    """Shows several methods below each other, and three sentences in which they differ; one: its result."""
     if len(results) == 1:
         return results[0]
+    found = {result["method"]: result for result in results}
+    if int(os.environ.get("RANK", 0)):  # one rank shows it
+        return found
     splits = list(results[0]["wer"])
     print("\n" + " " * 14 + "".join(f"{split + ' WER':>18}{'homophone error':>18}" for split in splits))
     for result in results:
         shown = [result[score].get(split) for split in splits for score in ("wer", "homophone_error")]
         print(f"{result['method']:14}" + "".join(f"{'' if x is None else format(x, '.1f'):>18}" for x in shown))
-    rows = [read_hypotheses(Path(config.out) / f"hyp_{splits[0]}.tsv") for config in configs]
-    differing = [versions for versions in zip(*rows, strict=True) if len({v[2] for v in versions}) > 1]
-    for versions in differing[:3]:
-        print(f"\n{'':14}REF: {versions[0][1]}")
-        for config, (_, reference, hypothesis) in zip(configs, versions, strict=True):
-            print(f"{config.method:14}{metrics.side_by_side(reference, hypothesis).splitlines()[1]}")
+    files = (read_hypotheses(Path(config.out) / f"hyp_{splits[0]}.tsv") for config in configs)
+    first, *others = [{name: texts for name, *texts in rows} for rows in files]
+    for name in [n for n in first if any(other.get(n, first[n]) != first[n] for other in others)][:3]:
+        print(f"\n{'':14}REF: {first[name][0]}")
+        for config, texts in zip(configs, [first, *others], strict=True):
+            print(f"{config.method:14}{metrics.side_by_side(*texts.get(name, [first[name][0], ''])).splitlines()[1]}")
     print(flush=True)
-    return {result["method"]: result for result in results}
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------ transcribing
@@ -260,8 +270,10 @@ def compare(configs: list[RunConfig], results: list[dict]) -> dict:
 def transcribe_files(recogniser: nn.Module, config: RunConfig, place: Place, lm_class: type | None = None) -> dict:
     """Prints file<TAB>text, or with --times file<TAB>start<TAB>end<TAB>word in seconds. Nothing else goes to stdout.
 
-    Raises UserError, once all others are done, where a file could not be read.
+    Raises UserError, once all others are done, where a file could not be read. With several ranks the first does it.
     """
+    if not place.first:
+        return {}
     (search,), failed = searches(config, recogniser, place, lm_class), 0
     for path in config.transcribe:
         try:
@@ -275,7 +287,7 @@ def transcribe_files(recogniser: nn.Module, config: RunConfig, place: Place, lm_
             print(f"{path}\t{transcript.text}", flush=True)
             continue
         if transcript.words is None:
-            raise UserError("this model gives no word times: leave --times away.")
+            raise UserError("this model gives no word times: omit --times.")
         for word in transcript.words:
             print(f"{path}\t{word.start:.2f}\t{word.end:.2f}\t{word.text}", flush=True)
     if failed:

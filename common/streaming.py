@@ -24,6 +24,7 @@ float32 for such a band of a frame; without resampling, and in float64, there is
 from __future__ import annotations
 
 import copy
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -57,12 +58,17 @@ torch.serialization.add_safe_globals([State, Stream])  # for torch.load, which r
 class StreamingEncoder:
     """Features and (a copy of) the encoder of a streaming recogniser, for mono audio of `rate` Hz. Holds no stream.
 
-    Raises ValueError if the encoder has full context. Rates whose ratio to 16 kHz is no simple fraction are slow.
+    Raises ValueError if the encoder has full context, and UserError for a rate that only whole recordings can have
+    (`features.resample` takes the FFT of seconds then): 8, 11.025, 22.05, 44.1, 48 kHz and many others are fine.
     """
 
     def __init__(self, features: LogMel, encoder: Conformer, rate: int = SAMPLE_RATE):
         if not encoder.chunk:
             raise ValueError("an encoder of full context (chunk 0) needs the whole utterance at once")
+        if max(rate, SAMPLE_RATE) // math.gcd(rate, SAMPLE_RATE) > 2000:
+            raise UserError(
+                f"A stream of {rate} Hz has no simple ratio to {SAMPLE_RATE} Hz: record it at {SAMPLE_RATE} Hz."
+            )
         self.features, self.encoder = features, copy.deepcopy(encoder).eval()
         for module in self.encoder.modules():
             if isinstance(module, nn.Linear):  # on a CPU, a few rows by a matrix that lies transposed: a tenth faster
@@ -184,7 +190,7 @@ def portions(config: RunConfig, seconds: float) -> tuple[int, Iterator[Tensor]]:
         size = 2 * max(1, round(seconds * config.rate))
         pieces = iter(lambda: sys.stdin.buffer.read(size), b"")
         return config.rate, (
-            torch.frombuffer(bytearray(b[: len(b) // 2 * 2]), dtype=torch.int16) / 32768 for b in pieces
+            torch.frombuffer(bytearray(b[: len(b) // 2 * 2]), dtype=torch.int16) / 32768 for b in pieces if len(b) > 1
         )
     wave = read_audio(config.stream)
     return SAMPLE_RATE, iter(wave.split(max(1, round(seconds * SAMPLE_RATE))))

@@ -98,7 +98,7 @@ _stop = False
 
 @contextmanager
 def stop_on_signals():
-    """Inside, SIGTERM and the first Ctrl-C only ask the run to stop, which an update's end then tells all ranks."""
+    """Inside, SIGTERM and the first Ctrl-C only ask the run to stop; all ranks learn of it at the end of an update."""
     global _stop
     _stop = False
 
@@ -158,7 +158,7 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     return parts | {"total": sum(p.numel() for p in model.parameters())}
 
 
-# --------------------------------------------------------------------------------------------------------- the books
+# ---------------------------------------------------------------------------------------------------------- progress
 
 SKIPPED_IN_A_ROW = 20  # updates whose gradient was not finite, after which a run gives up [choice]
 
@@ -256,10 +256,10 @@ class Update:
 
 
 class Run:
-    """The books of a training run: what is done, what is left, and everything that is written down.
+    """Progress and files of a training run: what is done, what is left, and everything that is written down.
 
-    models: the parts that are trained, each clipped by itself; one of whose parameters none requires a gradient is
-    frozen and stays in evaluation mode. The optimiser's learning rates are the peaks of the schedule.
+    models: the parts that are trained, each clipped by itself; a part without trainable parameters is frozen and stays
+    in evaluation mode. The optimiser's learning rates are the peaks of the schedule.
     """
 
     def __init__(
@@ -278,7 +278,7 @@ class Run:
         self.steps = config.max_steps or config.epochs * updates  # of the whole run
 
     def epochs(self) -> Iterator[int]:
-        """Those that are left, counted from 0. One whose updates are done but that was not ended comes again."""
+        """Those that are left, counted from 0. One that was interrupted before `end_epoch` is yielded again."""
         quiet = None if self.place.first else True  # None: where stderr is no terminal
         bar = tqdm(total=self.steps, initial=self.progress.step, unit="update", disable=quiet)
         with stop_on_signals(), bar as self.bar:
@@ -320,6 +320,8 @@ class Run:
             self._save()
             self._drop_epochs()
             note(f"epoch {progress.epoch}: dev {scores['dev']:.1f} %, {progress.train_seconds:.0f} s of training")
+        if any(gather(_stop, self.place)):  # while the dev set was scored
+            raise UserError(f"stopped after epoch {progress.epoch}: go on with --resume --out {self.folder}")
 
     def finish(self, recogniser: nn.Module) -> dict:
         """Exports the average of the best epochs, leaves it in `recogniser`, and returns what RESULT says of the run.
@@ -340,15 +342,11 @@ class Run:
             save_weights(self.folder / "model.safetensors", average)
         barrier(self.place)
         load_recogniser(recogniser, self.folder, self.place)
-        report = {
-            "skipped_updates": progress.skipped,
-            "infeasible": progress.infeasible,
-            "bad_files": len(progress.bad),
-        }
         rate = progress.audio_seconds / max(progress.train_seconds, 1e-9)
         return {
-            "train_seconds": round(progress.train_seconds, 1), "audio_seconds_per_second": round(rate, 1)
-        } | report  # fmt: skip
+            "train_seconds": round(progress.train_seconds, 1), "audio_seconds_per_second": round(rate, 1),
+            "skipped_updates": progress.skipped, "infeasible": progress.infeasible, "bad_files": len(progress.bad),
+        }  # fmt: skip
 
     def _plan(self, epoch: int) -> list[MicroBatch]:
         seconds = self.config.update_seconds, self.config.batch_seconds
@@ -407,12 +405,14 @@ class Run:
         path, now = self.folder / "last.pt", self.progress
         if path.exists():
             try:
-                state = torch.load(path, map_location=self.place.device, weights_only=True)
+                state = torch.load(path, map_location="cpu", weights_only=True)
                 self.progress = Progress(**state["progress"])
                 changed = (self.progress.utterances, self.progress.corpus) != (now.utterances, now.corpus)
                 if not changed:
                     self.models.load_state_dict(state["model"])
                     self.optimizer.load_state_dict(state["optimizer"])
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:  # what torch.load raises depends on where a file is damaged
                 raise UserError(
                     f"{path} cannot be resumed (damaged, or of another version: {type(error).__name__}): "

@@ -8,6 +8,7 @@ import torchaudio.functional as AF
 
 from common.conformer import Conformer
 from common.features import SAMPLE_RATE, LogMel
+from common.flags import UserError
 from common.streaming import Stream, StreamingEncoder
 
 
@@ -155,6 +156,8 @@ def test_memory_does_not_grow_and_blocks_come_in_time(rate):
     assert all(part.untyped_storage().nbytes() == part.nbytes for part in (stream.audio, stream.wave, *stream.encoder))
 
 
-def test_full_context_cannot_stream():
+def test_what_cannot_stream():
     with pytest.raises(ValueError, match="full context"):
         StreamingEncoder(*parts(chunk=0, left=0))
+    with pytest.raises(UserError, match="47999 Hz"):
+        StreamingEncoder(*parts(), 47_999)

@@ -1,0 +1,258 @@
+"""What is asked of any recogniser: this one reads loudness, a level per word, so that one knows what it should say."""
+
+import json
+import os
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import nn
+
+from common import scoring
+from common.corpora import Corpus, Utterance
+from common.data import read_one
+from common.features import read_audio
+from common.flags import RunConfig, UserError
+from common.place import Place
+from common.scoring import Transcript, Word
+
+CPU = Place(0, 1, torch.device("cpu"))
+WORDS = ["", "the", "night", "knight", "rides", "home", "sea", "see"]
+TWINS = {"night": "knight", "knight": "night", "sea": "see", "see": "sea"}
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    # -- method --
+    method: str = "echo"
+    # -- decoding --
+    decode: str = "greedy"
+    lm: str | None = None
+    beam: int = 4
+    lm_weight: tuple[float, ...] = (0.0, 0.5)
+    bonus: tuple[float, ...] = (0.0, 1.0)
+
+
+class Echo(nn.Module):
+    """Hears a word per stretch of constant loudness, in blocks of 0.1 s. A low bonus makes it miss the last word."""
+
+    def __init__(self, has_times: bool = True):
+        super().__init__()
+        self.weight, self.has_times, self.tokenizer = nn.Parameter(torch.ones(3)), has_times, "its tokenizer"
+
+    def transcribe(self, batch, place, beam=None, lm=None, lm_weight=0.0, bonus=1.0):
+        assert not self.training and torch.is_inference_mode_enabled()
+        found = []
+        for wave, size in zip(batch.waves, batch.samples.tolist(), strict=True):
+            blocks = nn.functional.pad(wave[:size], (0, -size % 1600)).view(-1, 1600).abs().amax(1)
+            levels = [0, *(10 * blocks).round().int().tolist(), 0]
+            ends = [i for i in range(1, len(levels)) if levels[i] != levels[i - 1]]
+            spans = [(a, b) for a, b in zip(ends, ends[1:], strict=False) if levels[a]]
+            words = [Word(WORDS[levels[a]], 0.1 * (a - 1), 0.1 * (b - 1)) for a, b in spans]
+            words = words[: len(words) - (bonus < 1)]
+            text = " ".join(word.text for word in words)
+            found.append(Transcript(text, words if self.has_times else None, {"pieces": 1, "lm": lm_weight}))
+        return found
+
+
+@pytest.fixture
+def say(tmp_path):
+    def spoken(name: str, text: str) -> Utterance:
+        """0.3 s a word, with 0.2 s of silence behind it."""
+        parts = [np.r_[np.full(4800, WORDS.index(word) / 10), np.zeros(3200)] for word in text.split()]
+        soundfile.write(tmp_path / f"{name}.flac", np.concatenate(parts), 16000)
+        return Utterance(name, str(tmp_path / f"{name}.flac"), text, 0.5 * len(parts))
+
+    return spoken
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(device="cpu", workers=0, out=str(tmp_path / "out"))
+
+
+@pytest.fixture
+def corpus(say):
+    """One homophone of three is the wrong one in `test`, and one word too many."""
+    wrong = replace(say("b", "the sea sea home"), text="the see home")
+    tests = {"test": [say("a", "the knight rides"), wrong, say("c", "night")], "test-more": [say("d", "home")]}
+    return Corpus(
+        [], [say("e", "the night"), say("f", "home the sea")], tests, TWINS, {"test": {"x": "why"}, "dev": {}}
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ decoding
+
+
+def test_long_recordings_are_cut_at_pauses(say, config):
+    """The words, their times and what is counted are put together again, beside whatever other recordings."""
+    long, short = say("long", "the night rides home sea " * 12), say("short", "the sea")
+    whole, cut = config, replace(config, cut_seconds=4.1)
+    (once,) = scoring.recognise(Echo().train(), read_one(long, whole), whole, CPU)
+    (pieces,) = scoring.recognise(Echo(), read_one(long, cut), cut, CPU)
+    assert once.text == pieces.text == long.text.strip() and len(once.words) == 60
+    assert [word.text for word in pieces.words] == [word.text for word in once.words]
+    for ours, other in zip(pieces.words, once.words, strict=True):
+        assert ours.start == pytest.approx(other.start, abs=0.101) and ours.end == pytest.approx(other.end, abs=0.101)
+    assert once.counts["pieces"] == 1 and 30 / 4.1 < pieces.counts["pieces"] < 60 / 4.1
+    together = scoring.decode(Echo(), [long, short], replace(cut, batch_seconds=99), CPU)
+    assert together == {"long": pieces, "short": scoring.decode(Echo(), [short], cut, CPU)["short"]}
+
+
+def test_pieces_without_times_or_words():
+    parts = [Transcript("a b", None, {"n": 1}), Transcript("", None, {}), Transcript("c", None, {"n": 2})]
+    assert scoring.join(parts, [0.0, 1.0, 2.0]) == Transcript("a b c", None, {"n": 3})
+    assert scoring.join([Transcript("", []), Transcript("a", [Word("a", 0, 1)])], [0, 5]).words == [Word("a", 5, 6)]
+
+
+def test_every_utterance_is_decoded_once(say, config, capsys):
+    utterances = [say(f"u{i}", " ".join(WORDS[1 : 2 + i % 7])) for i in range(9)]
+    (broken,) = [replace(say("broken", "the"), audio=__file__)]
+    found = scoring.decode(Echo(), [*utterances, broken], replace(config, batch_seconds=4.0), CPU)
+    assert scoring.texts_of(found) == {u.id: u.text for u in utterances}
+    assert "not scored: " in capsys.readouterr().err
+
+
+def test_dev_scores(corpus, config):
+    assert scoring.dev_scores(Echo(), corpus, config, CPU) == {"dev": 0.0, "dev_homophone_error": 0.0}
+    other = replace(corpus.dev[0], text="the knight")
+    found = scoring.dev_scores(Echo(), replace(corpus, dev=[other, corpus.dev[1]]), config, CPU)
+    assert found == {"dev": pytest.approx(20), "dev_homophone_error": pytest.approx(50)}
+    assert scoring.dev_scores(Echo(), replace(corpus, homophones={}), config, CPU) == {"dev": 0.0}
+    unreadable = [replace(u, audio=__file__) for u in corpus.dev]
+    with pytest.raises(UserError, match="none of the 2 dev utterances could be read"):
+        scoring.dev_scores(Echo(), replace(corpus, dev=unreadable), config, CPU)
+
+
+# ------------------------------------------------------------------------------------------------------ tuning a search
+
+
+def test_searches(config):
+    built = []
+    lm_class = lambda *arguments: built.append(arguments) or "an lm"  # noqa: E731
+    assert scoring.searches(config, Echo(), CPU, lm_class) == [{}]
+    beam = replace(config, decode="beam")
+    without = scoring.searches(beam, Echo(), CPU, lm_class)
+    assert without == [dict(beam=4, lm=None, lm_weight=0.0, bonus=bonus) for bonus in (0.0, 1.0)] and not built
+    found = scoring.searches(replace(beam, lm="demo/lm", root="r"), Echo(), CPU, lm_class)
+    assert built == [("demo/lm", "--lm", "r", "its tokenizer", CPU.device)]  # once
+    pairs = [(search["lm_weight"], search["bonus"]) for search in found]
+    assert pairs == [(0.0, 0.0), (0.0, 1.0), (0.5, 0.0), (0.5, 1.0)] and all(
+        search["lm"] == "an lm" for search in found
+    )
+
+
+def test_tuning_takes_the_best_and_says_all(corpus, config, capsys):
+    searches = [{"lm_weight": 0.5, "bonus": bonus} for bonus in (0.0, 1.0, 2.0)]
+    assert scoring.tune(Echo(), corpus, config, CPU, searches) == searches[1]  # of equal ones the first
+    shown = [line for line in capsys.readouterr().err.splitlines() if "dev WER" in line]
+    assert len(shown) == 3 and shown[0] == "dev WER 40.0 % with --lm-weight 0.5 --bonus 0"
+    nothing = replace(corpus, dev=[])
+    assert scoring.tune(Echo(), nothing, config, CPU, searches[:1]) == searches[0]
+    with pytest.raises(UserError, match="no dev set to tune the search on"):
+        scoring.tune(Echo(), nothing, config, CPU, searches)
+
+
+# --------------------------------------------------------------------------------------------------------------- scores
+
+
+def test_scores_of_every_test_set(corpus, config, tmp_path, capsys):
+    found = scoring.evaluate(Echo(), corpus, config, CPU)
+    assert found["wer"] == {"test": pytest.approx(100 * 2 / 7, abs=0.01), "test-more": 0.0}
+    assert found["homophone_error"] == {"test": pytest.approx(100 / 3, abs=0.01), "test-more": 0.0}
+    assert found["not_scored"] == 1 and found["missing"] == {"test": 1} and found["normaliser"] == "basic"
+    assert found["params"] == 3 and found["rtf"] > 0 and found["pieces"] == 4 and "greedy_rtf" not in found
+    json.dumps(found)
+    out = capsys.readouterr().out
+    assert "WER 28.57 % of 7 words (1 wrong, 0 missing, 1 too many)" in out.replace("  ", " ") and "chance" in out
+    assert out.count("REF: ") == 1  # those with errors
+    assert (tmp_path / "out" / "hyp_test.txt").read_text().count("REF: ") == 3
+    rows = scoring.read_hypotheses(tmp_path / "out" / "hyp_test.tsv")
+    assert rows == [
+        ["a", *["the knight rides"] * 2],
+        ["b", "the see home", "the sea sea home"],
+        ["c", "night", "night"],
+    ]
+    assert (tmp_path / "out" / "hyp_test-more.tsv").read_text().startswith("id\treference\thypothesis\n")
+
+
+def test_scores_of_a_tuned_search(corpus, config):
+    """RESULT says which it was, and how long the greedy one takes."""
+    beam = replace(config, decode="beam", lm="demo/lm", lm_weight=(0.5,))
+    found = scoring.evaluate(Echo(), corpus, beam, CPU, lambda *_: object())
+    assert (found["lm"], found["lm_weight"], found["bonus"], found["beam"]) == ("demo/lm", 0.5, 1.0, 4)
+    assert found["greedy_rtf"] > 0 and found["wer"]["test-more"] == 0
+    json.dumps(found)
+
+
+def test_nothing_to_score(corpus, config):
+    with pytest.raises(UserError, match="has no test set"):
+        scoring.evaluate(Echo(), replace(corpus, tests={}), config, CPU)
+    unreadable = replace(corpus, tests={"test": [replace(u, audio=__file__) for u in corpus.dev]})
+    with pytest.raises(UserError, match="none of the 2 utterances of test could be scored"):
+        scoring.evaluate(Echo(), unreadable, config, CPU)
+    assert scoring.real_time_factor(Echo(), unreadable, config, CPU) is None
+
+
+def test_names_that_would_break_a_table(tmp_path, capsys):
+    references = {"a\tb\nc": "the night", "née 1": "sea", "left out": "x"}
+    scoring.write_hypotheses(tmp_path, "test", references, {"a\tb\nc": "the night", "née 1": ""})
+    rows = scoring.read_hypotheses(tmp_path / "hyp_test.tsv")
+    assert rows == [["a\\tb\\nc", "the night", "the night"], ["née 1", "sea", ""]]
+    assert capsys.readouterr().out == "REF: SEA\nHYP: ***\n"
+
+
+def test_methods_side_by_side(corpus, config, tmp_path, capsys):
+    """Their errors below each other, and sentences that they made different."""
+    configs, results = [], []
+    for method, has_last in (("short", 0.0), ("whole", 1.0)):
+        configs.append(replace(config, method=method, out=str(tmp_path / method), decode="beam", bonus=(has_last,)))
+        result = {"method": method} | scoring.evaluate(Echo(), corpus, configs[-1], CPU)
+        results.append(scoring.report(result, configs[-1], CPU))
+        assert json.loads((tmp_path / method / "result.json").read_text()) == result
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("RESULT {") for line in lines) == 2
+    assert scoring.compare(configs, results) == {"short": results[0], "whole": results[1]}
+    out = capsys.readouterr().out
+    table = [line.split() for line in out.splitlines() if line[:5] in ("short", "whole")]
+    assert table[0] == ["short", "57.1", "0.0", "100.0", "0.0"] and table[1][:3] == ["whole", "28.6", "33.3"]
+    assert out.count("REF: ") == 3 and "short         HYP: the knight *****\n" in out
+    assert scoring.compare(configs[:1], results[:1]) == results[0] and capsys.readouterr().out == ""
+
+
+# --------------------------------------------------------------------------------------------------------- transcribing
+
+
+def test_files_are_transcribed_in_their_order(say, config, tmp_path, capsys):
+    a, b = say("a", "the night"), say("b", "home")
+    odd = tmp_path / os.fsdecode(b"\xff\tx.flac")  # bytes that are no text, and a tab
+    odd.write_bytes((tmp_path / "a.flac").read_bytes())
+    files = replace(config, transcribe=(b.audio, str(odd), a.audio))
+    assert scoring.transcribe_files(Echo(), files, CPU) == {}
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[-1] for line in out] == ["home", "the night", "the night"]
+    assert all(len(line.split("\t")) == 2 for line in out) and out[0].startswith(b.audio)
+    scoring.transcribe_files(Echo(), replace(files, times=True), CPU)
+    timed = capsys.readouterr().out.splitlines()
+    assert timed[0] == f"{b.audio}\t0.00\t0.30\thome" and len(timed) == 5 and timed[4].endswith("\t0.50\t0.80\tnight")
+
+
+def test_what_cannot_be_transcribed(say, config, tmp_path, capsys):
+    files = replace(config, transcribe=(str(tmp_path), say("a", "the").audio, __file__))
+    with pytest.raises(UserError, match="2 of 3 files could not be read"):
+        scoring.transcribe_files(Echo(), files, CPU)
+    captured = capsys.readouterr()
+    assert captured.out.endswith("a.flac\tthe\n") and captured.err.count("error: ") == 2
+    with pytest.raises(UserError, match="no word times: leave --times away"):
+        scoring.transcribe_files(
+            Echo(has_times=False), replace(files, transcribe=files.transcribe[1:2], times=True), CPU
+        )
+
+
+def test_a_recording_is_transcribed_as_it_is_scored(say, config):
+    long = say("long", "the night rides home sea " * 12)
+    cut = replace(config, cut_seconds=4.1)
+    wave = scoring.batch_of(read_audio(long.audio))
+    assert scoring.recognise(Echo(), wave, cut, CPU) == [scoring.decode(Echo(), [long], cut, CPU)["long"]]
