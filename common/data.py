@@ -152,7 +152,7 @@ class _Reader(Dataset):
         self, plan: list[MicroBatch], config: RunConfig, encode: Encode | None, fits: Fits | None, known_bad: set[str]
     ):
         self.plan, self.encode, self.fits, self.known_bad = plan, encode, fits, known_bad
-        self.seed, self.speeds = config.seed, config.speeds
+        self.seed, self.speeds = config.seed, config.speeds if encode else ()
 
     def __len__(self) -> int:
         return len(self.plan)

@@ -284,12 +284,12 @@ def transcribe_files(recogniser: nn.Module, config: RunConfig, place: Place, lm_
             continue
         (transcript,) = recognise(recogniser, batch_of(wave), config, place, **search)
         if not config.times:
-            print(f"{path}\t{transcript.text}", flush=True)
+            print(f"{printable(path)}\t{transcript.text}", flush=True)
             continue
         if transcript.words is None:
             raise UserError("this model gives no word times: omit --times.")
         for word in transcript.words:
-            print(f"{path}\t{word.start:.2f}\t{word.end:.2f}\t{word.text}", flush=True)
+            print(f"{printable(path)}\t{word.start:.2f}\t{word.end:.2f}\t{word.text}", flush=True)
     if failed:
         raise UserError(f"{failed} of {len(config.transcribe)} files could not be read.")
     return {}

@@ -217,7 +217,7 @@ def test_methods_side_by_side(corpus, config, tmp_path, capsys):
     assert scoring.compare(configs, results) == {"short": results[0], "whole": results[1]}
     out = capsys.readouterr().out
     table = [line.split() for line in out.splitlines() if line[:5] in ("short", "whole")]
-    assert table[0] == ["short", "57.1", "0.0", "100.0", "0.0"] and table[1][:3] == ["whole", "28.6", "33.3"]
+    assert table[0] == ["short", "57.1", "50.0", "100.0", "0.0"] and table[1][:3] == ["whole", "28.6", "33.3"]
     assert out.count("REF: ") == 3 and "short         HYP: the knight *****\n" in out
     assert scoring.compare(configs[:1], results[:1]) == results[0] and capsys.readouterr().out == ""
 
@@ -245,7 +245,7 @@ def test_what_cannot_be_transcribed(say, config, tmp_path, capsys):
         scoring.transcribe_files(Echo(), files, CPU)
     captured = capsys.readouterr()
     assert captured.out.endswith("a.flac\tthe\n") and captured.err.count("error: ") == 2
-    with pytest.raises(UserError, match="no word times: leave --times away"):
+    with pytest.raises(UserError, match="no word times: omit --times"):
         scoring.transcribe_files(
             Echo(has_times=False), replace(files, transcribe=files.transcribe[1:2], times=True), CPU
         )
