@@ -60,6 +60,26 @@ class Hypothesis(NamedTuple):
     ctc: float
 
 
+NOTHING = -math.inf, -math.inf, 0.0
+
+
+def _extend(kept: dict, blank: float, p: dict[int, float], gains: dict) -> dict[tuple[int, ...], tuple]:
+    """A frame more: each prefix as it is and with every label; prefix -> log b(y), log n(y), and what its score adds.
+
+    blank: log p(blank); p: label -> log p; gains: prefix -> what each of these labels adds to its score.
+    """
+    grown = {}
+    for y, (b, n, extra) in kept.items():
+        grown[y] = log_add(b, n) + blank, n + p.get(y[-1], -math.inf) if y else n, extra
+    for y, (b, n, extra) in kept.items():
+        either, last = log_add(b, n), y[-1] if y else BLANK
+        for (label, log_p), gain in zip(p.items(), gains[y], strict=True):
+            longer, begun = (*y, label), (b if label == last else either) + log_p
+            b_longer, n_longer, _ = grown.get(longer, NOTHING)
+            grown[longer] = b_longer, log_add(n_longer, begun), extra + gain
+    return grown
+
+
 def prefix_beam_search(
     log_probs: Tensor,
     beam: int | None = 10,
@@ -99,24 +119,15 @@ def prefix_beam_search(
         if lm and new:
             next_labels.update(zip(new, lm(new).cpu().double(), strict=True))
 
-    nothing = -math.inf, -math.inf, 0.0
     kept = {(): (0.0, -math.inf, 0.0)}  # prefix y -> log b(y), log n(y), and what its score adds to them
     for t, blank in enumerate(log_probs[:, BLANK].tolist()):
         if blank_skip is not None and math.exp(blank) > blank_skip:
             kept = {y: (log_add(b, n) + blank, -math.inf, extra) for y, (b, n, extra) in kept.items()}
             continue
         ask()
-        p, grown = dict(zip(labels[t].tolist(), values[t].tolist(), strict=True)), {}
-        for y, (b, n, extra) in kept.items():
-            grown[y] = log_add(b, n) + blank, n + p.get(y[-1], -math.inf) if y else n, extra
-        for y, (b, n, extra) in kept.items():
-            either, last = log_add(b, n), y[-1] if y else BLANK
-            gains = (lm_weight * next_labels[y][labels[t]] + bonus).tolist() if lm else [bonus] * len(p)
-            for (label, log_p), gain in zip(p.items(), gains, strict=True):
-                longer, begun = (*y, label), (b if label == last else either) + log_p
-                b_longer, n_longer, _ = grown.get(longer, nothing)
-                grown[longer] = b_longer, log_add(n_longer, begun), extra + gain
-        possible = [(y, sums) for y, sums in grown.items() if sums[:2] != nothing[:2]]
+        p = dict(zip(labels[t].tolist(), values[t].tolist(), strict=True))
+        gains = {y: (lm_weight * next_labels[y][labels[t]] + bonus).tolist() if lm else [bonus] * len(p) for y in kept}
+        possible = [(y, sums) for y, sums in _extend(kept, blank, p, gains).items() if sums[:2] != NOTHING[:2]]
         possible.sort(key=lambda item: log_add(*item[1][:2]) + item[1][2], reverse=True)
         kept = dict(possible[:beam])
     ask()
