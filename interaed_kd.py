@@ -78,9 +78,9 @@ Run
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from common.flags import Count, Positive, Range, Real, RunConfig, Share, UserError, check_command_line, parse
+from common.flags import Count, Extent, Positive, Real, RunConfig, Share, Speed, UserError, check_command_line, parse
 
 # ================================================================================================== configuration
 
@@ -109,16 +109,14 @@ class Config(RunConfig):
     # -- data --
     max_seconds: Positive = 30.0  # longer training utterances are left out [peer]
     update_seconds: Positive = 1600.0  # audio per update, over all ranks and micro-batches [peer]
-    speeds: tuple[Positive, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
+    speeds: tuple[Speed, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
     frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
     time_masks: int = 5  # SpecAugment, each over 0 to 5 % of the utterance; 10 for 960 h [peer]
     units: Count = 5000  # word pieces kept, the most frequent in the transcripts; characters come on top (C1 units)
     # -- method --
     method: Literal["ctc", "interctc", "aed", "aed_kd", "interaed", "interaed_kd"] = "interaed_kd"  # row of the table
     taps: tuple[Count, ...] = (6, 12)  # encoder layers with losses of their own (C2 taps)
-    ctc_share: Share | None = (
-        None  # lam: CTC's share in the loss of rows with a decoder; absent: the row's (C3 weights)
-    )
+    ctc_share: Share | None = None  # lam: CTC's share in the loss, beside a decoder; absent: the row's (C3 weights)
     tap_ctc_share: Share | None = None  # w: the taps' share in CTC; absent: the row's (C3 weights)
     tap_decoder_share: Share | None = None  # u: the taps' share in the decoder's loss; absent: the row's (C3 weights)
     teacher_share: Share | None = None  # a: the teacher's share in the decoder's loss; absent: the row's (C3 weights)
@@ -129,18 +127,18 @@ class Config(RunConfig):
     soft_labels: Literal["teacher", "uniform"] = "teacher"  # uniform: its top K, but all equally likely, as a control
     top_k: Count = 8  # pieces per token that a soft label keeps [peer]
     temperature: Positive = 3.0  # tau, of the soft labels [peer]
-    smoothing: Annotated[float, Range("a share, below 1", lambda x: 0 <= x < 1)] = 0.1  # e, of all labels [peer]
+    smoothing: Share = 0.1  # e, below 1, of hard and soft labels [peer]
     # -- model --
     subsampling: Literal[4, 8] = 4  # feature frames per encoder frame: 4 is 40 ms [peer], 8 is 80 ms [choice]
-    channels: Count = 256  # of the subsampling convolutions [peer]
-    layers: Count = 18  # Conformer blocks [peer] (C4 Conformer)
-    dim: Count = 256  # width [peer]
-    heads: Count = 4  # of self-attention [peer]
-    ff_dim: Count = 1024  # width inside the feed-forward parts [peer]
-    kernel: Count = 31  # frames seen by the depthwise convolution, odd [peer]
+    channels: Extent = 256  # of the subsampling convolutions [peer]
+    layers: Extent = 18  # Conformer blocks [peer] (C4 Conformer)
+    dim: Extent = 256  # width [peer]
+    heads: Extent = 4  # of self-attention [peer]
+    ff_dim: Extent = 1024  # width inside the feed-forward parts [peer]
+    kernel: Extent = 31  # frames seen by the depthwise convolution, odd [peer]
     dropout: Share = 0.1  # of encoder and decoder, but not on the encoder's attention weights [peer]
-    decoder_layers: Count = 6  # blocks of the attention decoder, in training only [choice]
-    decoder_ff_dim: Count = 2048  # width inside its feed-forward parts [choice]
+    decoder_layers: Extent = 6  # blocks of the attention decoder, in training only [choice]
+    decoder_ff_dim: Extent = 2048  # width inside its feed-forward parts [choice]
     decoder_sharing: Literal["shared", "separate"] = "shared"  # one for all layers, or one for each (C6 decoder)
     # -- optimisation --
     epochs: Count = 180  # passes over the data [peer]: 60 over data tripled by speed perturbation (C5 training)
@@ -153,13 +151,15 @@ class Config(RunConfig):
     # -- decoding --
     decode: Literal["greedy", "beam"] = "greedy"  # beam: CTC prefix beam search, with --lm the comparator
     lm: str | None = None  # causal language model for the beam, with the teacher's pieces: hub name, folder, demo/lm
-    beam: Count = 10  # prefixes kept per frame [choice]
+    beam: Extent = 10  # prefixes kept per frame [choice]
     lm_weight: tuple[float, ...] = (0.2, 0.4, 0.6)  # each is tried on 100 dev utterances [choice]
     bonus: tuple[Real, ...] = (0.0, 0.5, 1.0)  # per piece, each is tried with each --lm-weight [choice]
 
     def check(self) -> None:
         super().check()
         weights, inner = row(self), range(1, self.layers)
+        if self.smoothing == 1:
+            raise UserError("--smoothing must be a share, below 1, not 1: nothing would be left to learn.")
         if (weights.w or weights.u) and not (set(self.taps) <= set(inner) and len(set(self.taps)) == len(self.taps)):
             raise UserError(f"--taps are layers from 1 to {self.layers - 1}, below the last, each once.")
         if weights.a and weights.lam < 1 and not any(teacher_share(self, i) for i in decoded_layers(self)):
@@ -206,6 +206,7 @@ if __name__ == "__main__":
     check_command_line(Config, PRESETS, __doc__)
 
 import math
+import os
 from functools import partial
 from pathlib import Path
 
@@ -221,7 +222,7 @@ from common.place import Place, first_rank_first, note, reseed, start, synchroni
 from common.pretrained import LanguageModel, MaskedLM, by_length, load_vocabulary
 from common.scoring import Transcript
 from common.text import WordPiece, load_tokenizer
-from common.training import Run, load_recogniser, print_parameters
+from common.training import Run, load_recogniser
 
 # ========================================================================================================== model
 
@@ -469,7 +470,7 @@ def soft_labels(
         raise UserError(f"--top-k {k} is more than the {tokenizer.size - 1} pieces kept: lower it.")
     weights = cache.digest(*(p.cpu().numpy().tobytes() for p in teacher.model.parameters()))
     key = cache.digest(weights, repr(tokenizer.pieces), repr((k, config.temperature)))
-    folder = Path(config.root).expanduser() / "soft-labels" / key
+    folder = Path(os.path.expanduser(config.root)) / "soft-labels" / key
     questions = questions_of(config, tokenizer, teacher, utterances)
     keys = [cache.digest(repr((q.ids, q.first, q.y.tolist()))) for q in questions]
     by_key = dict(sorted(zip(keys, questions, strict=True), key=lambda item: len(item[1].ids)))
@@ -591,7 +592,7 @@ def main(argv: list[str] | None = None) -> dict:
     """One method: what RESULT says; several, one after the other: {method: what RESULT says}, shown side by side."""
     configs = parse(Config, PRESETS, __doc__, argv)
     if configs[0].summary:
-        return print_parameters(build_models(configs[-1], configs[-1].units + 1))
+        return scoring.print_parameters(build_models(configs[-1], configs[-1].units + 1))
     return scoring.compare(configs, [run_method(config) for config in configs])
 
 

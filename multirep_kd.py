@@ -85,7 +85,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from common.flags import Count, Positive, Real, RunConfig, Share, UserError, check_command_line, parse
+from common.flags import Count, Extent, Positive, Real, RunConfig, Share, Speed, UserError, check_command_line, parse
 
 # ================================================================================================== configuration
 
@@ -95,7 +95,7 @@ class Config(RunConfig):
     # -- data --
     max_seconds: Positive = 30.0  # longer training utterances are left out [choice]
     update_seconds: Positive = 400.0  # audio per update, over all ranks and micro-batches: about 64 utterances [peer]
-    speeds: tuple[Positive, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
+    speeds: tuple[Speed, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
     frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
     time_masks: int = 5  # SpecAugment, each over 0 to 5 % of the utterance [peer]
     noise: Share = 0.8  # share of the utterances into which another of the batch is mixed, at 0.4 of its power [peer]
@@ -106,27 +106,27 @@ class Config(RunConfig):
     ramp: Share = 0.1  # share of the run over which lam rises to its value (C4 ramp)
     distance: Literal["l1", "l2", "cosine"] = "l1"  # mean over dimensions, summed over tokens [choice]
     target_norm: bool = False  # BERT's states pass a LayerNorm first: its middle layers have a few huge dimensions
-    head_dim: Count = 1024  # width inside the regression networks, in training only (C3 heads)
+    head_dim: Extent = 1024  # width inside the regression networks, in training only (C3 heads)
     # -- teacher --
     teachers: tuple[str, ...] = ("bert-base-uncased",)  # BERTs (hub names, folders, demo, demo/bert-b)
     teacher_layers: Literal["last", "first", "uniform", "random"] = "uniform"  # which of theirs [digest] (C2 layers)
-    n_layers: Count = 2  # how many of them [choice]
+    n_layers: Extent = 2  # how many of them [choice]
     context: int = 0  # BERT tokens of the utterances before and after it that BERT reads too; the paper's: 60 [digest]
     context_sides: Literal["both", "past", "future"] = "both"  # where from (C5 context)
     context_mask: Share = 0.15  # share of the context's tokens that are masked, drawn anew at every step [choice]
     control: Literal["none", "shuffle", "random"] = "none"  # another utterance's states, or an untrained BERT's
     # -- model --
     subsampling: Literal[4, 8] = 4  # feature frames per encoder frame: 4 is 40 ms, 8 is 80 ms [choice]
-    channels: Count = 128  # of the subsampling convolutions [choice]
-    layers: Count = 11  # Conformer blocks [choice] (C6 Conformer)
-    dim: Count = 512  # width [choice]
-    heads: Count = 8  # of self-attention [choice]
-    ff_dim: Count = 2048  # width inside the feed-forward parts [choice]
-    kernel: Count = 31  # frames seen by the depthwise convolution, odd [choice]
+    channels: Extent = 128  # of the subsampling convolutions [choice]
+    layers: Extent = 11  # Conformer blocks [choice] (C6 Conformer)
+    dim: Extent = 512  # width [choice]
+    heads: Extent = 8  # of self-attention [choice]
+    ff_dim: Extent = 2048  # width inside the feed-forward parts [choice]
+    kernel: Extent = 31  # frames seen by the depthwise convolution, odd [choice]
     dropout: Share = 0.1  # of the encoder, but not on its attention weights [choice]
-    embedding_dim: Count = 10  # of the prediction network [choice]
-    predictor_dim: Count = 768  # of its LSTM [choice]
-    joint_dim: Count = 256  # of the joint network [choice]
+    embedding_dim: Extent = 10  # of the prediction network [choice]
+    predictor_dim: Extent = 768  # of its LSTM [choice]
+    joint_dim: Extent = 256  # of the joint network [choice]
     joint: Literal["multiply", "add"] = "multiply"  # h and g [peer]
     # -- optimisation --
     epochs: Count = 30  # passes over the training data [peer]
@@ -139,7 +139,7 @@ class Config(RunConfig):
     # -- decoding --
     decode: Literal["greedy", "beam"] = "greedy"  # beam: alignment-length synchronous beam search
     lm: str | None = None  # causal language model for the beam, of any pieces: hub name, folder, demo/lm (C9 beam)
-    beam: Count = 16  # hypotheses kept [peer]
+    beam: Extent = 16  # hypotheses kept [peer]
     lm_weight: tuple[float, ...] = (0.3, 0.6, 1.0)  # each is tried on 100 dev utterances [choice]
     bonus: tuple[Real, ...] = (0.0, 0.5)  # per character, each is tried with each --lm-weight [choice]
 
@@ -182,7 +182,7 @@ from common.place import Place, first_rank_first, reseed, start, synchronise
 from common.pretrained import MaskedLM, WordModel
 from common.scoring import Transcript
 from common.text import Characters, load_tokenizer
-from common.training import Run, load_recogniser, print_parameters
+from common.training import Run, load_recogniser
 
 # ========================================================================================================== model
 
@@ -590,7 +590,7 @@ def main(argv: list[str] | None = None) -> dict:
     """One method: what RESULT says; several, one after the other: {method: what RESULT says}, shown side by side."""
     configs = parse(Config, PRESETS, __doc__, argv)
     if configs[0].summary:  # for 46 outputs (the blank and 45 characters), as on Switchboard, and teachers as bert-base
-        return print_parameters(build_models(configs[-1], 46, [(12, 768)] * len(configs[-1].teachers)))
+        return scoring.print_parameters(build_models(configs[-1], 46, [(12, 768)] * len(configs[-1].teachers)))
     return scoring.compare(configs, [run_method(config) for config in configs])
 
 

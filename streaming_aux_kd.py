@@ -92,6 +92,7 @@ from common.flags import (
     Positive,
     RunConfig,
     Share,
+    Speed,
     UserError,
     check_command_line,
     differences,
@@ -133,7 +134,7 @@ class Config(RunConfig):
     # -- data --
     max_seconds: Positive = 20.0  # longer training utterances are left out [choice]
     update_seconds: Positive = 1600.0  # audio per update, over all ranks and micro-batches [choice]
-    speeds: tuple[Positive, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
+    speeds: tuple[Speed, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
     frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
     time_masks: int = 10  # SpecAugment, each over 0 to 5 % of the utterance [peer]
     units: Count = 1024  # SentencePiece pieces [choice]
@@ -214,11 +215,11 @@ from common.corpora import Corpus, trainable
 from common.ctc import BLANK
 from common.data import Batch, read_corpus, read_one, sample_waves
 from common.features import LogMel, num_frames, spec_augment
-from common.place import Place, note, reseed, start
+from common.place import Place, gather, note, reseed, start
 from common.scoring import Transcript
 from common.streaming import dependencies, stream_words
 from common.text import SentencePiece, load_tokenizer
-from common.training import Run, load_recogniser, print_parameters
+from common.training import Run, load_recogniser
 
 # ========================================================================================================== model
 
@@ -319,7 +320,8 @@ def relation_loss(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
     log_p = []
     for qkv in (teacher, student):
         x = qkv.float().permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
-        scores = x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5  # (3, B, H, T, T)
+        with torch.autocast(x.device.type, enabled=False):  # which would multiply in bf16
+            scores = x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5  # (3, B, H, T, T)
         log_p.append(scores.masked_fill(~mask[:, None, None], -1e9).log_softmax(-1))
     divergence = (log_p[0].exp() * (log_p[0] - log_p[1])).sum(-1)  # (3, B, H, T)
     return (divergence * mask[:, None]).sum() / teacher.shape[3]
@@ -350,15 +352,14 @@ def branch_losses(
 def collapse(joint: rnnt.Joint, encoded: Tensor, predicted: Tensor, targets: Tensor, tile: int = 16) -> Tensor:
     """log of (p(y_{u+1}), p(blank), the rest) at every node (B, T, U+1, 3), `tile` frames at a time (C7 token).
 
-    encoded (B, T, D), predicted (B, U+1, D), targets (B, U). Behind the last label, the first is next to 0.
+    encoded (B, T, D), predicted (B, U+1, D), targets (B, U), zero-padded. Behind the last label, the first is 0.
     """
     labels = F.pad(targets, (0, 1), value=BLANK)[:, None, :, None]  # (B, 1, U+1, 1)
-    last = torch.arange(labels.shape[2], device=targets.device) == targets.shape[1]
 
     def part(encoded: Tensor) -> Tensor:
         log_probs = joint(encoded[:, :, None], predicted[:, None]).float().log_softmax(-1)  # (B, t, U+1, V)
         index = labels.expand(*log_probs.shape[:3], 1)
-        label = log_probs.gather(-1, index)[..., 0].masked_fill(last, -1e4)
+        label = log_probs.gather(-1, index)[..., 0].masked_fill(labels[..., 0] == BLANK, -1e4)
         rest = log_probs.scatter(-1, index, -torch.inf).index_fill(
             -1, torch.tensor(BLANK, device=index.device), -torch.inf
         )
@@ -441,7 +442,7 @@ def find_teacher(config: Config, place: Place) -> Recogniser:
     Raises UserError where it was trained on other data, or is another model than this run's.
     """
     folder = teacher_folder(config)
-    begun = (folder / "config.json").exists()
+    begun = gather((folder / "config.json").exists(), place)[0]  # asked before the first rank makes one
     asked = replace(config, method="teacher", teacher="auto", out=str(folder), resume=begun)
     if begun:
         stored = load_config(Config, folder, PRESETS)
@@ -584,7 +585,7 @@ def main(argv: list[str] | None = None) -> dict:
     """One method: what RESULT says; several, one after the other: {method: what RESULT says}, shown side by side."""
     configs = parse(Config, PRESETS, __doc__, argv)
     if configs[0].summary:
-        return print_parameters(build_models(configs[-1], configs[-1].units + 1))
+        return scoring.print_parameters(build_models(configs[-1], configs[-1].units + 1))
     return scoring.compare(configs, [run_method(config) for config in configs])
 
 

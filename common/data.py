@@ -193,6 +193,7 @@ def loader(
     workers = min(config.workers, len(plan), len(os.sched_getaffinity(0)))
     return DataLoader(
         _Reader(plan, config, encode, fits, set(known_bad)), batch_size=None, num_workers=workers,
+        timeout=600 if workers else 0,  # seconds: where shared memory is too small, a reader waits for ever
         worker_init_fn=_ignore_signals, pin_memory=torch.cuda.is_available() and config.device != "cpu",
     )  # fmt: skip
 

@@ -44,5 +44,8 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 
 def read_log(folder: Path) -> list[dict]:
-    """log.jsonl of a run: an entry per update and per epoch."""
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    """log.jsonl of a run: an entry per update and per epoch. Raises UserError."""
+    try:
+        return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/log.jsonl is missing or damaged ({error}): the run has to be repeated.") from None

@@ -21,9 +21,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import errno
 import functools
 import inspect
 import json
+import multiprocessing
 import os
 import re
 import reprlib
@@ -54,6 +56,8 @@ class Range(NamedTuple):
 LARGEST = 10**9  # in size: no option of any script means anything beyond
 NOT_NEGATIVE = Range("at least 0", lambda x: x >= 0)  # plain int and float
 Count = Annotated[int, Range("at least 1", lambda x: x >= 1)]
+Extent = Annotated[int, Range("at least 1 and at most 100000", lambda x: 1 <= x <= 100_000)]  # of a model or a search
+Speed = Annotated[float, Range("from 0.5 to 2", lambda x: 0.5 <= x <= 2)]
 Positive = Annotated[float, Range("more than 0", lambda x: x > 0)]
 Share = Annotated[float, Range("a share, from 0 to 1", lambda x: 0 <= x <= 1)]
 Real = Annotated[float, Range(f"between -{LARGEST} and {LARGEST}", lambda x: abs(x) <= LARGEST)]
@@ -152,7 +156,9 @@ class RunConfig:
     device: str = "auto"  # cpu, cuda or cuda:N; auto: cuda where there is one, else cpu
     workers: int = 4  # processes that read audio (0: read in the training process)
     batch_seconds: Positive = 400.0  # audio per forward pass and rank, padding included: what memory allows
-    cut_seconds: Positive = 40.0  # longer recordings are cut at pauses, in scoring as in --transcribe
+    cut_seconds: Annotated[float, Range("at least 1", lambda x: x >= 1)] = (
+        40.0  # longer recordings are cut at pauses, in scoring as in --transcribe
+    )
     save_steps: Count = 1000  # updates between checkpoints; also one after every epoch
 
     def check(self) -> None:
@@ -213,10 +219,14 @@ def check_command_line(config_class: type, presets: dict[str, dict], doc: str) -
     From here on, errors that a user can mend end the script in one sentence instead of a traceback.
     """
     sys.excepthook = _explain
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # texts and names of files need not fit the terminal
     parse(config_class, presets, doc)
 
 
 def _explain(kind: type, error: BaseException, trace) -> None:
+    for process in multiprocessing.active_children():  # Python would wait for those that read audio
+        process.kill()
     if isinstance(error, UserError):
         print(f"error: {error}", file=sys.stderr)
     elif isinstance(error, KeyboardInterrupt):
@@ -225,6 +235,11 @@ def _explain(kind: type, error: BaseException, trace) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     elif isinstance(error, MemoryError) or "allocate memory" in str(error) or kind.__name__ == "OutOfMemoryError":
         print("error: out of memory: lower --batch-seconds (also when resuming), or the model's size.", file=sys.stderr)
+    elif "DataLoader" in str(error):
+        print("error: the processes that read audio were killed or are stuck (memory? /dev/shm?): lower --workers, and "
+              "go on with --resume.", file=sys.stderr)  # fmt: skip
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        print(f"error: what was to be written could not be ({error.strerror}): look at the disk.", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

@@ -73,6 +73,8 @@ def start(config: RunConfig) -> Place:
         note("--precision bf16 is several times slower than fp32 on a CPU.")
     if not config.checkpoint:
         open_folder(config, place)
+    elif place.first and not config.transcribe:
+        make_folder(Path(config.out))
     return place
 
 
@@ -121,6 +123,17 @@ def note(message: str) -> None:
 
 
 _locks: dict[Path, object] = {}  # open files, whose locks end with this process, however it ends
+
+
+def make_folder(folder: Path) -> None:
+    """Raises UserError where it cannot be made or written in."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / ".writable", "")
+        (folder / ".writable").unlink()
+    except (OSError, UserError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "nothing can be written there"
+        raise UserError(f"--out {folder} cannot be used ({reason}): choose another folder.") from None
 
 
 def open_folder(config: RunConfig, place: Place) -> None:

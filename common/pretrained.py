@@ -7,6 +7,7 @@ resolve("data/demo/bert-a")   -> the folder itself
 from __future__ import annotations
 
 import bisect
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ def resolve(name: str, flag: str, tokenizer_only: bool = False) -> str:
 
     flag: the option that names it, for the error message. Raises UserError where it is neither here nor reachable.
     """
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return name
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -59,11 +60,11 @@ def find(name: str, flag: str, root: str, tokenizer_only: bool = False) -> str:
     demo, demo-smoke: that world's bert-a; demo/bert-b, demo/lm: another of its models. Raises UserError.
     """
     world, _, model = name.partition("/")
-    if world not in ("demo", "demo-smoke") or Path(name).is_dir():
+    if world not in ("demo", "demo-smoke") or os.path.isdir(name):
         return resolve(name, flag, tokenizer_only)
     from common import demo
 
-    folder, small = Path(root).expanduser() / world, world == "demo-smoke"
+    folder, small = Path(os.path.expanduser(root)) / world, world == "demo-smoke"
     return str(demo.build_text(folder, small) if tokenizer_only else demo.build_model(folder, model or "bert-a", small))
 
 
@@ -77,8 +78,8 @@ def load_pieces(name: str, flag: str, root: str):
     folder = find(name, flag, root, tokenizer_only=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {name} holds no tokenizer ({str(error).splitlines()[0]}).") from None
+    except Exception as error:  # what is raised depends on which file is missing, cut off or of another kind
+        raise UserError(f"{flag} {name} holds no tokenizer ({first_line(error)}).") from None
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # its vocabulary's file is not there
         raise UserError(f"{flag} {name} has no vocabulary: copy its tokenizer's files (vocab.txt, ...) there too.")
     if not tokenizer.is_fast:
@@ -90,6 +91,10 @@ def load_vocabulary(name: str, flag: str, root: str) -> list[str]:
     """The pieces of a pretrained tokenizer in the order of their ids. name: see `find`. Raises UserError."""
     vocabulary = load_pieces(name, flag, root).get_vocab()
     return sorted(vocabulary, key=vocabulary.get)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def quiet_bars() -> None:
@@ -111,8 +116,10 @@ def load_model(auto_class: type, name: str, flag: str, root: str) -> nn.Module:
             find(name, flag, root), local_files_only=True, use_safetensors=True, dtype=torch.float32,
             output_loading_info=True,
         )  # fmt: skip
-    except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {name} holds no model of that kind ({str(error).splitlines()[0]}).") from None
+    except UserError:
+        raise
+    except Exception as error:  # what is raised depends on which file is missing, cut off or of another kind
+        raise UserError(f"{flag} {name} holds no model of that kind, or not all of it ({first_line(error)}).") from None
     if loaded["missing_keys"]:
         lacking = sorted(loaded["missing_keys"])[0]
         raise UserError(f"{flag} {name} lacks weights ({lacking}, …): give a model saved with its head.")

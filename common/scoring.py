@@ -29,7 +29,7 @@ from common.files import write_atomically
 from common.flags import RunConfig, UserError
 from common.place import Place, barrier, first_rank_first, gather, note, synchronise
 from common.text import Tokenizer, printable
-from common.training import add_up, parameters_by_part
+from common.training import add_up
 
 
 class Word(NamedTuple):
@@ -124,6 +124,8 @@ def dev_scores(recogniser: nn.Module, corpus: Corpus, config: RunConfig, place: 
     if not found:
         raise UserError(f"none of the {len(corpus.dev)} dev utterances could be read: mend the dev set.")
     words, homophones = metrics.score({u.id: u.text for u in corpus.dev}, found, corpus.homophones)
+    if not words.words:
+        raise UserError("the dev utterances that could be read have no text: mend the dev set.")
     return {"dev": words.rate} | ({"dev_homophone_error": homophones.rate} if corpus.homophones else {})
 
 
@@ -168,6 +170,8 @@ def evaluate(
             raise UserError(f"none of the {len(utterances)} utterances of {split} could be scored: mend the set.")
         references = {u.id: u.text for u in utterances}
         words, homophones = metrics.score(references, texts_of(found), corpus.homophones)
+        if not words.words:
+            raise UserError(f"the utterances of {split} that could be read have no text: there is nothing to score.")
         scores["wer"][split] = round(words.rate, 2)
         if corpus.homophones:
             scores["homophone_error"][split] = round(homophones.rate, 2)
@@ -262,6 +266,23 @@ def compare(configs: list[RunConfig], results: list[dict]) -> dict:
             print(f"{config.method:14}{metrics.side_by_side(*texts.get(name, [first[name][0], ''])).splitlines()[1]}")
     print(flush=True)
     return found
+
+
+def print_parameters(models: nn.ModuleDict) -> dict[str, int]:
+    """The number of parameters of `recogniser` by part; then of whatever is trained beside it."""
+    parts = parameters_by_part(models["recogniser"])
+    for name, count in parts.items():
+        print(f"{name:12}{count:>14,}")
+    for name, model in models.items():
+        if name != "recogniser":
+            print(f"and {parameters_by_part(model)['total']:,} in the {name}, for training only")
+    return parts
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """{part: parameters} for the model's direct children, then `total`."""
+    parts = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
+    return parts | {"total": sum(p.numel() for p in model.parameters())}
 
 
 # ------------------------------------------------------------------------------------------------------ transcribing

@@ -31,6 +31,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -125,11 +126,14 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> None:
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Raises UserError where the file is missing, cut off or not safetensors."""
     try:
-        return load_file(path)
+        weights = load_file(path)
     except FileNotFoundError:
         raise UserError(f"there is no {path}: that run is not finished, go on with it by --resume.") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): the run has to be repeated or resumed.") from None
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise UserError(f"{path} holds numbers that are not finite: the run has to be repeated.")
+    return weights
 
 
 def load_recogniser(recogniser: nn.Module, folder: str | Path, place: Place) -> nn.Module:
@@ -139,23 +143,6 @@ def load_recogniser(recogniser: nn.Module, folder: str | Path, place: Place) -> 
     except RuntimeError:
         raise UserError(f"the weights in {folder} do not fit its config.json: was it edited?") from None
     return recogniser.to(place.device).eval()
-
-
-def print_parameters(models: nn.ModuleDict) -> dict[str, int]:
-    """The number of parameters of `recogniser` by part; then of whatever is trained beside it."""
-    parts = parameters_by_part(models["recogniser"])
-    for name, count in parts.items():
-        print(f"{name:12}{count:>14,}")
-    for name, model in models.items():
-        if name != "recogniser":
-            print(f"and {parameters_by_part(model)['total']:,} in the {name}, for training only")
-    return parts
-
-
-def parameters_by_part(model: nn.Module) -> dict[str, int]:
-    """{part: parameters} for the model's direct children, then `total`."""
-    parts = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
-    return parts | {"total": sum(p.numel() for p in model.parameters())}
 
 
 # ---------------------------------------------------------------------------------------------------------- progress
@@ -321,7 +308,7 @@ class Run:
             self._drop_epochs()
             note(f"epoch {progress.epoch}: dev {scores['dev']:.1f} %, {progress.train_seconds:.0f} s of training")
         if any(gather(_stop, self.place)):  # while the dev set was scored
-            raise UserError(f"stopped after epoch {progress.epoch}: go on with --resume --out {self.folder}")
+            raise UserError(f"stopped after epoch {progress.epoch}: {self._go_on()}")
 
     def finish(self, recogniser: nn.Module) -> dict:
         """Exports the average of the best epochs, leaves it in `recogniser`, and returns what RESULT says of the run.
@@ -347,6 +334,10 @@ class Run:
             "train_seconds": round(progress.train_seconds, 1), "audio_seconds_per_second": round(rate, 1),
             "skipped_updates": progress.skipped, "infeasible": progress.infeasible, "bad_files": len(progress.bad),
         }  # fmt: skip
+
+    def _go_on(self) -> str:
+        root = f" --root {shlex.quote(self.config.root)}" if self.config.root != RunConfig.root else ""
+        return f"go on with --resume --out {shlex.quote(self.config.out)}{root}"
 
     def _plan(self, epoch: int) -> list[MicroBatch]:
         seconds = self.config.update_seconds, self.config.batch_seconds
@@ -380,7 +371,7 @@ class Run:
             self._save()
         if counts["stop"]:
             barrier(self.place)
-            raise UserError(f"stopped after update {progress.step}: go on with --resume --out {self.folder}")
+            raise UserError(f"stopped after update {progress.step}: {self._go_on()}")
 
     def _write_log(self, **entry) -> None:
         """One line in log.jsonl. All that depends on the clock stands under `clock`; the rest repeats with the seed."""
@@ -427,8 +418,8 @@ class Run:
         barrier(self.place)
         log = self.folder / "log.jsonl"
         if self.place.first and log.exists():
-            lines = log.read_text().splitlines(keepends=True)[: self.progress.log_lines]
-            write_atomically(log, "".join(lines))
+            lines = log.read_bytes().splitlines(keepends=True)[: self.progress.log_lines]
+            write_atomically(log, b"".join(lines))
 
     def _epoch_file(self, epoch: int) -> Path:
         return self.folder / "epochs" / f"{epoch:04d}.safetensors"

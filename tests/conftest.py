@@ -8,10 +8,12 @@ babbling("interaed_kd")  a copy whose model says words, which takes more than so
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -91,6 +93,8 @@ class Script(NamedTuple):
     files: set[str]
     report: set[str]  # what RESULT says of the teacher
     make_talk: Callable[[dict], None]  # changes exported weights so that they give words
+    other: dict = {"dim": 64}  # an option of another model
+    beam: bool = True  # it has --decode beam
 
 
 SMALL = "--preset smoke --dim 32 --heads 2 --ff-dim 64 --channels 4 --average 2 --update-seconds 6 --epochs 5"
@@ -113,6 +117,11 @@ def _talking_transducer(weights: dict) -> None:
     weights["joint.output.weight"].normal_(generator=draw)
     weights["joint.predict.weight"] *= 5
     weights["joint.output.bias"].zero_()[:2] = torch.tensor([8.0, 4.0])  # blank and space
+
+
+def _talking_pieces(weights: dict) -> None:
+    _talking_transducer(weights)
+    weights["joint.output.bias"][1] = -99.0  # <unk>
 
 
 SCRIPTS = {
@@ -139,7 +148,21 @@ SCRIPTS = {
         report={"teacher_seconds"},
         make_talk=_talking_transducer,
     ),
+    "streaming_aux_kd": Script(
+        methods=("scratch", "aux_kd"),
+        teacher="--teacher",
+        small="--preset smoke --units 60 --average 2 --update-seconds 6 --epochs 5 --speeds 0.9 1 1.1",
+        random=AUGMENTED,
+        exported={"frontend", "encoder", "predictor", "joint"},
+        trained={"recogniser", "branches"},
+        files={"dependencies.png", "features.png"},
+        report={"emission_delay"},
+        make_talk=_talking_pieces,
+        other={"size": "demo"},
+        beam=False,
+    ),
 }
+NOT_THE_TEACHERS = ("--out", "--method", "--workers", "--batch-seconds", "--resume")  # options of a student's run
 
 
 class Finished(NamedTuple):
@@ -153,7 +176,12 @@ class Finished(NamedTuple):
 
     def options(self, *more, data: Path | None = None, plain: bool = False) -> list[str]:
         drawn = [] if plain else self.script.random.split()
-        return [*self.plain, *drawn, "--data", str(data or self.data), *map(str, more)]
+        options = [*self.plain, *drawn, "--data", str(data or self.data), *map(str, more)]
+        if self.name == "streaming_aux_kd":  # its teacher is a run with the same options, trained where it is absent
+            groups = re.findall(r"(--[a-z-]+)((?: (?!--).+?)*)(?= --|$)", " ".join(options))
+            same = [group for group in groups if group[0] not in NOT_THE_TEACHERS]
+            options += ["--teacher", f"{self.folder.parent}/teacher-{zlib.crc32(repr(same).encode())}"]
+        return options
 
     def train(self, *more, **options) -> dict:
         """In this process, as the finished run; what `main` returns."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from common.files import atomic_file, write_atomically
+from common.files import atomic_file, read_log, write_atomically
 from common.flags import UserError
 
 
@@ -102,3 +102,11 @@ def test_folders_that_cannot_be_written(tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path / "file"):
         with pytest.raises(UserError, match="cannot be written"):
             write_atomically(folder / "a", "x")
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"{half"])
+def test_a_log_that_is_not_there_or_damaged(tmp_path, content):
+    if content is not None:
+        (tmp_path / "log.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match="log.jsonl is missing or damaged"):
+        read_log(tmp_path)

@@ -1,5 +1,6 @@
 """The command line: who wins, what is suggested, what is refused, and how fast it answers."""
 
+import errno
 import inspect
 import json
 import os
@@ -193,7 +194,8 @@ def test_wrong_command_lines(argv, message, capsys):
         *((f"--max-steps {x}", "at least 1") for x in (0, -1)),
         *((f"--save-steps {x}", "at least 1") for x in (0, -1)),
         *((f"--{flag} -1", "at least 0") for flag in ("seed", "workers", "context", "ramp")),
-        *((f"--{flag} {x}", "more than 0") for flag in ("lr", "hours", "cut-seconds") for x in (0, "-1", "nan")),
+        *((f"--{flag} {x}", "more than 0") for flag in ("lr", "hours") for x in (0, "-1", "nan")),
+        *((f"--cut-seconds {x}", "at least 1") for x in (0, "0.001", "nan")),
         *((f"--lam {x}", "a share, from 0 to 1") for x in (-1, 1.1, "nan", "inf")),
         *((f"--smoothing {x}", "a share, below 1") for x in (1, "nan", "inf")),
         *((f"--offset {x}", "between -1000000000 and 1000000000") for x in ("nan", "inf", "-2000000000")),
@@ -492,6 +494,9 @@ def test_a_wrong_folder_is_no_wrong_command_line(tmp_path, monkeypatch, capsys):
         (KeyboardInterrupt(), "stopped."),
         (MemoryError(), "lower --batch-seconds"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "lower --batch-seconds"),
+        (RuntimeError("DataLoader worker (pid 7) exited unexpectedly"), "lower --workers"),
+        (RuntimeError("DataLoader timed out after 600 seconds"), "lower --workers"),
+        (OSError(errno.ENOSPC, "No space left on device"), "look at the disk"),
         (ValueError("a bug of ours"), "ValueError: a bug of ours"),  # with its traceback
     ],
 )

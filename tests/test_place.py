@@ -123,3 +123,13 @@ def test_a_folder_that_may_not_be_written(config, tmp_path):
     with pytest.raises(UserError, match="--out .*Permission denied"):
         open_folder(config, CPU)
     tmp_path.chmod(0o700)
+
+
+def test_scoring_into_a_folder_that_cannot_be_used(tmp_path):
+    """Found before anything is loaded."""
+    (tmp_path / "file").touch()
+    for out in ("file", "file/x"):
+        with pytest.raises(UserError, match="cannot be used .*choose another folder"):
+            start(replace(RunConfig(), device="cpu", checkpoint="x", out=str(tmp_path / out)))
+    start(replace(RunConfig(), device="cpu", checkpoint="x", out=str(tmp_path / "new")))
+    assert (tmp_path / "new").is_dir() and not list((tmp_path / "new").iterdir())

@@ -383,3 +383,22 @@ def test_pieces_that_begin_with_a_space(tmp_path, kind):
     values = words([encode(text[:i]) for i in range(len(text) + 1)], False)
     assert values == sorted(values, reverse=True)
     assert words([encode("the  sc"), encode("the  ")], False) == words([encode("the sc"), encode("the ")], False)
+
+
+@pytest.mark.parametrize("damage", ["weights", "sizes", "vocabulary"])
+def test_half_copied_folders_are_one_sentence(tmp_path, damage):
+    from common.pretrained import MaskedLM
+
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    save(tmp_path, BertForMaskedLM(BertConfig(vocab_size=len(VOCABULARY), **sizes)))
+    MaskedLM(str(tmp_path), "--teacher", "unused", "cpu")
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    if damage == "weights":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    elif damage == "sizes":
+        config.write_text(config.read_text().replace('"hidden_size": 8', '"hidden_size": 16'))
+    else:
+        (tmp_path / "vocab.txt").write_bytes((tmp_path / "vocab.txt").read_bytes() + b"caf\xe9\n")
+    with pytest.raises(UserError, match="--teacher .* holds no "):
+        MaskedLM(str(tmp_path), "--teacher", "unused", "cpu")

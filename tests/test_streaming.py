@@ -1,15 +1,26 @@
 """From raw samples, in portions of any size: what the encoder gives for the whole utterance."""
 
 import io
+import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import torchaudio.functional as AF
+from conftest import SCRIPTS
 
 from common.conformer import Conformer
 from common.features import SAMPLE_RATE, LogMel
 from common.flags import UserError
-from common.streaming import Stream, StreamingEncoder
+from common.place import Place
+from common.scoring import batch_of
+from common.streaming import Stream, StreamingEncoder, greedy_words, portions, stream_words
+from common.text import SentencePiece
+from streaming_aux_kd import Config, Recogniser
+
+CPU = Place(0, 1, torch.device("cpu"))
 
 
 def parts(dtype=torch.float32, **changes) -> tuple[LogMel, Conformer]:
@@ -161,3 +172,97 @@ def test_what_cannot_stream():
         StreamingEncoder(*parts(chunk=0, left=0))
     with pytest.raises(UserError, match="47999 Hz"):
         StreamingEncoder(*parts(), 47_999)
+
+
+# ------------------------------------------------------------------------------------------------- words as they come
+
+
+@pytest.fixture(scope="module")
+def talkative() -> Recogniser:
+    """A streaming transducer whose words depend on what it hears."""
+    texts = ["the knight grinds flour at night", "our flower is in the boats", "they grind the flour"]
+    tokenizer = SentencePiece.build(texts, 40)
+    torch.manual_seed(0)
+    recogniser = Recogniser(Config(size="smoke", method="scratch"), tokenizer.size, tokenizer).eval()
+    weights = recogniser.state_dict()
+    SCRIPTS["streaming_aux_kd"].make_talk(weights)
+    return recogniser
+
+
+@torch.inference_mode()
+def words_in_portions(recogniser: Recogniser, samples: torch.Tensor, portion: int) -> tuple[list[str], list[str]]:
+    """All that settles, with the last partial word; and the partial word after every push."""
+    encoder, words, partials = StreamingEncoder(recogniser.frontend, recogniser.encoder), [], []
+    (stream,), parts = [encoder.start()], samples.split(portion)
+    for i, part in enumerate(parts, start=1):
+        (frames,), (stream,) = encoder.push([stream], [part], end=i == len(parts))
+        settled, partial, decoder = greedy_words(recogniser, frames, stream.decoder)
+        stream, words = stream._replace(decoder=decoder), words + settled
+        partials.append(partial)
+    return [*words, *([partial] if partial else [])], partials
+
+
+def test_words_in_portions_are_those_of_the_whole(talkative):
+    said = set()
+    for seconds in (4.0, 2.3, 0.9, 0.1, 0.01):
+        samples = audio(seconds)
+        (whole,) = talkative.transcribe(batch_of(samples), CPU)
+        for portion in (800, 2560, 10**9):
+            words, partials = words_in_portions(talkative, samples, portion)
+            assert words == whole.text.split() == [word.text for word in whole.words]
+            assert all(" " not in partial for partial in partials)
+        said |= set(words)
+    assert len(said) > 5
+
+
+def stream(recogniser: Recogniser, capsys, source, rate: int = SAMPLE_RATE) -> tuple[str, str]:
+    """What --stream writes to stdout and stderr."""
+    capsys.readouterr()
+    assert stream_words(recogniser, Config(checkpoint="run", stream=str(source), rate=rate), CPU) == {}
+    return capsys.readouterr()
+
+
+def feed(monkeypatch, content: bytes) -> str:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(content))))
+    return "-"
+
+
+def test_a_file_and_standard_input_as_words(talkative, tmp_path, capsys, monkeypatch):
+    """One line of words on stdout, each once; times on stderr. The last half of a sample is dropped."""
+    pcm = (audio(3.0).numpy() * 2**15).round().astype(np.int16)
+    (whole,) = talkative.transcribe(batch_of(torch.from_numpy(pcm) / 2**15), CPU)
+    for rate in (SAMPLE_RATE, 8000):
+        soundfile.write(tmp_path / "a.wav", pcm, rate)
+        out, error = stream(talkative, capsys, tmp_path / "a.wav")
+        assert out.split() and out.endswith("\n") and out.count("\n") == 1
+        assert "3.0 s of audio in blocks of 160 ms" in error or rate == 8000 and "6.0 s of audio" in error
+        for rest in (b"", b"x"):
+            assert stream(talkative, capsys, feed(monkeypatch, pcm.tobytes() + rest), rate)[0].split() == out.split()
+        assert rate == 8000 or out.split() == whole.text.split() and len(out.split()) > 5
+
+
+def test_portions_of_standard_input(monkeypatch):
+    """16-bit samples in [-1, 1), in blocks; nothing but the rest of the last one may be shorter."""
+    pcm = np.arange(-(2**15), 2**15, 13, dtype=np.int16)
+    for rest in (b"", b"x"):
+        rate, parts = portions(Config(stream=feed(monkeypatch, pcm.tobytes() + rest), rate=8000), 0.16)
+        parts = list(parts)
+        assert rate == 8000 and {len(part) for part in parts[:-1]} == {1280} and len(parts[-1]) <= 1280
+        assert torch.equal(torch.cat(parts), torch.from_numpy(pcm) / 2**15) and torch.cat(parts)[0] == -1
+    assert [list(portions(Config(stream=feed(monkeypatch, x)), 0.16)[1]) for x in (b"", b"x")] == [[], []]
+    with pytest.raises(UserError, match="absent.wav"):
+        portions(Config(stream="absent.wav"), 0.16)
+
+
+def test_nothing_and_silence_can_be_streamed(talkative, tmp_path, capsys, monkeypatch):
+    for samples in (0, 100, 16000):
+        soundfile.write(tmp_path / "a.wav", np.zeros(samples, dtype=np.int16), SAMPLE_RATE)
+        (whole,) = talkative.transcribe(batch_of(torch.zeros(samples)), CPU)
+        for source in ("file", "-") if samples else "-":
+            path = feed(monkeypatch, bytes(2 * samples)) if source == "-" else tmp_path / "a.wav"
+            assert stream(talkative, capsys, path)[0].split() == whole.text.split()
+
+
+def test_a_teacher_cannot_stream():
+    with pytest.raises(UserError, match="run has full context and cannot stream"):
+        stream_words(Recogniser(Config(size="smoke", method="teacher"), 9), Config(checkpoint="run", stream="x"), CPU)

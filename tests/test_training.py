@@ -20,7 +20,7 @@ from test_files import largest_file
 from torch import nn
 from toy import CPU, Toy, signal_at
 
-from common import figures, training
+from common import figures, scoring, training
 from common.files import read_log
 from common.flags import UserError
 from common.training import load_recogniser, load_weights
@@ -245,9 +245,9 @@ def test_average_of_the_best_epochs(toy):
 
 def test_parameters_by_part(capsys):
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    assert training.parameters_by_part(model) == {"0": 9, "1": 4, "total": 13}
+    assert scoring.parameters_by_part(model) == {"0": 9, "1": 4, "total": 13}
     models = nn.ModuleDict({"recogniser": model, "heads": nn.Linear(999, 1)})
-    assert training.print_parameters(models)["total"] == 13
+    assert scoring.print_parameters(models)["total"] == 13
     out = capsys.readouterr().out
     assert "total" in out and "and 1,000 in the heads, for training only" in out
 
@@ -431,3 +431,9 @@ def test_two_ranks(tmp_path, whole):
     for a, b in zip(ours, theirs, strict=True):
         assert (a["step"], a["utterances"], a["parts"].keys()) == (b["step"], b["utterances"], b["parts"].keys())
     assert [a["loss"] for a in ours] == pytest.approx([b["loss"] for b in theirs], rel=0.03)
+
+
+def test_weights_that_are_not_finite_are_not_scored(tmp_path):
+    training.save_weights(tmp_path / "model.safetensors", {"a": torch.tensor([1.0, math.nan])})
+    with pytest.raises(UserError, match="not finite"):
+        training.load_weights(tmp_path / "model.safetensors")

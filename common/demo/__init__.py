@@ -69,7 +69,10 @@ def build(
     subsets = [*grammar.HELD_OUT, *training]
     missing = {s: sizes.get(s, SHARD) for s in subsets if not (folder / "LibriSpeech" / s).exists()}
     if missing:
-        _speak(folder, missing, seed, progress)
+        try:
+            _speak(folder, missing, seed, progress)
+        except OSError as error:
+            raise UserError(f"The demo world cannot be kept in {folder} ({error.strerror}): free some space.") from None
     return training
 
 
