@@ -118,7 +118,8 @@ class SentencePiece:
         return [i + 1 for i in self.processor.encode(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.processor.decode([i - 1 for i in ids])
+        """Words a space apart, however many lone spaces there are among the pieces."""
+        return " ".join(self.processor.decode([i - 1 for i in ids]).split())
 
     def save(self, folder: str | Path) -> None:
         write_atomically(Path(folder) / "tokenizer.model", self.model)
