@@ -64,6 +64,8 @@ def find(name: str, flag: str, root: str, tokenizer_only: bool = False) -> str:
         return resolve(name, flag, tokenizer_only)
     from common import demo
 
+    if (model or "bert-a") not in demo.MODELS:
+        raise UserError(f"{flag} {name}: the demo world has {', '.join(demo.MODELS)}.")
     folder, small = Path(os.path.expanduser(root)) / world, world == "demo-smoke"
     return str(demo.build_text(folder, small) if tokenizer_only else demo.build_model(folder, model or "bert-a", small))
 

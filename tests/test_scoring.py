@@ -25,8 +25,6 @@ TWINS = {"night": "knight", "knight": "night", "sea": "see", "see": "sea"}
 
 @dataclass(frozen=True)
 class Config(RunConfig):
-    # -- data --
-    speeds: tuple[float, ...] = (1.0,)
     # -- method --
     method: str = "echo"
     # -- decoding --
