@@ -222,7 +222,8 @@ from common.place import Place, first_rank_first, note, reseed, start, synchroni
 from common.pretrained import LanguageModel, MaskedLM, by_length, load_vocabulary
 from common.scoring import Transcript
 from common.text import WordPiece, load_tokenizer
-from common.training import Run, load_recogniser
+from common.training import Run
+from common.weights import load_recogniser
 
 # ========================================================================================================== model
 
@@ -579,8 +580,7 @@ def run_method(config: Config) -> dict:
     """Trains and scores, or with --checkpoint scores or transcribes. Returns what RESULT says."""
     place = start(config)
     if config.transcribe:
-        recogniser = load(config, place)
-        return scoring.transcribe_files(recogniser, config, place, LanguageModel)
+        return scoring.transcribe_files(load(config, place), config, place, LanguageModel)
     corpus = read_corpus(config, place)
     recogniser, report = (load(config, place), {}) if config.checkpoint else train(config, corpus, place)
     result = {"script": "interaed_kd", "method": config.method, "seed": config.seed, "weights": row(config)._asdict()}

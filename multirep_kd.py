@@ -182,7 +182,8 @@ from common.place import Place, first_rank_first, reseed, start, synchronise
 from common.pretrained import MaskedLM, WordModel
 from common.scoring import Transcript
 from common.text import Characters, load_tokenizer
-from common.training import Run, load_recogniser
+from common.training import Run
+from common.weights import load_recogniser
 
 # ========================================================================================================== model
 

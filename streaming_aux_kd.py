@@ -87,18 +87,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from common.flags import (
-    Count,
-    Positive,
-    RunConfig,
-    Share,
-    Speed,
-    UserError,
-    check_command_line,
-    differences,
-    load_config,
-    parse,
-)
+from common.flags import Count, Positive, RunConfig, Share, Speed, UserError, check_command_line, parse
 
 # ================================================================================================== configuration
 
@@ -215,11 +204,12 @@ from common.corpora import Corpus, trainable
 from common.ctc import BLANK
 from common.data import Batch, read_corpus, read_one, sample_waves
 from common.features import LogMel, num_frames, spec_augment
-from common.place import Place, gather, note, reseed, start
+from common.place import Place, earlier_run, earlier_stage, note, reseed, start
 from common.scoring import Transcript
 from common.streaming import dependencies, stream_words
 from common.text import SentencePiece, load_tokenizer
-from common.training import Run, load_recogniser
+from common.training import Run
+from common.weights import load_recogniser
 
 # ========================================================================================================== model
 
@@ -427,31 +417,15 @@ def compute_losses(
 # ======================================================================================================== teacher
 
 
-def teacher_folder(config: Config) -> Path:
-    """Where the finished run of the row `teacher` is, or will be: beside this one, or where it is by default."""
-    if config.teacher != "auto":
-        return Path(config.teacher)
-    beside = Path(config.out).with_name("teacher")
-    default = Path("runs") / f"streaming_aux_kd-{Path(config.data).name}-teacher-s{config.seed}"
-    return beside if (beside / "config.json").exists() else default
-
-
 def find_teacher(config: Config, place: Place) -> Recogniser:
     """The teacher, frozen: an ordinary run of that row, which is trained first, or gone on with, if it is not finished.
 
     Raises UserError where it was trained on other data, or is another model than this run's.
     """
-    folder = teacher_folder(config)
-    begun = gather((folder / "config.json").exists(), place)[0]  # asked before the first rank makes one
-    asked = replace(config, method="teacher", teacher="auto", out=str(folder), resume=begun)
-    if begun:
-        stored = load_config(Config, folder, PRESETS)
-        own = {name: getattr(stored, name) for name in PART_OF_STUDENTS}
-        if changed := differences(stored, replace(asked, **own)):
-            raise UserError(
-                f"the teacher in {folder} was trained otherwise ({'; '.join(changed)}): give another --teacher."
-            )
-        asked = replace(asked, **own)
+    folder = earlier_run(config, "teacher", config.teacher)
+    asked = earlier_stage(
+        config, PRESETS, place, folder, "--teacher", PART_OF_STUDENTS, method="teacher", teacher="auto"
+    )
     if not (folder / "model.safetensors").exists():
         if place.first:
             note(f"the teacher first, in {folder}")

@@ -2,7 +2,7 @@
 
     features (B, F, 80) -> Subsampling -> (B, T, D) -> N x ConformerBlock -> LayerNorm -> (B, T, D)
 
-    block:  x + FF/2 -> x + attention -> x + convolution -> x + FF/2
+    block:  x + FF/2 -> x + attention -> x + convolution -> x + FF/2      (no macaron: one whole FF, the last)
 
 **Padding** never touches real frames: attention does not see it, convolutions meet zeros there, and the subsampling
 uses no padding behind the end, so an utterance comes out the same alone and in a batch. A mask is True where a frame is
@@ -237,9 +237,9 @@ class FeedForward(nn.Sequential):
 
 
 class ConformerBlock(nn.Module):
-    def __init__(self, dim: int, heads: int, ff_dim: int, kernel: int, dropout: float, causal: bool):
+    def __init__(self, dim: int, heads: int, ff_dim: int, kernel: int, dropout: float, causal: bool, macaron: bool):
         super().__init__()
-        self.ff_in = FeedForward(dim, ff_dim, dropout)
+        self.ff_in = FeedForward(dim, ff_dim, dropout) if macaron else None
         self.attention = SelfAttention(dim, heads)
         self.convolution = Convolution(dim, kernel, causal)
         self.ff_out = FeedForward(dim, ff_dim, dropout)
@@ -247,12 +247,14 @@ class ConformerBlock(nn.Module):
 
     def forward(self, x: Tensor, keys_values: Tensor, tail: Tensor, shared: Shared) -> tuple[Tensor, ...]:
         """x (B, T, D) and its past -> (B, T, D), queries, keys, values (B, T, 3, H, D/H), the new keys_values, tail."""
-        x = torch.add(x, self.dropout(self.ff_in(x)), alpha=0.5)
+        if self.ff_in:
+            x = torch.add(x, self.dropout(self.ff_in(x)), alpha=0.5)
         y, qkv, keys_values = self.attention(x, keys_values, shared)
         x = x + self.dropout(y)
         y, tail = self.convolution(x, tail, shared)
         x = x + self.dropout(y)
-        return torch.add(x, self.dropout(self.ff_out(x)), alpha=0.5), qkv, keys_values, tail
+        x = torch.add(x, self.dropout(self.ff_out(x)), alpha=0.5 if self.ff_in else 1.0)
+        return x, qkv, keys_values, tail
 
 
 class Conformer(nn.Module):
@@ -264,7 +266,7 @@ class Conformer(nn.Module):
     def __init__(
         self, dim: int, layers: int, heads: int, ff_dim: int, kernel: int = 31, dropout: float = 0.1,
         subsampling: int = 4, channels: int = 256, *, chunk: int = 0, left: int = 0, causal_subsampling: bool = False,
-        n_mels: int = 80,
+        n_mels: int = 80, macaron: bool = True,
     ):  # fmt: skip
         super().__init__()
         if left % chunk if chunk else left:
@@ -275,7 +277,7 @@ class Conformer(nn.Module):
         self.subsampling = Subsampling(n_mels, dim, subsampling, channels)
         self.dropout = nn.Dropout(dropout)
         sizes = dim, heads, ff_dim, kernel, dropout
-        self.blocks = nn.ModuleList(ConformerBlock(*sizes, self.causal) for _ in range(layers))
+        self.blocks = nn.ModuleList(ConformerBlock(*sizes, self.causal, macaron) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)
 
     def fresh_state(self, B: int) -> State:

@@ -14,7 +14,9 @@ import os
 import random
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +27,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from common.files import write_atomically
-from common.flags import RunConfig, UserError, config_as_dict
+from common.flags import RunConfig, UserError, config_as_dict, differences, load_config
 
 
 class Place(NamedTuple):
@@ -168,3 +170,33 @@ def _lock(folder: Path) -> None:
         file = open(folder / ".lock", "w")  # noqa: SIM115  (closing it would end the lock)
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _locks[folder] = file
+
+
+def earlier_run(config: RunConfig, method: str, named: str) -> Path:
+    """The folder of a run of another method that this run builds on: as named; for "auto" the one beside this run, or
+    where it is by default."""
+    if named != "auto":
+        return Path(named)
+    beside, script = Path(config.out).with_name(method), Path(sys.modules[type(config).__module__].__file__).stem
+    default = Path("runs") / f"{script}-{Path(config.data).name}-{method}-s{config.seed}"
+    return beside if (beside / "config.json").exists() else default
+
+
+def earlier_stage(
+    config: RunConfig, presets: dict, place: Place, folder: Path, flag: str, may_differ: Sequence[str], **changes
+) -> RunConfig:
+    """The configuration of the run in `folder`, begun or not, that this run builds on: an ordinary run of its own.
+
+    flag: that names it; changes: what makes it that run (its method); may_differ: options on which the two need not
+    agree. Raises UserError where a run in the folder differs in another one.
+    """
+    begun = gather((folder / "config.json").exists(), place)[0]  # asked before the first rank makes one
+    asked = replace(config, out=str(folder), resume=begun, **changes)
+    if begun:
+        stored = load_config(type(config), folder, presets)
+        asked = replace(asked, **{name: getattr(stored, name) for name in may_differ})
+        if changed := differences(stored, asked):
+            raise UserError(
+                f"the {asked.method} in {folder} was trained otherwise ({'; '.join(changed)}): give another {flag}."
+            )
+    return asked

@@ -19,8 +19,9 @@ from urllib.request import getproxies
 import torch
 from torch import Tensor, nn
 
+from common.cache import digest
 from common.flags import UserError
-from common.text import Characters, WordPiece
+from common.text import Characters, Pieces, WordPiece
 
 # Weights as safetensors only: nothing that a download could execute.
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -107,15 +108,15 @@ def quiet_bars() -> None:
         logging.disable_progress_bar()
 
 
-def load_model(auto_class: type, name: str, flag: str, root: str) -> nn.Module:
-    """A frozen pretrained model in fp32, in evaluation mode. name: see `find`; auto_class: AutoModelForMaskedLM, ….
+def load_model(auto_class: type, name: str, flag: str, root: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A frozen pretrained model in evaluation mode. name: see `find`; auto_class: AutoModelForMaskedLM, ….
 
     Raises UserError where the folder holds no such model, or one without its head, which would be filled with noise.
     """
     quiet_bars()
     try:
         model, loaded = auto_class.from_pretrained(
-            find(name, flag, root), local_files_only=True, use_safetensors=True, dtype=torch.float32,
+            find(name, flag, root), local_files_only=True, use_safetensors=True, dtype=dtype,
             output_loading_info=True,
         )  # fmt: skip
     except UserError:
@@ -126,6 +127,24 @@ def load_model(auto_class: type, name: str, flag: str, root: str) -> nn.Module:
         lacking = sorted(loaded["missing_keys"])[0]
         raise UserError(f"{flag} {name} lacks weights ({lacking}, …): give a model saved with its head.")
     return model.eval().requires_grad_(False)
+
+
+def load_causal(name: str, flag: str, root: str, frozen: bool, dtype: torch.dtype | None = None) -> nn.Module:
+    """A causal language model: frozen, in `dtype` and known by its buffer `supplied`; or to be trained, in fp32.
+
+    `supplied` is a digest of configuration and input embedding: checkpoints do not hold what is frozen, and this tells
+    whether the model named at loading is the same. name: see `find`. Raises UserError.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = load_model(AutoModelForCausalLM, name, flag, root, dtype or torch.float32 if frozen else torch.float32)
+    if not frozen:
+        return model.requires_grad_(True)
+    table = model.get_input_embeddings().weight.float().numpy().tobytes()
+    sizes = {key: value for key, value in model.config.to_dict().items() if isinstance(value, int | float)}
+    digits = bytes.fromhex(digest(repr(sorted(sizes.items())), table))
+    model.register_buffer("supplied", torch.tensor(list(digits), dtype=torch.uint8))
+    return model
 
 
 class MaskedLM:
@@ -195,7 +214,7 @@ class LanguageModel:
     Every prefix is read from its beginning, without a cache of keys and values: simple rather than fast.
     """
 
-    def __init__(self, name: str, flag: str, root: str, tokenizer: WordPiece, device: torch.device | str):
+    def __init__(self, name: str, flag: str, root: str, tokenizer: WordPiece | Pieces, device):
         """name: see `find`. Raises UserError where it has not even half of the pieces, or no beginning or end."""
         from transformers import AutoModelForCausalLM
 
@@ -203,13 +222,13 @@ class LanguageModel:
         self.model = load_model(AutoModelForCausalLM, name, flag, root).to(device)
         config, ids = self.model.config, tokenizer.ids_in(vocabulary)
         bos, eos, size = config.bos_token_id, config.eos_token_id, config.vocab_size
-        complete = bos in range(size) and eos in range(size) and "[UNK]" in vocabulary and len(vocabulary) <= size
+        unknown = next((i for i, piece in enumerate(vocabulary) if piece in ("[UNK]", "<unk>")), None)
+        complete = bos in range(size) and eos in range(size) and unknown is not None and len(vocabulary) <= size
         if not complete or ids.count(-1) > len(ids) / 2:
             raise UserError(
                 f"{flag} {name} does not share the recogniser's word pieces: give a causal language model over them, "
                 "whose config.json names [CLS] as bos_token_id and [SEP] as eos_token_id."
             )
-        unknown = vocabulary.index("[UNK]")
         ids = [unknown if i < 0 else i for i in ids]
         self.inputs = torch.tensor([bos, *ids], device=device)  # (V,) label -> the model's id
         self.outputs = torch.tensor([eos, *ids], device=device)

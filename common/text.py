@@ -1,4 +1,4 @@
-"""Text in, labels out: characters, SentencePiece, and a teacher's WordPiece pruned to what a corpus needs.
+"""Text in, labels out: characters, SentencePiece, a teacher's WordPiece pruned to a corpus, a pretrained tokenizer.
 
 All tokenizers speak the same language:
 
@@ -204,7 +204,32 @@ class WordPiece:
         _write_json(folder, {"kind": "wordpiece", "pieces": self.pieces})
 
 
-Tokenizer = Characters | SentencePiece | WordPiece
+class Pieces:
+    """The pieces of a pretrained model's own tokenizer; its ids shifted by one to make room for label 0."""
+
+    def __init__(self, tokenizer):
+        """tokenizer: of transformers, see `pretrained.load_pieces`."""
+        self.tokenizer = tokenizer
+        self.size = len(tokenizer) + 1
+
+    def encode(self, text: str) -> list[int]:
+        return [i + 1 for i in self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Words a space apart; symbols such as the end are left out."""
+        return " ".join(self.tokenizer.decode([i - 1 for i in ids], skip_special_tokens=True).split())
+
+    def ids_in(self, vocabulary: list[str]) -> list[int]:
+        """For every label from 1 on, the id of its piece in a vocabulary; -1 where that has no such piece."""
+        known = {piece: i for i, piece in enumerate(vocabulary)}
+        return [known.get(piece, -1) for piece in self.tokenizer.convert_ids_to_tokens(range(self.size - 1))]
+
+    def save(self, folder: str | Path) -> None:
+        self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
+        _write_json(folder, {"kind": "pretrained"})
+
+
+Tokenizer = Characters | SentencePiece | WordPiece | Pieces
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
@@ -219,6 +244,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
                 return WordPiece(pieces)
             case {"kind": "sentencepiece"} if model.is_file() and model.stat().st_size:
                 return SentencePiece(model.read_bytes())
+            case {"kind": "pretrained"}:
+                from transformers import AutoTokenizer
+
+                return Pieces(AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
     except (OSError, ValueError, RuntimeError, UserError):
         pass
     raise UserError(f"{printable(folder)} holds no readable tokenizer: give the folder of a finished run.")

@@ -41,8 +41,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -52,6 +50,7 @@ from common.features import SAMPLE_RATE
 from common.files import atomic_file, write_atomically
 from common.flags import RunConfig, UserError
 from common.place import Place, barrier, gather, note, reseed
+from common.weights import average_of, load_own_state, load_recogniser, load_weights, own_state, save_weights
 
 # ------------------------------------------------------------------------------------- learning rates and gradients
 
@@ -114,35 +113,6 @@ def stop_on_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# ------------------------------------------------------------------------------------------------------------- weights
-
-
-def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Raises UserError where the file is missing, cut off or not safetensors."""
-    try:
-        weights = load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"there is no {path}: that run is not finished, go on with it by --resume.") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): the run has to be repeated or resumed.") from None
-    if not all(tensor.isfinite().all() for tensor in weights.values()):
-        raise UserError(f"{path} holds numbers that are not finite: the run has to be repeated.")
-    return weights
-
-
-def load_recogniser(recogniser: nn.Module, folder: str | Path, place: Place) -> nn.Module:
-    """The finished run's weights, put into a recogniser built from its configuration. Raises UserError."""
-    try:
-        recogniser.load_state_dict(load_weights(Path(folder) / "model.safetensors"))
-    except RuntimeError:
-        raise UserError(f"the weights in {folder} do not fit its config.json: was it edited?") from None
-    return recogniser.to(place.device).eval()
 
 
 # ---------------------------------------------------------------------------------------------------------- progress
@@ -325,8 +295,7 @@ class Run:
             figures.loss_curve(self.folder)
             recogniser.tokenizer.save(self.folder)
             states = [load_weights(self._epoch_file(epoch)) for _, epoch in progress.best]
-            average = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
-            save_weights(self.folder / "model.safetensors", average)
+            save_weights(self.folder / "model.safetensors", average_of(states))
         barrier(self.place)
         load_recogniser(recogniser, self.folder, self.place)
         rate = progress.audio_seconds / max(progress.train_seconds, 1e-9)
@@ -384,7 +353,7 @@ class Run:
         self.progress.log_lines += 1
 
     def _save(self) -> None:
-        state = {"model": self.models.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {"model": own_state(self.models), "optimizer": self.optimizer.state_dict()}
         with atomic_file(self.folder / "last.pt") as file:
             torch.save(state | {"progress": asdict(self.progress)}, file)
 
@@ -400,9 +369,9 @@ class Run:
                 self.progress = Progress(**state["progress"])
                 changed = (self.progress.utterances, self.progress.corpus) != (now.utterances, now.corpus)
                 if not changed:
-                    self.models.load_state_dict(state["model"])
+                    load_own_state(self.models, state["model"])
                     self.optimizer.load_state_dict(state["optimizer"])
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, UserError):
                 raise
             except Exception as error:  # what torch.load raises depends on where a file is damaged
                 raise UserError(
@@ -430,7 +399,7 @@ class Run:
         self.progress.best = best[: self.config.average]
         if self.progress.epoch in [epoch for _, epoch in self.progress.best]:
             (self.folder / "epochs").mkdir(exist_ok=True)
-            save_weights(self._epoch_file(self.progress.epoch), recogniser.state_dict())
+            save_weights(self._epoch_file(self.progress.epoch), own_state(recogniser))
 
     def _drop_epochs(self) -> None:
         """Deletes the weights of epochs no longer among the best, once the checkpoint knows about it."""

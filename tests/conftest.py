@@ -214,7 +214,7 @@ def babbling(runs, shared) -> Callable[[str], Path]:
     """The finished run of a script with weights that give words, though not the right ones."""
 
     def build(name: str, folder: Path) -> None:
-        from common.training import load_weights, save_weights
+        from common.weights import load_weights, save_weights
 
         run = runs(name)
         shutil.copytree(run.folder, folder, dirs_exist_ok=True)

@@ -18,7 +18,7 @@ from common.corpora import Utterance
 from common.features import read_audio
 from common.files import read_log
 from common.flags import UserError
-from common.training import load_weights
+from common.weights import load_weights
 
 RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 

@@ -22,7 +22,8 @@ from common.files import read_log
 from common.flags import UserError
 from common.place import Place, reseed
 from common.streaming import dependencies
-from common.training import add_up, load_weights
+from common.training import add_up
+from common.weights import load_weights
 from streaming_aux_kd import branch_losses, branch_mask, chunk_mask, compute_losses, find_teacher
 
 CPU = Place(0, 1, torch.device("cpu"))

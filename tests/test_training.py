@@ -23,7 +23,7 @@ from toy import CPU, Toy, signal_at
 from common import figures, scoring, training
 from common.files import read_log
 from common.flags import UserError
-from common.training import load_recogniser, load_weights
+from common.weights import load_recogniser, load_weights
 
 
 @pytest.fixture

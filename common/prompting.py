@@ -1,0 +1,156 @@
+"""Speech as a prompt of a decoder-only language model: one sequence for training and for decoding.
+
+    inputs    before… a_1 … a_T' after… y_1 … y_U            a: speech, already as wide as the model's embeddings
+    targets      –     –      –    y_1   y_2 … end            none at speech; the first stands at the last of `after`
+
+Two utterances, before = [1], after = [2], end = 3, of 2 and 1 speech vectors and of texts [7 8] and [9]:
+
+    training  inputs     1  a  a  2  7  8        1  b  2  9  .  .
+              targets    -  -  -  7  8  3        -  -  9  3  -  -
+              mask       1  1  1  1  1  1        1  1  1  1  0  0
+              positions  0  1  2  3  4  5        0  1  2  3  3  3
+    decoding  inputs     1  a  a  2              .  1  b  2          the text comes behind: padding stands before
+              mask       1  1  1  1              0  1  1  1
+              positions  0  1  2  3              0  0  1  2
+
+What is real follows from lengths alone, never from ids: the end symbol and padding may be the same.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.corpora import Utterance
+from common.data import Batch, Encode, Fits, evaluation_batches, loader
+from common.flags import RunConfig
+
+NONE = -100  # target where there is none
+MASKED = -1  # in place of an id: a piece that the model may not see
+REPEATS, LONGEST_REPEAT = 4, 8  # an answer without end that repeats up to so many pieces so often is cut [choice]
+
+
+class Sequences(NamedTuple):
+    """What the language model reads, and what it has to say."""
+
+    inputs: Tensor  # (B, S, D) embeddings
+    mask: Tensor  # (B, S) True where real
+    positions: Tensor  # (B, S) counted over what is real
+    targets: Tensor  # (B, S) the piece that follows, or NONE
+
+
+def build_sequences(
+    embedding: nn.Embedding, speech: Tensor, lengths: Sequence[int], texts: list[list[int]] | None,
+    before: list[int], after: list[int], end: int, shown: list[list[int]] | None = None,
+) -> Sequences:  # fmt: skip
+    """speech (B, T', D) of `lengths`, texts: ids; absent: to be written, then padding stands before.
+
+    after: at least one id. shown: the ids to be read in place of the texts; MASKED is the mean of all embeddings, which
+    says nothing and is a symbol of no model.
+    """
+    rows, targets = [], []
+    answers = [[] for _ in lengths] if texts is None else texts
+    for vectors, n, answer, ids in zip(speech, lengths, answers, shown or answers, strict=True):
+        ids = torch.tensor([*before, *after, *ids], device=speech.device)
+        vectors_of = embedding(ids.clamp(min=0)).to(speech.dtype)
+        vectors_of = torch.where((ids == MASKED)[:, None], embedding.weight.mean(0).to(speech.dtype), vectors_of)
+        first = len(before)
+        rows.append(torch.cat([vectors_of[:first], vectors[:n], vectors_of[first:]]))  # (S, D)
+        targets.append(torch.tensor([*[NONE] * (len(rows[-1]) - len(answer) - 1), *answer, end], device=speech.device))
+    side, pad = "left" if texts is None else "right", nn.utils.rnn.pad_sequence
+    real = [torch.ones(len(row), dtype=torch.bool, device=speech.device) for row in rows]
+    mask = pad(real, batch_first=True, padding_side=side)
+    inputs = pad(rows, batch_first=True, padding_side=side)
+    targets = pad(targets, batch_first=True, padding_value=NONE, padding_side=side)
+    return Sequences(inputs, mask, (mask.cumsum(1) - 1).clamp(min=0), targets)
+
+
+def answer_loss(lm: nn.Module, sequences: Sequences) -> Tensor:
+    """-log p(y_1 … y_U end | speech) of each utterance (B,), in fp32."""
+    # Padded on the right, positions are what the model takes them for: BLOOM has none to be given.
+    logits = lm(inputs_embeds=sequences.inputs, attention_mask=sequences.mask.long(), use_cache=False).logits
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1), sequences.targets.flatten(), ignore_index=NONE, reduction="none"
+    )
+    return losses.view(sequences.targets.shape).sum(1)
+
+
+def write(
+    lm: nn.Module, sequences: Sequences, limits: list[int], end: int, **search
+) -> tuple[list[list[int]], list[dict[str, float]]]:
+    """Continues sequences made without texts, by transformers' generate: the ids of each answer without its end, and
+    {"unstopped": 1 where the limit came first, "repetitions": 1 where what it repeated was cut}.
+
+    limits: most ids per answer, so that an utterance gives the same alone and in a batch. search: of generate, such as
+    num_beams; none: greedy.
+    """
+    from transformers import GenerationConfig, StoppingCriteriaList
+
+    per_row = torch.tensor(limits, device=sequences.inputs.device)
+
+    def at_limit(ids: Tensor, scores: Tensor, **_) -> Tensor:  # (B beams, new ids)
+        return ids.shape[1] >= per_row.repeat_interleave(len(ids) // len(limits))
+
+    options = dict(max_new_tokens=max(limits), do_sample=False, eos_token_id=end, pad_token_id=end) | search
+    new = lm.generate(
+        inputs_embeds=sequences.inputs, attention_mask=sequences.mask.long(),
+        generation_config=GenerationConfig(**options), stopping_criteria=StoppingCriteriaList([at_limit]),
+    ).tolist()  # fmt: skip
+    answers, counts = [], []
+    for ids, limit in zip(new, limits, strict=True):
+        ids = ids[: ids.index(end)] if end in ids else ids
+        kept = cut_repetition(ids) if len(ids) >= limit else ids
+        counts.append({"unstopped": float(len(ids) >= limit), "repetitions": float(len(kept) < len(ids))})
+        answers.append(kept[:limit])
+    return answers, counts
+
+
+def cut_repetition(ids: list[int]) -> list[int]:
+    """Without the repetitions at its end, of which one is left, where there are REPEATS of them or more."""
+    for size in range(1, LONGEST_REPEAT + 1):
+        block, count = ids[-size:], 1
+        while len(ids) >= (count + 1) * size and ids[-(count + 1) * size : -count * size] == block:
+            count += 1
+        if count >= REPEATS:
+            return ids[: len(ids) - (count - 1) * size]
+    return ids
+
+
+def swap_audio(utterances: list[Utterance], count: int = 64) -> tuple[list[Utterance], list[Utterance]]:
+    """So many utterances, spread over languages; and the same with the audio of another session in the same language.
+
+    An utterance whose language has no other session is left out.
+    """
+    by_language: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        by_language.setdefault(utterance.language, []).append(utterance)
+    draw, own, swapped = random.Random(0), [], []
+    for same in by_language.values():
+        for u in draw.sample(same, min(len(same), -(-count // len(by_language)))):
+            if others := [other for other in same if other.session != u.session]:
+                other = draw.choice(others)
+                audio = {name: getattr(other, name) for name in ("audio", "offset", "duration", "channel")}
+                own.append(u)
+                swapped.append(replace(u, **audio))
+    return own, swapped
+
+
+def listening_batches(
+    utterances: list[Utterance], config: RunConfig, encode: Encode, fits: Fits
+) -> Iterator[tuple[bool, Batch]]:
+    """(False, batch) of some utterances as they are, then (True, batch) of the same words with swapped audio.
+
+    How much more a piece of the right answer costs then is the listening gap: near 0, the model writes what is likely
+    and does not listen.
+    """
+    plain = replace(config, speeds=(1.0,), workers=0)
+    for swapped, some in enumerate(swap_audio(utterances)):
+        for batch in loader(evaluation_batches(some, config.batch_seconds), plain, encode, fits):
+            if batch.utterances:
+                yield bool(swapped), batch

@@ -1,0 +1,130 @@
+"""Speech as a prompt: hand-made sequences, losses and answers of every family alone and in a batch."""
+
+import pytest
+import torch
+from test_lora import CONFIGS, model
+
+from common import prompting
+from common.corpora import Utterance
+from common.prompting import MASKED, NONE, answer_loss, build_sequences, cut_repetition, write
+
+
+def counting(size: int = 10) -> torch.nn.Embedding:
+    """Embeddings of width 1 that show the id."""
+    table = torch.nn.Embedding(size, 1)
+    table.weight.data = torch.arange(float(size))[:, None]
+    return table
+
+
+SPEECH = torch.tensor([[[0.1], [0.2]], [[0.5], [99.0]]])  # the second has one vector; what is behind it is never read
+
+
+def test_the_sequence_of_training():
+    rows = build_sequences(counting(), SPEECH, [2, 1], [[7, 8], [9]], [1], [2], end=3)
+    assert torch.allclose(rows.inputs[..., 0], torch.tensor([[1, 0.1, 0.2, 2, 7, 8], [1, 0.5, 2, 9, 0, 0]]))
+    assert rows.mask.tolist() == [[True] * 6, [True] * 4 + [False] * 2]
+    assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 3, 3]]
+    assert rows.targets.tolist() == [[NONE, NONE, NONE, 7, 8, 3], [NONE, NONE, 9, 3, NONE, NONE]]
+
+
+def test_the_sequence_of_decoding():
+    rows = build_sequences(counting(), SPEECH, [2, 1], None, [1], [2], end=3)
+    assert torch.allclose(rows.inputs[..., 0], torch.tensor([[1, 0.1, 0.2, 2], [0, 1, 0.5, 2]]))
+    assert rows.mask.tolist() == [[True] * 4, [False] + [True] * 3]
+    assert rows.positions.tolist() == [[0, 1, 2, 3], [0, 0, 1, 2]]
+
+
+def test_the_end_is_learnt_where_it_is_also_padding_and_where_the_text_is_empty():
+    rows = build_sequences(counting(), SPEECH, [2, 1], [[7], []], [], [0], end=0)
+    assert torch.allclose(rows.inputs[..., 0], torch.tensor([[0.1, 0.2, 0, 7], [0.5, 0, 0, 0]]))
+    assert rows.targets.tolist() == [[NONE, NONE, 7, 0], [NONE, 0, NONE, NONE]]
+    assert rows.mask.tolist() == [[True] * 4, [True, True, False, False]]
+
+
+def test_masked_pieces_are_hidden_from_the_inputs_only():
+    rows = build_sequences(counting(), SPEECH, [2, 1], [[7, 8], [9]], [1], [2], 3, shown=[[7, MASKED], [MASKED]])
+    assert torch.allclose(rows.inputs[..., 0], torch.tensor([[1, 0.1, 0.2, 2, 7, 4.5], [1, 0.5, 2, 4.5, 0, 0]]))
+    assert (
+        rows.targets.tolist()
+        == build_sequences(counting(), SPEECH, [2, 1], [[7, 8], [9]], [1], [2], 3).targets.tolist()
+    )
+
+
+def spoken(B: int = 3) -> tuple[torch.Tensor, list[int], list[list[int]]]:
+    torch.manual_seed(1)
+    return torch.randn(B, 6, 16), [6, 2, 4][:B], [[4, 5, 6], [7], [8, 9, 10, 11]][:B]
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_loss_is_the_same_alone_in_a_batch_and_summed_by_hand(family):
+    lm, (speech, lengths, texts) = model(family), spoken()
+    table = lm.get_input_embeddings()
+    together = answer_loss(lm, build_sequences(table, speech, lengths, texts, [1], [2], 2))
+    for i, n in enumerate(lengths):
+        alone = answer_loss(lm, build_sequences(table, speech[i : i + 1], [n], texts[i : i + 1], [1], [2], 2))
+        torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=1e-5)
+        row = torch.cat([table(torch.tensor([1])), speech[i, :n], table(torch.tensor([2, *texts[i]]))])
+        log_probs = lm(inputs_embeds=row[None]).logits[0].log_softmax(-1)
+        by_hand = -sum(log_probs[n + 1 + j, y] for j, y in enumerate([*texts[i], 2]))
+        torch.testing.assert_close(by_hand, together[i], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3}], ids=["greedy", "beam"])
+def test_answers_are_the_same_alone_and_in_a_batch(family, search):
+    lm, (speech, lengths, _) = model(family), spoken()
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8)  # surer, and so longer and more varied, than at first
+    table, limits = lm.get_input_embeddings(), [9, 9, 9] if search else [9, 4, 7]
+    together, counts = write(lm, build_sequences(table, speech, lengths, None, [1], [2], 2), limits, 2, **search)
+    for i, n in enumerate(lengths):
+        alone = write(
+            lm, build_sequences(table, speech[i : i + 1], [n], None, [1], [2], 2), limits[i : i + 1], 2, **search
+        )
+        assert alone == ([together[i]], [counts[i]])
+        assert len(together[i]) <= limits[i]
+
+
+def test_cached_greedy_decoding_is_uncached_greedy_decoding():
+    lm, (speech, lengths, _) = model("llama"), spoken(1)
+    table = lm.get_input_embeddings()
+    (found,), _ = write(lm, build_sequences(table, speech, lengths, None, [1], [2], 2), [8], 2)
+    row, ids = torch.cat([table(torch.tensor([1])), speech[0], table(torch.tensor([2]))]), []
+    while len(ids) < 8:
+        ids.append(lm(inputs_embeds=row[None]).logits[0, -1].argmax().item())
+        if ids[-1] == 2:
+            break
+        row = torch.cat([row, table(torch.tensor(ids[-1:]))])
+    assert found == [i for i in ids if i != 2] and found
+
+
+def test_endless_repetition_is_cut_and_counted():
+    assert cut_repetition([5, 1, 2, 1, 2, 1, 2, 1, 2]) == [5, 1, 2]
+    assert cut_repetition([7, 7, 7, 7]) == [7]
+    assert cut_repetition([1, 2, 1, 2, 1, 2]) == [1, 2, 1, 2, 1, 2]  # three times is still a way of speaking
+    lm = model("llama")
+    lm.lm_head.weight.data.zero_()
+    lm.lm_head.weight.data[6] = 1.0  # says 6, or, where that is less than nothing, 0
+    speech, lengths, _ = spoken()
+    answers, counts = write(
+        lm, build_sequences(lm.get_input_embeddings(), speech, lengths, None, [1], [2], 2), [12] * 3, 2
+    )
+    assert all(
+        c == {"unstopped": 1.0, "repetitions": 1.0} and len(ids) < 12 for ids, c in zip(answers, counts, strict=True)
+    )
+
+
+def test_audio_is_swapped_within_a_language_and_between_sessions():
+    utterances = [
+        Utterance(f"{language}-{i}", f"{language}-{i}.wav", "a", 1.0, session=f"{language}{i // 2}", language=language)
+        for language in "pq"
+        for i in range(6)
+    ]
+    utterances.append(Utterance("r", "r.wav", "a", 1.0, session="r", language="r"))  # alone in its language
+    own, swapped = prompting.swap_audio(utterances, count=6)
+    assert [u.id for u in own] == [u.id for u in swapped] and len(own) == 4  # two of each language, none of r
+    for u, other in zip(own, swapped, strict=True):
+        source = next(o for o in utterances if o.audio == other.audio)
+        assert other.text == u.text and source.language == u.language and source.session != u.session
