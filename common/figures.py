@@ -63,10 +63,11 @@ def posteriors(
 
 
 def log_curves(path: Path, key: str, y: str) -> None:
-    """One smoothed line for every number that the log beside `path` has under `key`: {"kd": {"layer 4": 2.0}}."""
+    """A smoothed line for every number that the log beside `path` has under `key`: {"kd": {"layer 4": 2.0}} or 2.0."""
     series: dict[str, list[tuple[int, float]]] = {}
     for entry in read_log(path.parent):
-        for name, value in entry.get(key, {}).items():
+        found = entry.get(key, {})
+        for name, value in found.items() if isinstance(found, dict) else [(key.replace("_", " "), found)]:
             series.setdefault(name, []).append((entry["step"], value))
     figure = Figure(figsize=(7, 3.5))
     axis = figure.subplots()
@@ -74,7 +75,8 @@ def log_curves(path: Path, key: str, y: str) -> None:
         xs, ys = np.array(points).T
         span = max(1, len(ys) // 50)
         axis.plot(xs[span - 1 :], np.convolve(ys, np.ones(span) / span, mode="valid"), label=name)
-    axis.set(xlabel="update", ylabel=y, title=path.parent.name, ylim=(0, None))
+    axis.set(xlabel="update", ylabel=y, title=path.parent.name)
+    axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
     axis.legend()
     _save(figure, path)
 

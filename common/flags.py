@@ -175,8 +175,11 @@ class RunConfig:
             "--device must be auto, cpu, cuda or cuda:N": not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device),
             "--transcribe needs --checkpoint, the folder of a finished run": self.transcribe and not self.checkpoint,
             "--times goes with --transcribe": self.times and not self.transcribe,
-            "--lm goes with --decode beam": get("lm") and not beam,
-            "--transcribe needs one --lm-weight and one --bonus": self.transcribe and beam and searches > 1,
+            "--lm goes with --decode beam": getattr(type(self), "lm", "") is None and get("lm") and not beam,
+            "--transcribe needs one --lm-weight and one --bonus": self.transcribe
+            and beam
+            and searches > 1
+            and get("method") != "llm",
             "--kernel must be odd": get("kernel", 1) % 2 == 0,
             "--heads must divide --dim": get("dim", 0) % get("heads", 1) != 0,
             "--warmup is a share of the run, below 1, for --schedule one-cycle": schedule == "one-cycle"

@@ -125,7 +125,7 @@ def cut_repetition(ids: list[int]) -> list[int]:
 def swap_audio(utterances: list[Utterance], count: int = 64) -> tuple[list[Utterance], list[Utterance]]:
     """So many utterances, spread over languages; and the same with the audio of another session in the same language.
 
-    An utterance whose language has no other session is left out.
+    Where a language has one session only, with another utterance's; where it has one utterance, that is left out.
     """
     by_language: dict[str, list[Utterance]] = {}
     for utterance in utterances:
@@ -133,7 +133,8 @@ def swap_audio(utterances: list[Utterance], count: int = 64) -> tuple[list[Utter
     draw, own, swapped = random.Random(0), [], []
     for same in by_language.values():
         for u in draw.sample(same, min(len(same), -(-count // len(by_language)))):
-            if others := [other for other in same if other.session != u.session]:
+            others = [o for o in same if o.session != u.session] or [o for o in same if o is not u]
+            if others:
                 other = draw.choice(others)
                 audio = {name: getattr(other, name) for name in ("audio", "offset", "duration", "channel")}
                 own.append(u)

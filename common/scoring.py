@@ -106,10 +106,13 @@ def texts_of(found: dict[str, Transcript]) -> dict[str, str]:
 def searches(config: RunConfig, recogniser: nn.Module, place: Place, lm_class: type | None) -> list[dict]:
     """Options of `transcribe` to choose from: none for --decode greedy; else every --lm-weight with every --bonus.
 
-    lm_class: of the language model that --lm names, built with the recogniser's tokenizer.
+    lm_class: of the language model that --lm names, built with the recogniser's tokenizer; absent: the recogniser is
+    one itself, and there is nothing to be weighed.
     """
     if config.decode == "greedy":
         return [{}]
+    if lm_class is None:
+        return [{"beam": config.beam}]
     with first_rank_first(place):
         lm = lm_class(config.lm, "--lm", config.root, recogniser.tokenizer, place.device) if config.lm else None
     weights = config.lm_weight if lm else (0.0,)

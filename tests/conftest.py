@@ -72,10 +72,32 @@ def model(root, shared) -> Callable[[str], Path]:
     from common.demo import build_model
 
     def built(name: str) -> Path:
+        if name == "llama":
+            return build_once(shared / name, lambda folder: build_llama(folder, root))
         build_once(shared / name, lambda _: build_model(root / "demo-smoke", name, small=True))
         return root / "demo-smoke" / name
 
     return built
+
+
+def build_llama(folder: Path, root: Path) -> None:
+    """A LLaMA that has learnt nothing, but is sure of what it says, over 300 pieces of the smoke world's text."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    symbols = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=list(symbols.values()), unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator((root / "demo-smoke" / "text.txt").read_text().split("\n"), trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **symbols).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    ids = dict(pad_token_id=0, bos_token_id=2, eos_token_id=3, vocab_size=tokenizer.get_vocab_size())
+    LlamaForCausalLM(LlamaConfig(**sizes, **ids, initializer_range=0.08)).save_pretrained(folder)
 
 
 # -------------------------------------------------------------------------------------------------------- tiny runs
@@ -94,7 +116,11 @@ class Script(NamedTuple):
     report: set[str]  # what RESULT says of the teacher
     make_talk: Callable[[dict], None]  # changes exported weights so that they give words
     other: dict = {"dim": 64}  # an option of another model
-    beam: bool = True  # it has --decode beam
+    beam: bool = True  # its --decode beam takes --lm
+    times: bool = True  # it gives word times
+    pretrained: str = "bert-a"  # what `teacher` names
+    stage: str = ""  # the option that names the run of an earlier stage
+    still: str = "--lr 1e-9"  # options with which next to nothing is learnt
 
 
 SMALL = "--preset smoke --dim 32 --heads 2 --ff-dim 64 --channels 4 --average 2 --update-seconds 6 --epochs 5"
@@ -117,6 +143,11 @@ def _talking_transducer(weights: dict) -> None:
     weights["joint.output.weight"].normal_(generator=draw)
     weights["joint.predict.weight"] *= 5
     weights["joint.output.bias"].zero_()[:2] = torch.tensor([8.0, 4.0])  # blank and space
+
+
+def _talking_prompt(weights: dict) -> None:
+    """Vectors of the prompt that are larger, and so tell the language model more apart."""
+    weights["projection.weight"] *= 30
 
 
 def _talking_pieces(weights: dict) -> None:
@@ -160,6 +191,24 @@ SCRIPTS = {
         make_talk=_talking_pieces,
         other={"size": "demo"},
         beam=False,
+        stage="--teacher",
+    ),
+    "llm_prompt_asr": Script(
+        methods=("ctc", "llm"),
+        teacher="--lm",
+        small="--preset smoke --dim 32 --heads 2 --ff-dim 64 --channels 4 --average 2 --update-seconds 6 --epochs 5 "
+        "--speeds 0.9 1 1.1 --stride-ms 160 --lora-rank 0 --lr-lm 0.01",
+        random=f"{AUGMENTED} --mask-fraction 0.3",
+        exported={"frontend", "encoder", "projection", "lm"},
+        trained={"frontend", "encoder", "projection", "lm"},
+        files={"alignment.png", "listening.png"},
+        report={"listening_gap", "alignment", "text_perplexity", "trained_params"},
+        make_talk=_talking_prompt,
+        beam=False,
+        times=False,
+        pretrained="llama",
+        stage="--encoder",
+        still="--ctc-lr 1e-9 --lr-encoder 1e-9 --lr-projection 1e-9 --lr-lm 1e-9",
     ),
 }
 NOT_THE_TEACHERS = ("--out", "--method", "--workers", "--batch-seconds", "--resume")  # options of a student's run
@@ -177,10 +226,12 @@ class Finished(NamedTuple):
     def options(self, *more, data: Path | None = None, plain: bool = False) -> list[str]:
         drawn = [] if plain else self.script.random.split()
         options = [*self.plain, *drawn, "--data", str(data or self.data), *map(str, more)]
-        if self.name == "streaming_aux_kd":  # its teacher is a run with the same options, trained where it is absent
+        if (
+            self.script.stage and self.script.stage not in more
+        ):  # an earlier run with the same options, trained where it is absent
             groups = re.findall(r"(--[a-z-]+)((?: (?!--).+?)*)(?= --|$)", " ".join(options))
             same = [group for group in groups if group[0] not in NOT_THE_TEACHERS]
-            options += ["--teacher", f"{self.folder.parent}/teacher-{zlib.crc32(repr(same).encode())}"]
+            options += [self.script.stage, f"{self.folder.parent}/earlier-{zlib.crc32(repr(same).encode())}"]
         return options
 
     def train(self, *more, **options) -> dict:
@@ -195,7 +246,15 @@ class Finished(NamedTuple):
 def runs(shared, root, corpus, model) -> Callable[[str], Finished]:
     def finished(name: str) -> Finished:
         script, folder = SCRIPTS[name], shared / name
-        plain = [*script.small.split(), "--root", root, script.teacher, model("bert-a"), "--method", script.methods[1]]
+        plain = [
+            *script.small.split(),
+            "--root",
+            root,
+            script.teacher,
+            model(script.pretrained),
+            "--method",
+            script.methods[1],
+        ]
         run = Finished(name, script, folder / "run", folder / "data", [str(option) for option in plain])
 
         def build(folder: Path) -> None:

@@ -123,6 +123,11 @@ def test_audio_is_swapped_within_a_language_and_between_sessions():
         for i in range(6)
     ]
     utterances.append(Utterance("r", "r.wav", "a", 1.0, session="r", language="r"))  # alone in its language
+    same = [Utterance(f"s-{i}", f"s-{i}.wav", "a", 1.0, session="s") for i in range(2)]
+    own, swapped = prompting.swap_audio(same)
+    assert [(u.id, other.audio) for u, other in zip(own, swapped, strict=True)] in (
+        [("s-0", "s-1.wav"), ("s-1", "s-0.wav")], [("s-1", "s-0.wav"), ("s-0", "s-1.wav")],
+    )  # fmt: skip
     own, swapped = prompting.swap_audio(utterances, count=6)
     assert [u.id for u in own] == [u.id for u in swapped] and len(own) == 4  # two of each language, none of r
     for u, other in zip(own, swapped, strict=True):

@@ -138,7 +138,8 @@ def test_two_ranks_and_accumulation_are_one_rank(finished, corpus, tmp_path):
         corpus.dev[2:5],  # an odd number
     )
     methods = finished.script.methods
-    options = ["--max-steps", 2, "--update-seconds", 16, "--batch-seconds", 99, "--max-seconds", 30, "--lr", 1e-9]
+    options = ["--max-steps", 2, "--update-seconds", 16, "--batch-seconds", 99, "--max-seconds", 30]
+    options += finished.script.still.split()
     options = finished.options(*options, "--method", *methods, data=data, plain=True)
     whole = finished.main(*options, "--out", tmp_path / "whole")
     parts = finished.main(*options, "--out", tmp_path / "parts", "--batch-seconds", 5)
@@ -170,8 +171,9 @@ def test_several_methods_one_after_the_other(finished, tmp_path, capsys):
     results = finished.train(*both)
     alone = finished.train("--max-steps", 2, "--method", methods[1], "--out", tmp_path / "alone")
     assert alone["wer"] == results[methods[1]]["wer"]
-    lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("RESULT") and '"teacher"' not in line for line in lines) == 3
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert sum(line.startswith("RESULT") for line in lines) == 3 + captured.err.count(" first, in ")  # earlier stages
     assert [line.split()[0] for line in lines if re.match(rf"({'|'.join(methods)}) +\d", line)] == list(methods)
     for method in methods:
         assert json.loads((out / method / "result.json").read_text())["method"] == method
@@ -261,6 +263,8 @@ def test_transcribing_any_file(finished, talkative, corpus, tmp_path, capsys):
 
 @pytest.mark.parametrize("search", [[], ["--decode", "beam", "--beam", "3", "--bonus", "0"]], ids=["greedy", "beam"])
 def test_word_times_and_unreadable_files(finished, talkative, corpus, tmp_path, capsys, search):
+    if not finished.script.times:
+        pytest.skip("it gives no word times")
     if search and not finished.script.beam:
         pytest.skip("it decodes greedily")
     utterances = {u.audio: u for u in corpus.train[:8]}

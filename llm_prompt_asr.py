@@ -1,0 +1,584 @@
+"""Prompting Large Language Models with Speech Recognition Abilities.
+
+Yassir Fathullah, Chunyang Wu, Egor Lakomkin, Junteng Jia, Yuan Shangguan, Ke Li, Jinxi Guo, Wenhan Xiong, Jay
+Mahadeokar, Ozlem Kalinli, Christian Fuegen, Mike Seltzer. ICASSP 2024. arXiv 2307.11795.
+
+Idea
+----
+A large language model continues texts. If what comes first is speech, in vectors as wide as its embeddings, it can be
+taught to continue with the words that were said: it becomes a recogniser, in all languages it has seen. A Conformer
+that CTC has taught to recognise eight languages turns audio into a vector per 80 ms; n neighbours are stacked, so that
+the prompt stays short, and one linear map makes them as wide as the model's embeddings. The model itself stays frozen,
+or adapts a little by low-rank matrices on its self-attention. The paper reports that this is better than recognisers of
+one language, works with a frozen model, and with almost one second between the vectors.
+
+Diagram
+-------
+    wave (B, N) --LogMel--> (B, F, 80) --Subsampling x8--> block 1 … L (no macaron) --> h (B, T, D)    a frame per 80 ms
+                                                                                        |      |
+              Linear(D, V) -> ctc, in the first stage only (thrown away) <--------------+      |
+                                                                                               v
+                                                        padding to zero, n frames side by side: (B, T', n D)
+                                                                                               |
+                                                                              Linear(n D, E): a (B, T', E)
+                                                                                               |
+              <s> y_1 … y_U --embedding--> (B, 1+U, E) ----------------------------------------+
+                                                                                               v
+                                      a_1 … a_T' <s> y_1 … y_U --> causal language model, q k v o with adapters
+                                                  |   |     |
+                                                 y_1 y_2 … </s>
+
+Equations (the names are this file's own; each with its function, and its test in tests/test_llm_prompt_asr.py)
+---------
+    ctc  = -log sum over paths that collapse to y of prod_t p(path_t | x)             ctc.ctc_loss         test_ctc
+    s_i  = [h_{n i} … h_{n i + n-1}], T' = ceil(T / n), h_t = 0 for t >= T            stack                test_stack
+    a_i  = W s_i + b                                                                  Recogniser.prompt    test_prompt
+    loss = - sum_{u=1}^{U+1} log p(y_u | a, <s>, y'_1 … y'_{u-1}), y_{U+1} = </s>     answer_losses        test_loss
+    y'_u = y_u, or with probability F, in training only, a symbol that says nothing   hide                 test_hide
+    LoRA   W x + 2 B A x on q, k, v and o                                             lora.LoRA            test_lora.py
+    S_ij = cos(a_i - mean a, e_j - mean e), e_j the embedding of y_j                  alignment            test_s
+    gap  = (loss with the audio of another session - loss) / pieces                   measure_listening    test_gap
+
+    n = --stride-ms / 80;  F --mask-fraction;  A (r, inputs), B (outputs, r), r = --lora-rank, alpha = 2 r
+
+Sources
+-------
+Written from the abstract, a summary by others and what we remember of recipes; we have not seen the paper's body.
+Options say where their value comes from: [paper] the abstract, [digest] a summary by others, [recall] remembered and
+unverified, [peer] a toolkit's recipe, [choice] ours, as are all sizes of the demo. Symbols and metrics that all scripts
+share: README.md.
+
+Choices (ours, marked again where they stand)
+-------
+    C1 prompt     no instruction and no language tag; the tail of an utterance is padded with zeros
+    C2 masking    by the model's <unk>; where it has none, or its <unk> is its end, by the mean of all embeddings
+    C3 languages  are drawn in proportion to hours ^ --language-power, in both stages
+    C4 pieces     CTC learns SentencePiece units of the transcripts; in the demo those of the language model
+    C5 rereading  the demo's language models have learnt from texts of which half are written twice: only so can a small
+                  frozen model say again what it reads, as large ones can
+    C6 training   AdamW; each part with a rate of its own, 0: frozen; in each stage the first epoch goes from short to
+                  long utterances; checkpoints are chosen by dev WER, the mean over languages
+
+Metrics (beside those of all scripts)
+-------
+    listening_gap   nats per piece, on 64 dev utterances; near 0 the model writes what is likely and does not listen
+    alignment       of S: rho, Spearman's correlation of j and the i with the largest S_ij; non_decreasing, the share of
+                    steps from j to j+1 at which that i does not fall, and its chance; swapped: beside another's audio
+    text_perplexity of the dev transcripts per piece without audio: before training, and after
+    unstopped, repetitions    answers that the limit ended; those among them whose repetitions were cut
+
+Run
+---
+    python llm_prompt_asr.py                          demo world of eight languages: ctc and llm side by side
+    python llm_prompt_asr.py --method llm --stride-ms 960 --lora-rank 0 --lr-lm 0      a frozen model, almost a second
+    python llm_prompt_asr.py --data mls --root ~/corpora --languages german polish --lm huggyllama/llama-7b
+    python llm_prompt_asr.py --checkpoint runs/x --transcribe a.wav
+"""
+
+# ruff: noqa: E402  (the command line is read before the heavy imports, so that --help answers at once)
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from common.flags import Count, Extent, Positive, Real, RunConfig, Share, Speed, UserError, check_command_line, parse
+
+# ================================================================================================== configuration
+
+FRAME_MS = 80  # of encoder frames
+# LLaMA-7B, for --summary [paper: named there; Touvron et al. 2023]
+LLAMA_7B = dict(
+    vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+)
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    # -- corpus --
+    data: str = "demo-mls"  # demo-mls | demo-mls-smoke | mls | a folder with train.jsonl, dev.jsonl and test*.jsonl
+    languages: tuple[str, ...] = ()  # of MLS and the demo, as german; absent: all there are
+    # -- data --
+    max_seconds: Positive = 20.0  # longer training utterances are left out [peer]
+    update_seconds: Positive = 1600.0  # audio per update, over all ranks and micro-batches [choice]
+    language_power: Share = 0.5  # languages are drawn by hours ^ this; 1: as they are (C3 languages)
+    speeds: tuple[Speed, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
+    frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
+    time_masks: int = 10  # SpecAugment, each over 0 to 5 % of the utterance [peer]
+    units: Count = 1547  # SentencePiece pieces of CTC [recall]
+    units_of: Literal["transcripts", "lm"] = "transcripts"  # what CTC learns to write: these, or --lm's (C4 pieces)
+    # -- method --
+    method: Literal["monolingual_ctc", "ctc", "llm"] = "llm"  # row of the table
+    encoder: str = "auto"  # finished run of ctc, or scratch; auto: the one beside this run, trained there if absent
+    lm: str = "huggyllama/llama-7b"  # causal language model [paper]: hub name, folder, demo-mls/lm-m
+    lora_rank: int = 8  # r of the adapters on q, k, v, o; 0: none [digest]
+    stride_ms: Count = 240  # audio per vector of the prompt, a multiple of 80 [choice]; "almost 1 second" works [paper]
+    mask_fraction: Share = 0.25  # F, of the text that the model reads in training [recall] (C2 masking)
+    # -- model --
+    layers: Extent = 18  # Conformer blocks [digest]
+    dim: Extent = 512  # width [digest]
+    heads: Extent = 8  # of self-attention [recall]
+    ff_dim: Extent = 2048  # width inside the feed-forward part [recall]
+    kernel: Extent = 11  # frames seen by the depthwise convolution, odd [recall]
+    channels: Extent = 128  # of the subsampling convolutions [choice]
+    dropout: Share = 0.1  # of the encoder, but not on its attention weights [peer]
+    # -- optimisation --
+    ctc_epochs: Count = 30  # passes over the training data by CTC [choice]
+    ctc_lr: Positive = 1e-3  # peak learning rate of CTC [recall], of AdamW (C6 training)
+    ctc_warmup: Positive = 20000.0  # as --warmup, of CTC [recall]
+    epochs: Count = 10  # passes with the language model [choice]
+    lr_encoder: float = 5e-4  # peak learning rate of the encoder with the language model [recall]; 0: frozen
+    lr_projection: float = 5e-4  # of the linear map [recall]; 0: frozen
+    lr_lm: float = 5e-4  # of the adapters [recall], or with --lora-rank 0 of the whole language model; 0: frozen
+    freeze_encoder_steps: int = 0  # updates before the encoder learns with the language model [recall]
+    weight_decay: float = 1e-3  # [choice]
+    schedule: Literal["inverse-sqrt", "one-cycle"] = "inverse-sqrt"  # of the learning rates [choice]
+    warmup: Positive = 5000.0  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [recall]
+    clip: Positive = 5.0  # largest norm of the gradient of each part, by itself [peer]
+    average: Count = 5  # epochs with the lowest dev error whose weights are averaged [choice]
+    # -- decoding --
+    decode: Literal["greedy", "beam"] = "greedy"  # beam: of llm, or of ctc with --lm by shallow fusion, the comparator
+    beam: Extent = 4  # hypotheses kept [choice]
+    lm_weight: tuple[float, ...] = (0.2, 0.4, 0.6)  # for ctc, each is tried on 100 dev utterances [choice]
+    bonus: tuple[Real, ...] = (0.0, 0.5, 1.0)  # per piece, for ctc, each is tried with each --lm-weight [choice]
+
+    def check(self) -> None:
+        super().check()
+        if self.stride_ms % FRAME_MS:
+            raise UserError(f"--stride-ms is a multiple of {FRAME_MS}.")
+        if self.lora_rank and not self.lr_lm:
+            raise UserError("--lora-rank adapts the language model by --lr-lm, which is 0: give one of them a value.")
+        if self.method == "llm" and not (self.lr_encoder or self.lr_projection or self.lr_lm):
+            raise UserError("--lr-encoder, --lr-projection and --lr-lm are all 0: nothing would learn.")
+
+
+DEMO = dict(  # [choice]
+    workers=0, max_seconds=10.0, batch_seconds=60.0, update_seconds=48.0, speeds=(1.0,), frequency_masks=0,
+    time_masks=0, methods=("ctc", "llm"), units_of="lm", lm="demo-mls/lm-m", stride_ms=480, layers=4, dim=128, heads=4,
+    ff_dim=512, channels=16, dropout=0.0, ctc_epochs=5, ctc_lr=4e-3, ctc_warmup=0.3, epochs=4, lr_encoder=1e-3,
+    lr_projection=2e-3, lr_lm=2e-3, schedule="one-cycle", warmup=0.2, average=1, mask_fraction=0.0,
+)  # fmt: skip
+SMOKE = DEMO | dict(
+    data="demo-mls-smoke",
+    lm="demo-mls-smoke/lm-s",
+    layers=2,
+    dim=64,
+    ff_dim=128,
+    update_seconds=8.0,
+    ctc_epochs=2,
+    epochs=2,
+)
+PRESETS = {"smoke": SMOKE, "demo": DEMO}
+
+if __name__ == "__main__":
+    check_command_line(Config, PRESETS, __doc__)
+
+import math
+import random
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common import ctc, lora, prompting, scoring
+from common.conformer import Conformer, length_mask, subsampled
+from common.corpora import Corpus, Utterance, trainable
+from common.data import Batch, read_corpus, sample_waves
+from common.features import SAMPLE_RATE, LogMel, num_frames, spec_augment
+from common.place import Place, earlier_run, earlier_stage, first_rank_first, note, reseed, start
+from common.pretrained import LanguageModel, load_causal, load_pieces
+from common.scoring import Transcript
+from common.text import Pieces, SentencePiece, load_tokenizer
+from common.training import Run
+from common.weights import load_recogniser
+
+# ========================================================================================================== model
+
+
+class Recogniser(nn.Module):
+    """Log-mel front end and Conformer; a CTC head in the first stage, projection and language model in the second."""
+
+    def __init__(self, config: Config, tokenizer: Pieces | SentencePiece | None, lm: nn.Module | None, vocabulary: int):
+        super().__init__()
+        self.tokenizer, self.n = tokenizer, config.stride_ms // FRAME_MS
+        self.frontend = LogMel()
+        sizes = config.dim, config.layers, config.heads, config.ff_dim, config.kernel, config.dropout
+        self.encoder = Conformer(*sizes, 8, config.channels, macaron=False)
+        if lm is None:
+            self.ctc_head = nn.Linear(config.dim, vocabulary)
+        else:
+            self.projection = nn.Linear(self.n * config.dim, lm.get_input_embeddings().embedding_dim)
+            self.lm = lm
+
+    def encode(self, batch: Batch, masks: tuple[int, int] = (0, 0)) -> tuple[Tensor, Tensor]:
+        """h (B, T, D) and its lengths (B,). masks: of SpecAugment, in training."""
+        features, frames = self.frontend(batch.waves, batch.samples)
+        if any(masks):
+            features = spec_augment(features, frames, masks[0], 27, masks[1], 0.05)
+        encoded = self.encoder(features, frames)
+        return encoded.output, encoded.lengths
+
+    def prompt(self, h: Tensor, lengths: Tensor) -> tuple[Tensor, list[int]]:
+        """h (B, T, D) -> a (B, T', E) and its lengths."""
+        stacked, lengths = stack(h, lengths, self.n)
+        return self.projection(stacked), lengths.tolist()
+
+    def log_probs(self, h: Tensor) -> Tensor:
+        """h (B, T, D) -> log p(piece or blank | frame) (B, T, V)."""
+        return self.ctc_head(h).float().log_softmax(-1)
+
+    def transcribe(self, batch: Batch, place: Place, beam: int = 1, **search) -> list[Transcript]:
+        """search: of ctc.prefix_beam_search."""
+        with place.autocast():
+            h, lengths = self.encode(batch)
+            if not hasattr(self, "lm"):
+                return self.transcribe_by_ctc(self.log_probs(h), lengths, beam, **search)
+            _, end = symbols(self.lm)
+            seconds = batch.samples / SAMPLE_RATE
+            limits = [min(200, int(12 * s) + 20) for s in seconds.tolist()]  # pieces; 200 [recall], the rest [choice]
+            answers, counts = prompting.write(self.lm, self.sequences(h, lengths, None), limits, end, num_beams=beam)
+        texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]
+        return [Transcript(text, None, count) for text, count in zip(texts, counts, strict=True)]
+
+    def transcribe_by_ctc(self, log_probs: Tensor, lengths: Tensor, beam: int, **search) -> list[Transcript]:
+        paths = ctc.greedy(log_probs, lengths)
+        if beam > 1:
+            utterances = [lp[:n] for lp, n in zip(log_probs, lengths.tolist(), strict=True)]
+            best = [ctc.prefix_beam_search(lp, beam, **search)[0].labels for lp in utterances]
+            paths = [ctc.align(lp, labels) for lp, labels in zip(utterances, best, strict=True)]
+        return [scoring.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths]
+
+    def sequences(
+        self, h: Tensor, lengths: Tensor, texts: list[list[int]] | None, shown: list[list[int]] | None = None
+    ) -> prompting.Sequences:
+        """[a_1 … a_T' <s> y_1 … y_U]; texts: ids of the language model; absent: to be written (C1 prompt)."""
+        beginning, end = symbols(self.lm)
+        a, sizes = self.prompt(h, lengths)
+        return prompting.build_sequences(
+            self.lm.get_input_embeddings(), a, sizes, texts, before=[], after=[beginning], end=end, shown=shown
+        )
+
+
+def stack(h: Tensor, lengths: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """h (B, T, D) -> n frames side by side (B, ceil(T / n), n D) and their lengths.
+
+    Behind an utterance's end are zeros: the encoder leaves something there that differs with the batch.
+    """
+    h = h * length_mask(lengths, h.shape[1])[..., None]
+    h = F.pad(h, (0, 0, 0, -h.shape[1] % n))
+    return h.unflatten(1, (-1, n)).flatten(2), (lengths + n - 1) // n
+
+
+def symbols(lm: nn.Module) -> tuple[int, int]:
+    """The ids that begin and end a text; a model that knows no beginning begins with its end."""
+    end = lm.config.eos_token_id
+    end = end[0] if isinstance(end, list) else end
+    return end if lm.config.bos_token_id is None else lm.config.bos_token_id, end
+
+
+def load_lm(config: Config, place: Place) -> nn.Module:
+    """--lm with its adapters; frozen, or to be trained whole."""
+    frozen = config.lora_rank > 0 or config.lr_lm == 0
+    with first_rank_first(place):
+        lm = load_causal(config.lm, "--lm", config.root, frozen, place.dtype)
+    if None in symbols(lm):
+        raise UserError(f"--lm {config.lm} names no eos_token_id in its config.json: give another one.")
+    if config.lora_rank:
+        lora.adapt(lm, config.lora_rank, 2 * config.lora_rank)
+    return lm
+
+
+def load_tokenizer_of_lm(config: Config, place: Place) -> Pieces:
+    with first_rank_first(place):
+        return Pieces(load_pieces(config.lm, "--lm", config.root))
+
+
+def fits(method: str, samples: int, labels: list[int]) -> bool:
+    """CTC needs a frame for every label, and one more between equal ones; a language model needs one."""
+    needed = 1
+    if method != "llm":
+        needed = ctc.required_frames(torch.tensor([labels], dtype=torch.long), torch.tensor([len(labels)]))
+    return bool(subsampled(num_frames(samples), 8) >= max(needed, 1))
+
+
+# =========================================================================================================== loss
+
+
+def hide(ids: list[int], share: float, draw: random.Random, symbol: int) -> list[int]:
+    """y': each piece is replaced by the symbol with this probability (C2 masking)."""
+    return [symbol if draw.random() < share else piece for piece in ids]
+
+
+def hidden_symbol(recogniser: Recogniser) -> int:
+    """<unk>, unless the language model has none or ends with it: then what says nothing (C2 masking)."""
+    unknown = recogniser.tokenizer.tokenizer.unk_token_id
+    return prompting.MASKED if unknown is None or unknown in symbols(recogniser.lm) else unknown
+
+
+def texts_of(batch: Batch) -> list[list[int]]:
+    """The transcripts in the language model's ids."""
+    return [(row[:n] - 1).tolist() for row, n in zip(batch.targets, batch.target_lengths.tolist(), strict=True)]
+
+
+def answer_losses(recogniser: Recogniser, batch: Batch, config: Config, place: Place, training: bool) -> Tensor:
+    """-log p(y </s> | a) of each utterance (B,), in fp32; in training with SpecAugment, and with pieces hidden.
+
+    Which are hidden is drawn from the utterance and its epoch alone.
+    """
+    texts, shown = texts_of(batch), None
+    if training and config.mask_fraction:
+        names = (f"{config.seed}-{batch.plan.epoch}-{u.id}-hidden" for u in batch.utterances)
+        rows, symbol = zip(texts, names, strict=True), hidden_symbol(recogniser)
+        shown = [hide(ids, config.mask_fraction, random.Random(name), symbol) for ids, name in rows]
+    with place.autocast():
+        h, lengths = recogniser.encode(batch, (config.frequency_masks, config.time_masks) if training else (0, 0))
+        return prompting.answer_loss(recogniser.lm, recogniser.sequences(h, lengths, texts, shown))
+
+
+def compute_losses(recogniser: Recogniser, batch: Batch, config: Config, place: Place) -> Tensor:
+    """The training loss of each utterance (B,), of CTC or of the language model. Networks may run in bf16."""
+    if config.method == "llm":
+        return answer_losses(recogniser, batch, config, place, training=True)
+    with place.autocast():
+        h, lengths = recogniser.encode(batch, (config.frequency_masks, config.time_masks))
+        log_probs = recogniser.log_probs(h)
+    return ctc.ctc_loss(log_probs, lengths, batch.targets, batch.target_lengths)
+
+
+# ======================================================================================================== teacher
+
+
+# Options of the second stage, about which the first need not agree.
+SECOND_STAGE = (
+    "encoder", "lora_rank", "stride_ms", "mask_fraction", "epochs", "lr_encoder", "lr_projection", "lr_lm",
+    "freeze_encoder_steps", "warmup", "max_steps",
+)  # fmt: skip
+
+
+def find_encoder(config: Config, place: Place) -> Recogniser | None:
+    """The first stage: an ordinary run of `ctc`, which is trained first, or gone on with, if it is not finished.
+
+    Raises UserError where it was trained on other data, or is another model than this run's.
+    """
+    if config.encoder == "scratch":
+        return None
+    folder = earlier_run(config, "ctc", config.encoder)
+    differ = SECOND_STAGE if config.units_of == "lm" else (*SECOND_STAGE, "lm")
+    asked = earlier_stage(config, PRESETS, place, folder, "--encoder", differ, method="ctc")
+    if not (folder / "model.safetensors").exists():
+        if place.first:
+            note(f"CTC first, in {folder}")
+        run_method(asked)
+    return load(replace(asked, checkpoint=str(folder)), place)
+
+
+# ========================================================================================================== train
+
+
+def build(config: Config, utterances: list[Utterance], place: Place) -> Recogniser:
+    """What is trained: with a new encoder and a CTC head, or with that encoder, a projection and a language model."""
+    if config.method != "llm":
+        if config.units_of == "lm":
+            tokenizer = load_tokenizer_of_lm(config, place)
+        else:
+            tokenizer = SentencePiece.build((u.text for u in utterances), config.units)
+        reseed(config.seed)
+        recogniser = Recogniser(config, tokenizer, None, tokenizer.size)
+    else:
+        first_stage = find_encoder(config, place)
+        reseed(config.seed, 1)
+        recogniser = Recogniser(config, load_tokenizer_of_lm(config, place), load_lm(config, place), 0)
+    recogniser.to(place.device)
+    if config.method == "llm" and first_stage:
+        recogniser.frontend.load_state_dict(first_stage.frontend.state_dict())
+        recogniser.encoder.load_state_dict(first_stage.encoder.state_dict())
+    else:
+        recogniser.frontend.fit(sample_waves(utterances, config))
+    return recogniser
+
+
+def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict]:
+    """Returns the recogniser with the average of the best epochs' weights, and what RESULT says of the training.
+
+    Each part learns by its own rate; one whose rate is 0 is frozen, and stays in evaluation mode.
+    """
+    utterances = trainable(corpus.train, config.max_seconds)
+    recogniser, is_llm = build(config, utterances, place), config.method == "llm"
+    rates = {"encoder": config.lr_encoder, "projection": config.lr_projection, "lm": config.lr_lm}
+    if not is_llm:
+        rates = {"encoder": config.ctc_lr, "ctc_head": config.ctc_lr}
+        config = replace(config, epochs=config.ctc_epochs, warmup=config.ctc_warmup)
+    models, groups = nn.ModuleDict(dict(recogniser.named_children())), []
+    for name, rate in rates.items():
+        if rate:
+            groups.append({"params": [p for p in models[name].parameters() if p.requires_grad], "lr": rate})
+        else:
+            models[name].requires_grad_(False)
+    report = {"trained_params": sum(p.numel() for group in groups for p in group["params"])}
+    if is_llm:
+        report["text_perplexity"] = [text_perplexity(recogniser, corpus, place)]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, partial(fits, config.method))
+    for _ in run.epochs():
+        for update in run.updates():
+            if is_llm:
+                models["encoder"].requires_grad_(config.lr_encoder > 0 and update.step > config.freeze_encoder_steps)
+            for batch in update:
+                loss = compute_losses(recogniser, batch, config, place).sum()
+                loss.backward()
+                update.add(loss)
+            update.average_gradients()
+            norms = {name: nn.utils.clip_grad_norm_(models[name].parameters(), config.clip).item() for name in rates}
+            update.log |= {"norm": norms, "lr": run.set_learning_rates()}
+            if update.usable(*norms.values()):
+                optimizer.step()
+            optimizer.zero_grad()
+        scores = scoring.dev_scores(recogniser, corpus, config, place)
+        run.end_epoch(recogniser, scores | (measure_listening(recogniser, corpus, config, place) if is_llm else {}))
+    report |= run.finish(recogniser)
+    if is_llm:
+        report["text_perplexity"].append(text_perplexity(recogniser, corpus, place))
+        report |= measure_listening(recogniser, corpus, config, place)
+        report["alignment"] = measure_alignment(recogniser, corpus, config, place)
+    return recogniser, report
+
+
+@torch.inference_mode()
+def measure_listening(recogniser: Recogniser, corpus: Corpus, config: Config, place: Place) -> dict[str, float]:
+    """{"listening_gap"}: by how many nats per piece a transcript is less likely after the audio of another session."""
+    recogniser.eval()
+    sums, pieces, encode = [0.0, 0.0], [0, 0], recogniser.tokenizer.encode
+    for swapped, batch in prompting.listening_batches(corpus.dev, config, encode, partial(fits, "llm")):
+        batch = batch.to(place.device)
+        sums[swapped] += answer_losses(recogniser, batch, config, place, training=False).sum().item()
+        pieces[swapped] += int(batch.target_lengths.sum()) + len(batch.utterances)
+    own, other = (total / max(count, 1) for total, count in zip(sums, pieces, strict=True))
+    if place.first and other - own < 0.1:
+        note(f"listening gap {other - own:.2f}: the model writes likely sentences and does not listen yet")
+    return {"listening_gap": round(other - own, 3)}
+
+
+@torch.inference_mode()
+def text_perplexity(recogniser: Recogniser, corpus: Corpus, place: Place) -> float:
+    """Per piece, of 100 dev transcripts without audio, their ends included."""
+    lm, total, pieces = recogniser.lm, 0.0, 0
+    (beginning, end), embedding = symbols(lm), lm.get_input_embeddings()
+    nothing = torch.zeros(1, 0, embedding.embedding_dim, device=place.device)
+    with place.autocast():
+        for utterance in corpus.dev[:: len(corpus.dev) // 100 + 1]:
+            ids = [i - 1 for i in recogniser.tokenizer.encode(utterance.text)]
+            sequence = prompting.build_sequences(embedding, nothing, [0], [ids], [], [beginning], end)
+            total += prompting.answer_loss(lm, sequence).item()
+            pieces += len(ids) + 1
+    return round(math.exp(total / pieces), 3)
+
+
+# ======================================================================================================= figures
+
+
+def alignment(a: Tensor, e: Tensor) -> Tensor:
+    """S (T', U): cosines of a (T', E) and e (U, E), each without its mean."""
+    a, e = (F.normalize(x.float() - x.float().mean(0), dim=-1) for x in (a, e))
+    return a @ e.T
+
+
+def spearman(x: Tensor, y: Tensor) -> float:
+    """Correlation of the ranks of x and y (N,); equal values share their mean rank. 0 where either is constant."""
+    ranks = [((v[:, None] > v).sum(1) + (v[:, None] >= v).sum(1)).double() for v in (x, y)]
+    x, y = (r - r.mean() for r in ranks)
+    return ((x * y).sum() / (x.norm() * y.norm()).clamp(min=1e-9)).item()
+
+
+@torch.inference_mode()
+def measure_alignment(recogniser: Recogniser, corpus: Corpus, config: Config, place: Place) -> dict[str, float]:
+    """Over 64 dev utterances, and for the same texts beside another utterance's audio; draws alignment.png of the last.
+
+    A text of one piece says nothing.
+    """
+    from common import figures
+
+    found, panels, encode = {}, {}, recogniser.tokenizer.encode
+    table = recogniser.lm.get_input_embeddings()
+    for swapped, batch in prompting.listening_batches(corpus.dev, config, encode, partial(fits, "llm")):
+        with place.autocast():
+            a, sizes = recogniser.prompt(*recogniser.encode(batch.to(place.device)))
+        for vectors, n, ids in zip(a, sizes, texts_of(batch), strict=True):
+            if len(ids) < 2:
+                continue
+            S = alignment(vectors[:n], table(torch.tensor(ids, device=place.device)))  # (T', U)
+            best, suffix = S.argmax(0), "_swapped" if swapped else ""
+            scores = {"rho": spearman(torch.arange(len(ids), device=best.device), best)}
+            scores |= {"non_decreasing": (best.diff() >= 0).double().mean().item(), "chance": (n + 1) / (2 * n)}
+            for name, score in scores.items():
+                found.setdefault(name + suffix, []).append(score)
+            panels["audio of another session" if swapped else "its own audio"] = S.cpu().numpy()
+    if place.first and panels:
+        figures.matrices(Path(config.out) / "alignment.png", panels, "piece of the transcript", "vector of the prompt")
+        figures.log_curves(Path(config.out) / "listening.png", "listening_gap", "nats per piece")
+    return {name: round(sum(scores) / len(scores), 3) for name, scores in found.items() if name != "chance_swapped"}
+
+
+# ============================================================================================================ main
+
+
+def load(config: Config, place: Place) -> Recogniser:
+    """The finished model in --checkpoint. Raises UserError."""
+    tokenizer = load_tokenizer(config.checkpoint)
+    lm = load_lm(config, place) if config.method == "llm" else None
+    return load_recogniser(Recogniser(config, tokenizer, lm, tokenizer.size), config.checkpoint, place)
+
+
+def one_by_one(config: Config) -> dict:
+    """monolingual_ctc: a recogniser for each language, in a folder of its own; and their mean."""
+    place = start(config)
+    corpus = read_corpus(config, place)
+    languages = sorted({u.language for u in corpus.dev})
+    single = [replace(config, languages=(language,), out=str(Path(config.out) / language)) for language in languages]
+    results = [run_method(one) for one in single]
+    merged = {name: {k: v for r in results for k, v in r[name].items()} for name in ("wer", "cer")}
+    merged |= {f"{name}_mean": round(sum(x.values()) / len(x), 2) for name, x in merged.items()}
+    merged["train_seconds"] = sum(r.get("train_seconds", 0.0) for r in results)
+    return scoring.report(results[0] | merged, config, place)
+
+
+def run_method(config: Config) -> dict:
+    """Trains and scores, or with --checkpoint scores or transcribes. Returns what RESULT says."""
+    if config.method == "monolingual_ctc" and len(config.languages) != 1:
+        return one_by_one(config)
+    place = start(config)
+    lm_class = None if config.method == "llm" else LanguageModel
+    if config.transcribe:
+        return scoring.transcribe_files(load(config, place), config, place, lm_class)
+    corpus = read_corpus(config, place)
+    recogniser, report = (load(config, place), {}) if config.checkpoint else train(config, corpus, place)
+    result = {"script": "llm_prompt_asr", "method": config.method, "seed": config.seed}
+    result |= scoring.evaluate(recogniser, corpus, config, place, lm_class) | report
+    return scoring.report(result, config, place)
+
+
+def print_summary(config: Config) -> dict[str, int]:
+    """Parameters by part beside LLaMA-7B, whose weights are not needed for it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        lm = LlamaForCausalLM(LlamaConfig(**LLAMA_7B))
+        if config.lora_rank:
+            lora.adapt(lm, config.lora_rank, 2 * config.lora_rank)
+    recogniser = Recogniser(config, None, lm, 0)
+    parts = scoring.print_parameters(nn.ModuleDict({"recogniser": recogniser}))
+    adapters = sum(p.numel() for part in lm.modules() if isinstance(part, lora.LoRA) for p in (part.A, part.B))
+    print(f"of the lm, {adapters:,} in adapters of rank {config.lora_rank}")
+    return parts | {"adapters": adapters}
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """One method: what RESULT says; several, one after the other: {method: what RESULT says}, shown side by side."""
+    configs = parse(Config, PRESETS, __doc__, argv)
+    if configs[0].summary:
+        return print_summary(configs[-1])
+    return scoring.compare(configs, [run_method(config) for config in configs])
+
+
+if __name__ == "__main__":
+    main()

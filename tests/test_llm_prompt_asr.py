@@ -1,0 +1,297 @@
+"""llm_prompt_asr.py: its equations in plain Python, what is frozen and saved, and where encoder and model come from."""
+
+import math
+import random
+import re
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import soundfile
+import torch
+from conftest import write_data
+from test_ctc import enumerate_paths
+from transformers import AutoModelForCausalLM
+
+import llm_prompt_asr as script
+from common import prompting
+from common.data import MicroBatch, make_batch
+from common.files import read_log
+from common.flags import UserError
+from common.place import Place, reseed
+from common.weights import load_weights, own_state
+from llm_prompt_asr import alignment, answer_losses, compute_losses, hide, spearman, stack
+
+CPU = Place(0, 1, torch.device("cpu"))
+
+
+def read_config(options: str) -> script.Config:
+    return script.parse(script.Config, script.PRESETS, script.__doc__, f"--preset smoke {options}".split())[0]
+
+
+@pytest.fixture
+def made(model):
+    """A tiny recogniser of the second stage, and a batch of noise with texts of 4 and 2 words."""
+
+    def build(options: str = "", seconds=(1.3, 0.7)) -> SimpleNamespace:
+        config = read_config(
+            f"--method llm --lm {model('llama')} --dim 32 --heads 2 --ff-dim 64 --channels 4 {options}"
+        )
+        reseed(1)
+        tokenizer, lm = script.load_tokenizer_of_lm(config, CPU), script.load_lm(config, CPU)
+        recogniser = script.Recogniser(config, tokenizer, lm, 0).eval()
+        texts = ["the king had flour", "a sail"]
+        utterances = [SimpleNamespace(id=text, text=text) for text in texts][: len(seconds)]
+        waves = [torch.randn(round(16000 * s)) for s in seconds]
+        labels = [tokenizer.encode(u.text) for u in utterances]
+        batch = make_batch(waves, labels, utterances, {}, 0, MicroBatch([]))
+        return SimpleNamespace(config=config, recogniser=recogniser, lm=lm, tokenizer=tokenizer, batch=batch)
+
+    return build
+
+
+# ----------------------------------------------------------------------------------------------------------- equations
+
+
+def test_the_equation_map_names_what_exists():
+    rows = re.findall(r" {3,}(?:ctc\.|Recogniser\.)?(\w+) {2,}(test_\w+)$", script.__doc__, re.M)
+    assert len(rows) == 7
+    for function, test in rows:
+        found = [getattr(place, function, None) for place in (script, script.ctc, script.Recogniser)]
+        assert any(map(callable, found)) and callable(globals()[test])
+
+
+def test_ctc():
+    """Of the whole first stage, against an enumeration of all paths."""
+    config = read_config("--method ctc --dim 32 --heads 2 --ff-dim 64 --channels 4")
+    reseed(1)
+    recogniser = script.Recogniser(config, None, None, 4).eval()
+    waves = [torch.randn(16000 * n // 100) for n in (46, 38)]
+    batch = make_batch(waves, [[2, 3], [1]], [None, None], {}, 0, MicroBatch([]))
+    losses = compute_losses(recogniser, batch, config, CPU)
+    with torch.no_grad():
+        h, lengths = recogniser.encode(batch)
+        log_probs = recogniser.log_probs(h).double()
+    for b, labels in enumerate([[2, 3], [1]]):
+        expected = enumerate_paths(log_probs[b, : lengths[b]], labels)
+        assert losses[b].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 12])
+def test_stack(n):
+    h, lengths = torch.randn(3, 13, 2), torch.tensor([13, 12, 1])
+    stacked, sizes = stack(h, lengths, n)
+    for b, T in enumerate(lengths.tolist()):
+        assert sizes[b] == math.ceil(T / n)
+        for i in range(stacked.shape[1]):
+            expected = [h[b, t].tolist() if t < T else [0.0, 0.0] for t in range(n * i, n * i + n)]
+            assert stacked[b, i].tolist() == sum(expected, [])
+
+
+def test_prompt(made):
+    """a_i = W s_i + b; and an utterance's vectors are the same alone and in a batch."""
+    m = made("--stride-ms 240")
+    with torch.no_grad():
+        h, lengths = m.recogniser.encode(m.batch)
+        a, sizes = m.recogniser.prompt(h, lengths)
+        stacked, _ = stack(h, lengths, 3)
+        torch.testing.assert_close(a, stacked @ m.recogniser.projection.weight.T + m.recogniser.projection.bias)
+        short = m.batch._replace(waves=m.batch.waves[1:, : m.batch.samples[1]], samples=m.batch.samples[1:])
+        alone, (size,) = m.recogniser.prompt(*m.recogniser.encode(short))
+    assert size == sizes[1]
+    torch.testing.assert_close(alone[0, :size], a[1, :size], atol=1e-5, rtol=1e-5)
+
+
+def test_loss(made):
+    """The cross-entropy of y_1 … y_U </s>, one piece after the other."""
+    m = made("--stride-ms 160")
+    losses = answer_losses(m.recogniser, m.batch, m.config, CPU, training=False)
+    table, (beginning, end) = m.lm.get_input_embeddings(), script.symbols(m.lm)
+    with torch.no_grad():
+        a, sizes = m.recogniser.prompt(*m.recogniser.encode(m.batch))
+        for b, n in enumerate(sizes):
+            written, total = [beginning], 0.0
+            for y in [*(i - 1 for i in m.tokenizer.encode(m.batch.utterances[b].text)), end]:
+                row = torch.cat([a[b, :n], table(torch.tensor(written))])
+                total -= m.lm(inputs_embeds=row[None]).logits[0, -1].log_softmax(-1)[y].item()
+                written.append(y)
+            assert losses[b].item() == pytest.approx(total, rel=1e-5)
+
+
+def test_hide(made):
+    assert (
+        hide([4, 5, 6], 0.0, random.Random(1), 1) == [4, 5, 6] and hide([4, 5, 6], 1.0, random.Random(1), 1) == [1] * 3
+    )
+    hidden = hide(list(range(4000)), 0.25, random.Random(1), -1).count(-1)
+    assert 900 < hidden < 1100
+    m = made("--mask-fraction 0.5")
+    plain = answer_losses(m.recogniser, m.batch, m.config, CPU, training=False)
+    assert torch.equal(plain, answer_losses(m.recogniser, m.batch, replace(m.config, mask_fraction=0.0), CPU, True))
+    masked = compute_losses(m.recogniser, m.batch, m.config, CPU)
+    assert not torch.allclose(masked, plain)
+    assert torch.equal(masked, compute_losses(m.recogniser, m.batch, m.config, CPU))  # of the utterance alone
+    m.recogniser.tokenizer.tokenizer.unk_token = m.recogniser.tokenizer.tokenizer.eos_token
+    assert script.hidden_symbol(m.recogniser) == prompting.MASKED
+
+
+def test_alignment():
+    a, e = torch.randn(5, 7), torch.randn(3, 7)
+    S = alignment(a, e)
+    for i in range(5):
+        for j in range(3):
+            x, y = a[i] - a.mean(0), e[j] - e.mean(0)
+            assert S[i, j].item() == pytest.approx((x @ y / x.norm() / y.norm()).item(), abs=1e-5)
+
+
+test_s = test_alignment  # the letter of the equation
+
+
+def test_spearman():
+    x = torch.arange(6.0)
+    assert spearman(x, x**3) == pytest.approx(1) and spearman(x, -x) == pytest.approx(-1)
+    assert spearman(x, torch.ones(6)) == 0
+    # Ranks 1 2 3 4 and, of 5 5 1 7, 2.5 2.5 1 4: covariance 2.5 over the root of 5 x 4.5.
+    assert spearman(torch.arange(4.0), torch.tensor([5.0, 5, 1, 7])) == pytest.approx(1.5 / math.sqrt(5 * 4.5))
+
+
+def test_gap(made, corpus, root):
+    """By hand over the same utterances; and 0 for a recogniser that is deaf."""
+    m = made(f"--root {root}")
+    few = SimpleNamespace(dev=corpus.dev[:6])
+    found = script.measure_listening(m.recogniser, few, m.config, CPU)["listening_gap"]
+    losses, pieces = [0.0, 0.0], [0, 0]
+    for swapped, batch in prompting.listening_batches(few.dev, m.config, m.tokenizer.encode, lambda *_: True):
+        with torch.no_grad():
+            losses[swapped] += answer_losses(m.recogniser, batch, m.config, CPU, training=False).sum().item()
+        pieces[swapped] += int((batch.target_lengths + 1).sum())
+    assert found == pytest.approx(losses[1] / pieces[1] - losses[0] / pieces[0], abs=6e-4) and pieces[0] == pieces[1]
+    torch.nn.init.zeros_(m.recogniser.projection.weight)
+    assert (
+        abs(script.measure_listening(m.recogniser, few, m.config, CPU)["listening_gap"]) < 0.05
+    )  # lengths differ still
+
+
+# ------------------------------------------------------------------------------------------------- frozen, saved, named
+
+
+def test_sizes():
+    """72 million in the encoder, and the paper's adapters on LLaMA-7B."""
+    (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, ["--data", "mls"])
+    parts = script.print_summary(config)
+    assert abs(parts["encoder"] / 72e6 - 1) < 0.01 and parts["adapters"] == 8_388_608
+    assert parts["lm"] == 6_738_415_616 + 8_388_608
+
+
+@pytest.mark.parametrize("options, learns", [
+    ("--lora-rank 4", {"encoder", "projection", "lm.A", "lm.B"}),
+    ("--lora-rank 0 --lr-lm 0", {"encoder", "projection"}),
+    ("--lora-rank 0 --lr-encoder 0", {"projection", "lm"}),
+    ("--lora-rank 4 --lr-encoder 0", {"projection", "lm.A", "lm.B"}),
+    ("--lora-rank 0 --lr-lm 0 --freeze-encoder-steps 2", {"projection"}),
+], ids=["lora", "frozen", "all", "encoder frozen", "encoder later"])  # fmt: skip
+def test_what_is_frozen_stays(options, learns, runs, tmp_path, model):
+    """After two updates, byte for byte; and weights that --lm supplies are in no file."""
+    run = runs("llm_prompt_asr")
+    run.train("--max-steps", 2, "--out", tmp_path / "run", *options.split())
+    folder = tmp_path / "run"
+    (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, ["--checkpoint", str(folder)])
+    after = script.load(config, CPU)
+    named = AutoModelForCausalLM.from_pretrained(model("llama"), dtype=torch.float32).state_dict()
+    state, saved = after.state_dict(), load_weights(tmp_path / "run" / "model.safetensors")
+    if "lm" in learns:
+        assert "lm.lm_head.weight" in saved and not torch.equal(state["lm.lm_head.weight"], named["lm_head.weight"])
+    else:
+        assert {name.rsplit(".", 1)[1] for name in saved if name.startswith("lm.")} <= {"supplied", "A", "B"}
+        assert all(
+            torch.equal(state[f"lm.{name}".replace(".base", "")], x)
+            for name, x in named.items()
+            if f"lm.{name}" in state
+        )
+    assert ("lm.A" in learns) == any(name.endswith(".A") for name in saved)
+    checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert set(checkpoint["model"]) == set(saved)
+    moved = {
+        name.split(".")[0]
+        for name, x in own_state(after).items()
+        if not _as_in_first_stage(name, x, tmp_path / "run", run)
+    }
+    assert ("encoder" in learns) == ("encoder" in moved)
+
+
+def _as_in_first_stage(name, tensor, folder, run) -> bool:
+    """Whether the encoder's weight is that of one of the first stages that were trained beside this run."""
+    stages = [p / "model.safetensors" for p in run.folder.parent.glob("earlier-*")]
+    return name.startswith("encoder") and any(torch.equal(load_weights(p)[name], tensor) for p in stages)
+
+
+def test_another_language_model_is_noticed(runs, tmp_path, model):
+    """A checkpoint without the frozen model's weights finds it by name, and knows it."""
+    run = runs("llm_prompt_asr")
+    shutil.copytree(model("llama"), tmp_path / "lm")
+    options = ["--lm", tmp_path / "lm", "--lora-rank", 4, "--out", tmp_path / "run", "--max-steps", 2]
+    run.train(*options)
+    run.main("--checkpoint", tmp_path / "run")
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
+    lm.get_input_embeddings().weight.data[5] += 1
+    lm.save_pretrained(tmp_path / "lm")
+    with pytest.raises(UserError, match="another pretrained model than the one named"):
+        run.main("--checkpoint", tmp_path / "run")
+    shutil.rmtree(tmp_path / "lm")
+    with pytest.raises(UserError, match="--lm .* give --lm a local folder"):
+        run.main("--checkpoint", tmp_path / "run")
+
+
+def test_the_first_stage_is_found_refused_or_left_out(runs, tmp_path, capsys):
+    run = runs("llm_prompt_asr")
+    run.train("--max-steps", 2, "--encoder", tmp_path / "ctc", "--out", tmp_path / "llm")
+    assert "CTC first, in" in capsys.readouterr().err
+    run.train("--max-steps", 1, "--encoder", tmp_path / "ctc", "--out", tmp_path / "again", "--stride-ms", 320)
+    assert "CTC first" not in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"the ctc in .* was trained otherwise \(--seed 1 -> 2.*another --encoder"):
+        run.train("--max-steps", 1, "--encoder", tmp_path / "ctc", "--out", tmp_path / "other", "--seed", 2)
+    run.train("--max-steps", 1, "--encoder", "scratch", "--out", tmp_path / "scratch")
+    assert "CTC first" not in capsys.readouterr().err
+    stage = load_weights(tmp_path / "ctc" / "model.safetensors")
+    assert "ctc_head.weight" in stage and "ctc_head.weight" not in load_weights(tmp_path / "llm" / "model.safetensors")
+
+
+def test_eight_utterances_are_learnt_by_listening(runs, corpus, tmp_path):
+    """To no errors at all; with swapped audio the same answers are wrong."""
+    run = runs("llm_prompt_asr")
+    data = write_data(tmp_path / "data", corpus.train[:8], corpus.train[:8], corpus.train[:8])
+    result = run.train(
+        "--encoder", "scratch", "--epochs", 60, "--update-seconds", 40, "--lr-lm", 5e-3, "--lr-encoder", 3e-3,
+        "--stride-ms", 320, "--speeds", 1, "--out", tmp_path / "run", data=data, plain=True,
+    )  # fmt: skip
+    assert result["wer"]["test"] == 0 and result["listening_gap"] > 0.3
+    losses = [entry["loss"] for entry in read_log(tmp_path / "run") if "loss" in entry]
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_decoding_options_and_long_input(made, tmp_path):
+    """30 s at 960 ms; beams; and the limit of an answer follows the audio."""
+    m = made("--stride-ms 960", seconds=(30.0,))
+    (transcript,) = m.recogniser.transcribe(m.batch, CPU)
+    assert transcript.words is None and set(transcript.counts) == {"unstopped", "repetitions"}
+    (beam,) = m.recogniser.transcribe(m.batch, CPU, beam=3)
+    assert isinstance(beam.text, str)
+    soundfile.write(tmp_path / "a.wav", torch.randn(1600).numpy(), 16000)
+
+
+def test_shallow_fusion_with_the_same_language_model(runs, tmp_path, model):
+    """The CTC encoder, beam search and --lm: what text alone gives."""
+    run = runs("llm_prompt_asr")
+    run.train("--method", "ctc", "--out", tmp_path / "ctc")
+    found = run.main("--checkpoint", tmp_path / "ctc", "--decode", "beam", "--beam", 2, "--bonus", 0)
+    assert found["lm"] == str(model("llama")) and found["lm_weight"] in (0.2, 0.4, 0.6) and found["beam"] == 2
+
+
+@pytest.mark.parametrize("options, message", [
+    ("--stride-ms 100", "--stride-ms is a multiple of 80"), ("--lr-lm 0", "--lora-rank adapts the language model"),
+    ("--lora-rank 0 --lr-lm 0 --lr-encoder 0 --lr-projection 0", "nothing would learn"),
+])  # fmt: skip
+def test_what_cannot_be(options, message, capsys):
+    with pytest.raises(SystemExit):
+        read_config(options)
+    assert message in capsys.readouterr().err
