@@ -3,10 +3,10 @@
     load_corpus("librispeech", root, hours=100) -> Corpus(train, dev, tests, homophones, missing)
     trainable(corpus.train, max_seconds)        -> those to learn from
 
-Two layouts are read: LibriSpeech's (the demo world is written in it), and JSONL manifests in NeMo's convention: one
-JSON object per line with `audio_filepath` (relative to the manifest), `text` and, if wanted, `duration`, `offset`
-(both in seconds), `channel`, `id`, `speaker`, `session`, `lang`. A file `homophones.txt` beside a corpus (one pair per
-line) makes the score report homophone errors.
+Three layouts are read: LibriSpeech's and that of Multilingual LibriSpeech (the demo worlds are written in them), and
+JSONL manifests in NeMo's convention: one JSON object per line with `audio_filepath` (relative to the manifest), `text`
+and, if wanted, `duration`, `offset` (both in seconds), `channel`, `id`, `speaker`, `session`, `lang`. A file
+`homophones.txt` beside a corpus (one pair per line) makes the score report homophone errors.
 
 A layout only lists what it names; `_admit` then looks what is there, for all layouts alike.
 """
@@ -16,10 +16,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import sys
-import tarfile
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common.downloads import download_librispeech
 from common.features import AudioError, audio_seconds
 from common.flags import UserError
 from common.text import normalise, printable, read_text
@@ -40,8 +38,11 @@ LIBRISPEECH_TRAIN = {
     960: ["train-clean-100", "train-clean-360", "train-other-500"],
 }
 LIBRISPEECH_SCORED = ["dev-clean", "dev-other", "test-clean", "test-other"]
-LIBRISPEECH_URL = "https://www.openslr.org/resources/12/"
+# Multilingual LibriSpeech (Pratap et al., Interspeech 2020; openslr.org/94), from the most training audio to the least
+MLS_LANGUAGES = ("english", "german", "dutch", "french", "spanish", "italian", "portuguese", "polish")
+MLS_LIMITED = {1: ["1hr/*"], 9: ["9hr"], 10: ["1hr/*", "9hr"]}  # hours of each language -> lists, 1hr/0 … 5 of 10 min
 DEMO_WORLDS = {"demo": False, "demo-smoke": True}  # name -> whether it is the small one
+DEMO_MLS_WORLDS = {"demo-mls": False, "demo-mls-smoke": True}
 # No speech holds more [choice]: fast talk is 300 words a minute of 5 letters and a space each, 30 characters a second;
 # English read aloud has 15, the demo world 19, and its fastest utterance 24.
 CHARACTERS_PER_SECOND = 50
@@ -82,12 +83,14 @@ def load_corpus(
     download: bool = False,
     seed: int = 0,
     scoring: bool = False,
+    languages: tuple[str, ...] = (),
 ) -> Corpus:
-    """data: demo | demo-smoke | librispeech | a folder with train.jsonl, dev.jsonl and test*.jsonl.
+    """data: demo | librispeech | demo-mls | mls | a folder with train.jsonl, dev.jsonl and test*.jsonl.
 
-    hours: LibriSpeech's 100, 360, 460, 960 pick its subsets, in a demo world so much is spoken; anywhere else the
-    first `hours` after a shuffle of whole sessions that depends on `seed` alone. scoring: train stays empty, and
-    neither it nor dev need exist. Raises UserError where a set is absent or empty, or too much of train is missing.
+    hours: LibriSpeech's 100, 360, 460, 960 pick its subsets, MLS's 1, 9 and 10 (of each language) its own; in the
+    English demo world so much is spoken; anywhere else the first `hours` after a shuffle of whole sessions that depends
+    on `seed` alone. scoring: train stays empty, and neither it nor dev need exist. languages: only those; none: all
+    there are. Raises UserError where a set is absent or empty, or too much of train is missing.
     """
     if data in DEMO_WORLDS:
         folder, subsets = _build_demo(data, root, hours, scoring)
@@ -97,13 +100,36 @@ def load_corpus(
         subsets = LIBRISPEECH_TRAIN.get(hours)
         listings = _list_librispeech(folder, subsets or _subsets(folder, "train-*"), scoring)
         hours = None if subsets else hours
+    elif data in DEMO_MLS_WORLDS or data == "mls":
+        folder, languages = _find_mls(data, root, languages)
+        limited = MLS_LIMITED.get(hours) if data == "mls" else None
+        listings, hours = _list_mls(folder, languages, limited, scoring), None if limited else hours
     else:
         folder = Path(os.path.expanduser(data))
         listings = _list_manifests(folder, scoring)
     sets, missing = {}, {}
+    if languages:
+        listings = _only(languages, listings)
     for name, listing in listings.items():
         sets[name], missing[name] = _admit(name, listing, hours if name == "train" else None, seed)
     return Corpus(sets.pop("train", []), sets.pop("dev", []), sets, load_homophones(folder), missing)
+
+
+def _only(languages: tuple[str, ...], listings: dict[str, Listing]) -> dict[str, Listing]:
+    """Without utterances of other languages, and without sets that had nothing else."""
+    _check_languages(languages, {u.language for utterances, _ in listings.values() for u in utterances} - {""})
+    chosen = {}
+    for name, (utterances, bad) in listings.items():
+        kept = [u for u in utterances if u.language in languages]
+        if kept or name in ("train", "dev"):
+            chosen[name] = kept, {u.id: bad[u.id] for u in kept if u.id in bad}
+    return chosen
+
+
+def _check_languages(languages: Iterable[str], known: Iterable[str]) -> None:
+    if unknown := [language for language in languages if language not in known]:
+        there = ", ".join(sorted(known)) or "none that are named"
+        raise UserError(f"--languages {printable(unknown[0])}: the corpus has {there}.")
 
 
 def _admit(name: str, listing: Listing, hours: float | None, seed: int) -> tuple[list[Utterance], dict[str, str]]:
@@ -284,34 +310,78 @@ def list_subset(folder: Path, subset: str) -> list[Utterance]:
     return found
 
 
-def download_librispeech(root: Path, subsets: Iterable[str]) -> None:
-    """Fetches the subsets that ROOT/LibriSpeech lacks, with the SHA-256 sums that torchaudio ships."""
-    from torchaudio.datasets.librispeech import _CHECKSUMS
-
-    sums = {url.rsplit("/", 1)[1]: checksum for url, checksum in _CHECKSUMS.items()}
-    for subset in subsets:
-        if not (root / "LibriSpeech" / subset).is_dir():
-            fetch_archive(f"{LIBRISPEECH_URL}{subset}.tar.gz", sums[f"{subset}.tar.gz"], root, f"LibriSpeech/{subset}")
+# ------------------------------------------------------------------------- Multilingual LibriSpeech and its demo
 
 
-def fetch_archive(url: str, sha256: str, root: Path, member: str) -> None:
-    """Downloads a .tar.gz, verifies it before unpacking, and moves its folder `member` to ROOT/member in one rename.
+def _find_mls(data: str, root: str, languages: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
+    """The folder that holds mls_<language>/, and the languages wanted of those there; a demo world is built."""
+    folder = Path(os.path.expanduser(root))
+    if data in DEMO_MLS_WORLDS:
+        from common.demo import multilingual
 
-    An interrupted call leaves nothing behind that a later one would take for a corpus. Raises UserError.
+        _check_languages(languages, MLS_LANGUAGES)
+        folder /= data
+        return folder, tuple(multilingual.build(folder, languages, small=DEMO_MLS_WORLDS[data]))
+    there = [language for language in MLS_LANGUAGES if _mls_folder(folder, language).is_dir()]
+    if not there:
+        raise UserError(f"{printable(folder)} holds no mls_english/ or the like: --root names the folder that does.")
+    _check_languages(languages, there)
+    return folder, tuple(language for language in there if language in languages or not languages)
+
+
+def _mls_folder(folder: Path, language: str) -> Path:
+    """openslr.org has every language twice, as FLAC and, smaller, as Opus."""
+    small = folder / f"mls_{language}_opus"
+    return small if small.is_dir() else folder / f"mls_{language}"
+
+
+def _list_mls(folder: Path, languages: tuple[str, ...], limited: list[str] | None, scoring: bool) -> dict[str, Listing]:
+    """train and dev of all languages in one, a test set for each. limited: patterns of lists within train, or None."""
+    sets: dict[str, list[Utterance]] = {}
+    for language in languages:
+        for split in ("dev", "test") if scoring else ("train", "dev", "test"):
+            subset = _mls_folder(folder, language) / split
+            if (subset / "transcripts.txt").exists():
+                found = list_mls(subset, language)
+                chosen = _limited(subset, found, limited) if split == "train" and limited else found
+                sets.setdefault(f"test-{language}" if split == "test" else split, []).extend(chosen)
+    for split in ("test",) if scoring else ("train", "dev", "test"):
+        if not any(name.startswith(split) for name in sets):
+            raise UserError(f"{printable(folder)} has no mls_*/{split}/transcripts.txt: unpack {split} of MLS there.")
+    return {name: (utterances, {}) for name, utterances in sets.items()}
+
+
+def _limited(subset: Path, utterances: list[Utterance], patterns: list[str]) -> list[Utterance]:
+    """Those that MLS lists for limited supervision. Raises UserError where there is no list, or names others."""
+    found = [path for pattern in patterns for path in sorted(subset.glob(f"limited_supervision/{pattern}/handles.txt"))]
+    names = {name for path in found for name in read_text(path).split()}
+    chosen = [u for u in utterances if u.id in names]
+    if not names or len(chosen) < len(names):
+        raise UserError(f"{printable(subset)}/limited_supervision lists {len(names)} utterances, and transcripts.txt "
+                        f"has {len(chosen)} of them: unpack MLS there again, or leave out --hours.")  # fmt: skip
+    return chosen
+
+
+def list_mls(subset: Path, language: str) -> list[Utterance]:
+    """One of train, dev, test of a language: transcripts.txt beside audio/<speaker>/<book>/<id>.flac or .opus.
+
+    Durations are still 0. Raises UserError where a line has another form.
     """
-    from torch.hub import download_url_to_file
-
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
-            archive = Path(temporary) / "archive.tar.gz"
-            download_url_to_file(url, str(archive), hash_prefix=sha256, progress=sys.stderr.isatty())
-            with tarfile.open(archive) as tar:
-                tar.extractall(temporary, filter="data")
-            (root / member).parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(Path(temporary) / member, root / member)
-    except (OSError, RuntimeError, tarfile.TarError) as error:
-        raise UserError(f"{url} could not be fetched ({error}): try again, or unpack it in {root}.") from None
+    found, ending = [], ".flac"
+    for number, line in enumerate(read_text(subset / "transcripts.txt").splitlines(), start=1):
+        name, _, text = line.partition("\t")
+        if not line.strip():
+            continue
+        if name.count("_") != 2:
+            raise UserError(f"{printable(subset)}/transcripts.txt, line {number} is no <speaker>_<book>_<number>, tab, "
+                            f"text: {printable(line[:80])}")  # fmt: skip
+        speaker, book, _ = name.split("_")
+        path, id = subset / "audio" / speaker / book / name, printable(name)
+        if not found and not path.with_suffix(".flac").exists():
+            ending = ".opus"
+        who = {"speaker": speaker, "session": f"{speaker}_{book}", "language": language}
+        found.append(Utterance(id, f"{path}{ending}", normalise(text), 0.0, **who))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ JSONL manifests
@@ -320,7 +390,7 @@ def fetch_archive(url: str, sha256: str, root: Path, member: str) -> None:
 def _list_manifests(folder: Path, scoring: bool) -> dict[str, Listing]:
     wanted = "train.jsonl, dev.jsonl and test*.jsonl"
     if not os.path.isdir(folder):
-        known = ", ".join([*DEMO_WORLDS, "librispeech"])
+        known = ", ".join([*DEMO_WORLDS, "librispeech", *DEMO_MLS_WORLDS, "mls"])
         raise UserError(f"--data {printable(folder)}: no such folder, and not {known}: give a folder with {wanted}.")
     tests, dev = sorted(folder.glob("test*.jsonl")), folder / "dev.jsonl"
     if not tests:

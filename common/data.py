@@ -47,6 +47,7 @@ def plan_epoch(
     batch_seconds: float,
     rank: int = 0,
     ranks: int = 1,
+    language_power: float = 1.0,
 ) -> list[MicroBatch]:
     """The micro-batches of this rank for one epoch, a function of the arguments alone.
 
@@ -54,10 +55,11 @@ def plan_epoch(
     little padding but differ from epoch to epoch), cut into updates of about `update_seconds`, and the updates are
     shuffled. What an update holds does not depend on `batch_seconds` or `ranks`: those only split it into micro-batches
     of at most `batch_seconds`, padding included, before speed perturbation. Epoch 0 goes from short to long, from which
-    CTC finds its alignments sooner (SortaGrad, Amodei et al. 2016).
+    CTC finds its alignments sooner (SortaGrad, Amodei et al. 2016). language_power: see `balance`; 1: every utterance
+    once.
     """
     rng = random.Random(f"{seed}-{epoch}")
-    order = list(utterances)
+    order = list(utterances) if language_power == 1 else balance(utterances, language_power, rng)
     rng.shuffle(order)
     if epoch == 0:
         order.sort(key=lambda u: u.duration)
@@ -72,6 +74,29 @@ def plan_epoch(
         mine = parts[rank::ranks]
         plan += [MicroBatch(group, epoch, index, part, part == len(mine) - 1) for part, group in enumerate(mine)]
     return plan
+
+
+def balance(utterances: list[Utterance], power: float, rng: random.Random) -> list[Utterance]:
+    """As many seconds, of which a language with S seconds has a share in proportion to S ** power (0: equal shares).
+
+    A language is repeated whole as often as its share allows; a random part of it makes up the rest.
+    """
+    by_language: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        by_language.setdefault(utterance.language, []).append(utterance)
+    seconds = {language: sum(u.duration for u in same) for language, same in by_language.items()}
+    total = sum(s**power for s in seconds.values())
+    chosen = []
+    for language, same in by_language.items():
+        left = sum(seconds.values()) * seconds[language] ** power / total
+        while left > 0:
+            for utterance in rng.sample(same, len(same)):
+                if left < utterance.duration / 2:
+                    left = 0
+                    break
+                chosen.append(utterance)
+                left -= utterance.duration
+    return chosen
 
 
 def _cut(utterances: list[Utterance], seconds: float) -> list[list[Utterance]]:
@@ -141,8 +166,9 @@ def read_corpus(config: RunConfig, place: Place) -> Corpus:
     """What --data names; the first rank may download or build it. Raises UserError."""
     with first_rank_first(place):
         return load_corpus(
-            config.data, config.root, config.hours, config.download, config.seed, scoring=config.checkpoint is not None
-        )
+            config.data, config.root, config.hours, config.download, config.seed,
+            scoring=config.checkpoint is not None, languages=config.languages,
+        )  # fmt: skip
 
 
 class _Reader(Dataset):

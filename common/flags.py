@@ -121,7 +121,8 @@ def _checked(name: str, kind: _Kind, value):
 
 NOT_PART_OF_A_RUN = ("what to do", "how to compute", "decoding")  # bands
 SCORING_MAY_CHANGE = ("data", "max_seconds", "precision")  # of the options that belong to a run
-PRESET_OF = {"demo": "demo", "demo-smoke": "smoke"}  # corpus -> --preset auto; all other corpora: full
+# corpus -> --preset auto; all other corpora: full
+PRESET_OF = {"demo": "demo", "demo-smoke": "smoke", "demo-mls": "demo", "demo-mls-smoke": "smoke"}
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,13 @@ class RunConfig:
     stored in config.json. All others are stored; --resume and --checkpoint refuse to change them.
     """
 
+    # No options here; a script for several languages makes them options of its own.
+    languages = ()  # of the corpus; none: all
+    language_power = 1.0  # see `data.plan_epoch`
+
     # -- corpus --
-    data: str = "demo"  # demo | demo-smoke | librispeech | a folder with train.jsonl, dev.jsonl and test*.jsonl
-    hours: Positive | None = None  # training audio; LibriSpeech: 100, 360, 460, 960 pick subsets; else all, demo: 1.8
+    data: str = "demo"  # demo | librispeech | demo-mls | mls | a folder with train.jsonl, dev.jsonl, test*.jsonl
+    hours: Positive | None = None  # training audio; LibriSpeech's 100, 360, 460, 960 and MLS's 1, 9, 10 pick subsets
     # -- run --
     preset: Literal["auto", "smoke", "demo", "full"] = (
         "auto"  # sizes; auto: demo and smoke for their corpora, else full
@@ -144,7 +149,7 @@ class RunConfig:
     max_steps: Count | None = None  # stop after so many updates; a one-cycle schedule is then so long
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the forward pass (losses: fp32); auto: bf16 on cuda
     # -- what to do --
-    root: str = "data"  # where corpora live: ROOT/LibriSpeech (or ROOT itself); the demo world is built in ROOT/demo
+    root: str = "data"  # where corpora live: LibriSpeech (or ROOT itself), mls_english, …; demo worlds are built there
     download: bool = False  # fetch the LibriSpeech subsets that are missing (checksummed)
     out: str = "auto"  # folder; auto: runs/<script>-<data>-<method>-s<seed>; several methods: each in a folder inside
     resume: bool = False  # go on with the unfinished run in --out

@@ -309,8 +309,11 @@ class Run:
         return f"go on with --resume --out {shlex.quote(self.config.out)}{root}"
 
     def _plan(self, epoch: int) -> list[MicroBatch]:
-        seconds = self.config.update_seconds, self.config.batch_seconds
-        return plan_epoch(self.utterances, epoch, self.config.seed, *seconds, self.place.rank, self.place.ranks)
+        config, place = self.config, self.place
+        return plan_epoch(
+            self.utterances, epoch, config.seed, config.update_seconds, config.batch_seconds, place.rank, place.ranks,
+            config.language_power,
+        )  # fmt: skip
 
     def _book(self, update: Update) -> None:
         """Counts a finished update, writes it down, saves where it is time, and stops where the run was asked to."""

@@ -1,6 +1,6 @@
 """One small demo world, its models, and a finished run of each script: made once for all tests and all their processes.
 
-root                     a --root with the smoke world; model("lm") builds and returns one of its models
+root, mls_root           each a --root with a smoke world; model("lm") builds and returns a model of the first
 runs("interaed_kd")      a finished tiny run, its data, and what it takes to run more of them
 babbling("interaed_kd")  a copy whose model says words, which takes more than so little training
 """
@@ -64,6 +64,14 @@ def corpus(root):
     from common.corpora import load_corpus
 
     return load_corpus("demo-smoke", str(root), hours=0.1)
+
+
+@pytest.fixture(scope="session")
+def mls_root(shared) -> Path:
+    """A --root that holds the small multilingual world: ROOT/demo-mls-smoke/mls_english/train …"""
+    from common.corpora import load_corpus
+
+    return build_once(shared / "mls-root", lambda folder: load_corpus("demo-mls-smoke", str(folder)))
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,8 @@ from common.corpora import (
     CHARACTERS_PER_SECOND,
     LIBRISPEECH_SCORED,
     LIBRISPEECH_TRAIN,
+    MLS_LANGUAGES,
     Utterance,
-    fetch_archive,
     first_hours,
     list_manifest,
     list_subset,
@@ -35,7 +35,9 @@ from common.corpora import (
     trainable,
     untrainable,
 )
+from common.downloads import fetch_archive
 from common.flags import UserError
+from common.text import normalise
 
 
 def made_up(n: int, seed: int = 0) -> list[Utterance]:
@@ -278,6 +280,92 @@ def test_what_cannot_be_learnt_from_is_counted(capsys):
         trainable(list(others.values()), 8.0)
     with pytest.raises(UserError, match="longer than --max-seconds nan"):
         trainable(kept, math.nan)
+
+
+# --------------------------------------------------------------------------------------- Multilingual LibriSpeech
+
+
+def mls_of(mls_root: Path, folder: Path, *languages: str) -> Path:
+    """A copy of some languages, with lists for limited supervision: 9hr the first three, 1hr/0 and 1 the next two."""
+    for language in languages:
+        shutil.copytree(mls_root / "demo-mls-smoke" / f"mls_{language}", folder / f"mls_{language}")
+        train = folder / f"mls_{language}" / "train"
+        names = [line.split("\t")[0] for line in (train / "transcripts.txt").read_text().splitlines()]
+        for subset, some in {"9hr": names[:3], "1hr/0": names[3:4], "1hr/1": names[4:5]}.items():
+            (train / "limited_supervision" / subset).mkdir(parents=True)
+            (train / "limited_supervision" / subset / "handles.txt").write_text("\n".join(some) + "\n")
+    return folder
+
+
+def test_mls_layout(mls_root, tmp_path):
+    demo_mls = load_corpus("demo-mls-smoke", str(mls_root))
+    assert load_corpus("mls", str(mls_root / "demo-mls-smoke")) == demo_mls
+    assert tuple(demo_mls.tests) == tuple(f"test-{language}" for language in MLS_LANGUAGES)
+    for u in demo_mls.train:
+        assert u.id.rsplit("_", 1)[0] == u.session and u.session.startswith(f"{u.speaker}_")
+        assert u.text == normalise(u.text)
+    counts = Counter(u.language for u in demo_mls.train)
+    assert tuple(language for language, _ in counts.most_common()) == MLS_LANGUAGES  # in MLS's order
+    assert {u.language for u in demo_mls.dev} == set(MLS_LANGUAGES)
+    for name, utterances in demo_mls.tests.items():
+        assert {u.language for u in utterances} == {name.removeprefix("test-")}
+        assert {u.speaker for u in utterances}.isdisjoint(u.speaker for u in demo_mls.train)
+    folder = mls_of(mls_root, tmp_path, "polish", "italian")
+    some = load_corpus("mls", str(folder))
+    assert list(some.tests) == ["test-italian", "test-polish"]
+    assert {u.language for u in some.train} == {"italian", "polish"}
+    for hours, count in {9: 3, 1: 2, 10: 5}.items():
+        limited = load_corpus("mls", str(folder), hours=hours).train
+        assert Counter(u.language for u in limited) == {"italian": count, "polish": count}
+    assert len(load_corpus("mls", str(folder), hours=0.001).train) < len(some.train)
+    subset = folder / "mls_polish" / "test"
+    subset.rename(folder / "elsewhere")
+    assert list(load_corpus("mls", str(folder)).tests) == ["test-italian"]  # others have one
+    with pytest.raises(UserError, match=r"no mls_\*/test/transcripts.txt"):
+        load_corpus("mls", str(folder), languages=("polish",))
+
+
+def test_opus_is_read_where_it_is_unpacked(mls_root, tmp_path):
+    folder = mls_of(mls_root, tmp_path, "polish")
+    for path in (folder / "mls_polish").rglob("*.flac"):
+        samples, rate = soundfile.read(path)
+        soundfile.write(path.with_suffix(".opus"), samples, rate, format="OGG", subtype="OPUS")
+        path.unlink()
+    (folder / "mls_polish").rename(folder / "mls_polish_opus")
+    (flac,), (opus,) = (load_corpus("mls", str(f), languages=("polish",)).tests.values()
+                        for f in (mls_root / "demo-mls-smoke", folder))  # fmt: skip
+    assert [(u.id, u.text, round(u.duration, 3)) for u in opus] == [(u.id, u.text, round(u.duration, 3)) for u in flac]
+
+
+def test_languages_are_chosen_by_name(mls_root, data, tmp_path):
+    polish = load_corpus("demo-mls-smoke", str(mls_root), languages=("polish",))
+    assert list(polish.tests) == ["test-polish"] and {u.language for u in polish.train + polish.dev} == {"polish"}
+    for index, lang in enumerate(["nl", "pl", "pl", "nl"]):
+        for name in ("train", "dev"):
+            change_line(data / f"{name}.jsonl", index, lang=lang)
+    shutil.copy(data / "test.jsonl", data / "test-pl.jsonl")
+    change_line(data / "test-pl.jsonl", 0, lang="pl")
+    corpus = load_corpus(str(data), "", languages=("pl",))
+    assert (len(corpus.train), len(corpus.dev), len(corpus.tests["test-pl"])) == (2, 2, 1) and len(corpus.tests) == 1
+    for where in ((str(data), ""), ("mls", str(mls_of(mls_root, tmp_path / "mls", "polish")))):
+        with pytest.raises(UserError, match=r"--languages klingon: the corpus has (nl, pl|polish)\."):
+            load_corpus(*where, languages=("klingon",))
+    with pytest.raises(UserError, match="--languages klingon: the corpus has dutch, english"):
+        load_corpus("demo-mls-smoke", str(mls_root), languages=("klingon",))
+
+
+def test_damaged_mls_says_what_to_do(mls_root, tmp_path):
+    with pytest.raises(UserError, match="--root names the folder that does"):
+        load_corpus("mls", str(tmp_path))
+    train = mls_of(mls_root, tmp_path, "polish") / "mls_polish" / "train"
+    with (train / "limited_supervision" / "9hr" / "handles.txt").open("a") as file:
+        file.write("1_2_3\n")
+    with pytest.raises(UserError, match="lists 4 utterances, and transcripts.txt has 3 of them"):
+        load_corpus("mls", str(tmp_path), hours=9)
+    lines = (train / "transcripts.txt").read_text().splitlines()
+    (train / "transcripts.txt").write_text("\n".join([lines[0], "no name\tkto tam"]))
+    with pytest.raises(UserError, match="line 2 is no <speaker>_<book>_<number>"):
+        load_corpus("mls", str(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------------- downloads

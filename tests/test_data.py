@@ -1,6 +1,7 @@
 """Batches: ranks, memory and reading processes change neither what an update holds nor what is scored."""
 
 import random
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import pytest
@@ -57,6 +58,27 @@ def test_updates_are_of_equal_length_and_in_another_order_every_epoch():
     assert ids(plans[1]) != ids(plans[2])
     assert plan_epoch(utterances, 2, 1, 400, 1e9) == plans[2] != plan_epoch(utterances, 2, 7, 400, 1e9)
     assert len({frozenset(ids([part])) for part in plans[1]} & {frozenset(ids([part])) for part in plans[2]}) == 0
+
+
+def test_languages_in_proportion_to_a_power_of_their_seconds():
+    languages = {"a": 800, "b": 100, "c": 20}
+    utterances = [replace(u, id=f"{name}{u.id}", language=name) for name, n in languages.items() for u in made_up(n)]
+    seconds = {name: sum(u.duration for u in utterances if u.language == name) for name in languages}
+    for power in (0.5, 0.0):
+        plan = plan_epoch(utterances, 3, 1, 400, 1e9, language_power=power)
+        taken = [u for part in plan for u in part.utterances]
+        counts = Counter(u.id for u in taken)
+        for name in languages:
+            share = seconds[name] ** power / sum(s**power for s in seconds.values())
+            found = sum(u.duration for u in taken if u.language == name)
+            assert found == pytest.approx(share * sum(seconds.values()), abs=17)  # an utterance
+            times = [counts[u.id] for u in utterances if u.language == name]
+            assert max(times) - min(times) <= 1  # repeated whole, then a part of it
+        assert plan == plan_epoch(utterances, 3, 1, 400, 1e9, language_power=power)
+        assert ids(plan) != ids(plan_epoch(utterances, 4, 1, 400, 1e9, language_power=power))
+        halves = [plan_epoch(utterances, 3, 1, 400, 1e9, rank, 2, power) for rank in (0, 1)]
+        assert Counter(ids(halves[0] + halves[1])) == counts
+    assert plan_epoch(utterances, 3, 1, 400, 1e9, language_power=1.0) == plan_epoch(utterances, 3, 1, 400, 1e9)
 
 
 def test_little_padding():

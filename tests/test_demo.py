@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,16 @@ import soundfile
 import torch
 
 from common import demo
-from common.demo import MODELS, SHARD, SIZES, build, build_model, grammar, plan_utterances, run_speech
+from common.corpora import MLS_LANGUAGES
+from common.demo import MODELS, SHARD, SIZES, build, build_model, grammar, languages, multilingual, plan_utterances
 from common.demo.__main__ import main, read
+from common.demo.building import run_speech
 from common.demo.speakers import ACCENTS, NEW_SPEAKERS, SPEAKERS
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
 from common.demo.words import CUES, ONE_HOMOPHONE, PAIRS, SCENES, SECOND, TWIN, TWO_HOMOPHONES, USUAL
 from common.flags import UserError
-from common.text import WordPiece
+from common.text import WordPiece, normalise
 
 HELD_OUT, TRAINING = ["dev-clean", "test-clean", "test-other"], ["train-000", "train-001"]
 ROOT = Path(__file__).parents[1]
@@ -248,6 +251,62 @@ def test_importing_the_builder_is_light():
     code = "import common.demo, sys; print({'torch', 'transformers', 'espeakng_loader', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+# ------------------------------------------------------------------------------------------- the multilingual world
+
+
+def test_the_grammars_are_small_and_their_phrases_normalised():
+    assert tuple(languages.LANGUAGES) == tuple(multilingual.TRAIN) == MLS_LANGUAGES
+    assert list(multilingual.TRAIN.values()) == sorted(multilingual.TRAIN.values(), reverse=True)
+    voices = set()
+    for name, language in languages.LANGUAGES.items():
+        phrases = [phrase for scene in language.scenes for some in scene.values() for phrase in some]
+        assert 60 <= len(set(phrases)) <= 70 and all(normalise(phrase) == phrase for phrase in phrases)
+        assert all(len(set(some)) == len(some) for scene in language.scenes for some in scene.values())
+        known, new = multilingual.speakers_of(name, new=False), multilingual.speakers_of(name, new=True)
+        assert {s.voice for s in known}.isdisjoint(s.voice for s in new) and len({s.id for s in known + new}) == 48
+        voices |= {s.id for s in known + new}
+    assert len(voices) == 8 * 48
+
+
+def test_no_held_out_sentence_of_any_language_was_ever_seen(mls_root):
+    for language in languages.LANGUAGES:
+        drawn = {split: list(itertools.chain.from_iterable(languages.take(0, split, language, 200)))
+                 for split in ("dev", "test")}  # fmt: skip
+        assert len(set(drawn["dev"] + drawn["test"])) == 400
+        seen = {s for split in ("train", "text") for d in languages.take(0, split, language, 6000) for s in d}
+        assert seen.isdisjoint(drawn["dev"] + drawn["test"])
+    world = mls_root / "demo-mls-smoke"
+    text = [line for line in (world / "text.txt").read_text().splitlines() if line]
+    english = [line for line in (world / "english.txt").read_text().splitlines() if line]
+    assert len(text) == 8 * 300 and len(english) == 300 and not Counter(english) - Counter(text)
+    assert text[:300] != english
+
+
+def test_the_multilingual_layout_is_that_of_openslr(mls_root):
+    for subset in (mls_root / "demo-mls-smoke").glob("mls_*/*"):
+        rows = [line.split("\t") for line in (subset / "transcripts.txt").read_text().splitlines()]
+        segments = [line.split("\t") for line in (subset / "segments.txt").read_text().splitlines()]
+        assert [name for name, _ in rows] == [name for name, *_ in segments]
+        for name, address, start, end in segments:
+            speaker, book, number = name.split("_")
+            info = soundfile.info(subset / "audio" / speaker / book / f"{name}.flac")
+            assert abs(float(end) - float(start) - info.duration) < 0.011 and address.endswith(f"{book}.mp3")
+            assert number.isdigit() and (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
+            assert 2 < info.duration < 9
+        assert len(list(subset.rglob("*.flac"))) == len(rows)
+
+
+def test_a_language_is_built_alone_with_the_same_bytes(mls_root, tmp_path):
+    assert multilingual.build(tmp_path, ["polish"], small=True, progress=False) == ["polish"]
+    built = contents(tmp_path)
+    assert built.items() <= contents(mls_root / "demo-mls-smoke").items()
+    assert {path.split("/")[0] for path in built} == {"mls_polish", "text.txt", "english.txt", "world.json"}
+    with pytest.raises(UserError, match="no klingon: it has english"):
+        multilingual.build(tmp_path, ["klingon"], small=True)
+    with pytest.raises(UserError, match="another demo world"):
+        multilingual.build(tmp_path, ["polish"])
 
 
 # ---------------------------------------------------------------------------------------------------- text models

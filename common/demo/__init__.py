@@ -23,20 +23,13 @@ pretraining.py: text models
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import random
-import shutil
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from common.demo import grammar, speakers, vocabulary, words
+from common.demo.building import claim, speak
 from common.files import write_atomically
 from common.flags import UserError
 from common.text import WordPiece
@@ -69,17 +62,17 @@ def build(
     subsets = [*grammar.HELD_OUT, *training]
     missing = {s: sizes.get(s, SHARD) for s in subsets if not (folder / "LibriSpeech" / s).exists()}
     if missing:
-        try:
-            _speak(folder, missing, seed, progress)
-        except OSError as error:
-            raise UserError(f"The demo world cannot be kept in {folder} ({error.strerror}): free some space.") from None
+        pieces = (folder / "bert-a" / "vocab.txt").read_text(encoding="utf-8").split()
+        planned = {f"LibriSpeech/{name}": plan_utterances(seed, name, count, pieces) for name, count in missing.items()}
+        speak(folder, planned, SHARD, _write_transcripts, progress)
     return training
 
 
 def build_text(folder: str | Path, small: bool = False, seed: int = 0) -> Path:
     """Builds what needs no speech, the text and the tokenizer; returns the tokenizer's folder. Raises UserError."""
     folder = Path(folder).absolute()
-    _claim(folder, {"version": VERSION, "seed": seed, "small": small})
+    claim(folder, {"version": VERSION, "seed": seed, "small": small}, "LibriSpeech/*")
+    (folder / "LibriSpeech").mkdir(exist_ok=True)
     homophones, tokenizer = folder / "LibriSpeech" / "homophones.txt", folder / "bert-a"
     if not homophones.exists():
         write_atomically(homophones, "\n".join(map(" ".join, words.PAIRS)) + "\n")
@@ -135,48 +128,6 @@ def plan_utterances(seed: int, subset: str, count: int, pieces: Iterable[str]) -
     return planned
 
 
-def run_speech(job: dict) -> str:
-    """Runs `common.demo.speech` on a job in a fresh process; returns what it prints. Raises UserError if it fails."""
-    command, root = [sys.executable, "-m", "common.demo.speech"], Path(__file__).parents[2]
-    done = subprocess.run(command, input=json.dumps(job), cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(f"The speech of the demo world could not be made: {last}")
-    return done.stdout
-
-
-def _speak(folder: Path, missing: dict[str, int], seed: int, progress: bool) -> None:
-    """Speaks the missing subsets {name: utterances}, a process per shard, as many at once as there are cores."""
-    from tqdm import tqdm
-
-    pieces = (folder / "bert-a" / "vocab.txt").read_text(encoding="utf-8").split()
-    work = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
-    quiet = None if progress else True  # None: where stderr is no terminal
-    bar = tqdm(total=sum(missing.values()), desc="building the demo world", unit="utt", disable=quiet)
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        waiting, jobs = {}, {}
-        for subset, count in missing.items():
-            planned = plan_utterances(seed, subset, count, pieces)
-            _write_transcripts(work / subset, planned)
-            shards = [planned[i : i + SHARD] for i in range(0, count, SHARD)]
-            waiting[subset] = len(shards)
-            for shard in shards:
-                spoken = [u | {"path": str(work / subset / u["path"])} for u in shard]
-                jobs[pool.submit(run_speech, {"utterances": spoken})] = subset, len(shard)
-        for job in as_completed(jobs):
-            job.result()
-            subset, count = jobs[job]
-            bar.update(count)
-            waiting[subset] -= 1
-            if not waiting[subset]:
-                _publish(work / subset, folder / "LibriSpeech" / subset)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        bar.close()
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def _write_transcripts(folder: Path, planned: list[dict]) -> None:
     """One <speaker>-<chapter>.trans.txt per chapter: "ID TEXT", in capitals as in LibriSpeech."""
     chapters: dict[Path, list[str]] = {}
@@ -184,42 +135,5 @@ def _write_transcripts(folder: Path, planned: list[dict]) -> None:
         path = folder / utterance["path"]
         chapters.setdefault(path.parent, []).append(f"{path.stem} {utterance['text'].upper()}\n")
     for chapter, lines in chapters.items():
-        chapter.mkdir(parents=True)
         name = f"{chapter.parent.name}-{chapter.name}.trans.txt"
         (chapter / name).write_text("".join(lines), encoding="utf-8")
-
-
-def _publish(finished: Path, target: Path) -> None:
-    try:
-        finished.rename(target)
-    except OSError:
-        if not target.exists():
-            raise
-        # another process was quicker and wrote the same bytes
-
-
-def _claim(folder: Path, world: dict) -> None:
-    """Writes world.json, or checks that the one there names the same world; clears away what killed builds left."""
-    mark = folder / "world.json"
-    try:
-        (folder / "LibriSpeech").mkdir(parents=True, exist_ok=True)
-        used = any((folder / "LibriSpeech").iterdir())  # asked before the mark: another build may be starting right now
-        if not mark.exists():
-            if used:
-                raise UserError(f"{folder} holds a corpus that is not the demo world: give another folder.")
-            write_atomically(mark, json.dumps(world) + "\n")
-        found = json.loads(mark.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"The demo world cannot be kept in {folder} ({error}): give another folder.") from error
-    if found != world:
-        raise UserError(
-            f"{folder} holds another demo world ({_describe(found)}) than the one asked for ({_describe(world)}): "
-            "delete it or give another folder."
-        )
-    for left in folder.glob(".building-*"):
-        if time.time() - left.stat().st_mtime > 3600:  # seconds; a living build adds a subset far more often
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _describe(world: dict) -> str:
-    return ", ".join(f"{key} {value}" for key, value in world.items())

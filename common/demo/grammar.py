@@ -71,7 +71,7 @@ def draw(rng: random.Random, scene: str, rare: float = 1) -> str:
     return re.sub(r"{(\w+)}", fill, pattern)
 
 
-def split_of(sentence: str) -> str:
+def split_of(sentence: str, held_out: dict[str, range] = HELD_OUT) -> str:
     """The one held-out subset that may hold this sentence, or "known": training transcripts and text."""
     byte = blake2b(sentence.encode(), digest_size=1).digest()[0]
-    return next((subset for subset, bytes_ in HELD_OUT.items() if byte in bytes_), "known")
+    return next((subset for subset, bytes_ in held_out.items() if byte in bytes_), "known")

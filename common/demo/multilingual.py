@@ -1,0 +1,121 @@
+"""The multilingual demo world: the eight languages of MLS, small grammars, more speech for some than for others.
+
+    languages = build("data/demo-mls")  # ["english", "german", …, "polish"]
+
+builds on first use, in the layout of OpenSLR 94, so that no other code knows about the demo:
+
+    FOLDER/mls_<language>/train/ dev/ test/   transcripts.txt, segments.txt, audio/<speaker>/<book>/<id>.flac
+    FOLDER/text.txt                           text only: a sentence per line, a blank line between documents, languages
+                                              mixed
+    FOLDER/english.txt                        the English ones among them
+    FOLDER/tokenizer/ lm-s/ lm-m/ …           Hugging Face folders, each built when it is first asked for
+
+Sentences of dev and test stand in no training transcript and in no text; the voices of test are new. Every subset is a
+function of the seed alone, grows in a hidden folder and is renamed when complete.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.demo import languages as grammar
+from common.demo.building import claim, speak
+from common.demo.speakers import NEW_VOICES, PITCH_AND_RATE, VOICES, Speaker, conditions
+from common.files import write_atomically
+from common.flags import UserError
+
+VERSION = 1  # of the recipe: raise it whenever the same seed would give another world
+# Training utterances [choice]: in MLS's order, but MLS has 400 times as much English as Polish.
+TRAIN = {"english": 480, "german": 360, "dutch": 300, "french": 240, "spanish": 200, "italian": 140, "portuguese": 110,
+         "polish": 90}  # fmt: skip
+SIZES = {  # utterances of each language; sentences of text
+    False: {"dev": 40, "test": 200, "text": 6000},
+    True: {"dev": 4, "test": 6, "text": 300},
+}
+SMALLER = 16  # times less training speech in the small world
+SHARD = 100  # utterances: what one process of the synthesiser speaks
+CHARACTERS_PER_FRAME = 1.6  # of 80 ms at most: then CTC has a path through pieces of two characters, sped up or not
+
+
+def build(
+    folder: str | Path, languages: Sequence[str] = (), small: bool = False, seed: int = 0, progress: bool = True
+) -> list[str]:
+    """Builds what is missing of some languages (none given: all) and returns those, in MLS's order.
+
+    small: little of everything, for quick tests. Raises UserError where a language is unknown, the folder holds another
+    world or cannot be written, or where eSpeak NG is missing.
+    """
+    if unknown := sorted(set(languages) - set(TRAIN)):
+        raise UserError(f"the demo world has no {unknown[0]}: it has {', '.join(TRAIN)}.")
+    folder, languages = Path(folder).absolute(), [x for x in TRAIN if x in languages or not languages]
+    build_text(folder, small, seed)
+    subsets = {
+        f"mls_{language}/{split}": (language, split) for language in languages for split in ("train", "dev", "test")
+    }
+    missing = {path: names for path, names in subsets.items() if not (folder / path).exists()}
+    if missing:
+        planned = {path: plan_utterances(seed, *names, small) for path, names in missing.items()}
+        speak(folder, planned, SHARD, _write_lists, progress)
+    return languages
+
+
+def build_text(folder: str | Path, small: bool = False, seed: int = 0) -> None:
+    """Writes text.txt and english.txt, once. Raises UserError."""
+    folder = Path(folder).absolute()
+    claim(folder, {"world": "mls", "version": VERSION, "seed": seed, "small": small}, "mls_*")
+    if not (folder / "text.txt").exists():
+        count = SIZES[small]["text"]
+        texts = {language: grammar.take(seed, "text", language, count) for language in TRAIN}
+        mixed = [document for documents in texts.values() for document in documents]
+        random.Random(f"{seed} text").shuffle(mixed)
+        for name, documents in {"english": texts["english"], "text": mixed}.items():  # text.txt last
+            write_atomically(folder / f"{name}.txt", "\n\n".join(map("\n".join, documents)) + "\n")
+
+
+def plan_utterances(seed: int, language: str, split: str, small: bool) -> list[dict]:
+    """What is spoken: {"path" in the subset, "text", "frames" it needs, and how it is recorded}, in order.
+
+    A book is a document, read by one speaker.
+    """
+    count = SIZES[small][split] if split != "train" else TRAIN[language] // (SMALLER if small else 1)
+    rng, planned = random.Random(f"{seed} {split} {language} speakers"), []
+    books = grammar.take(seed, split, language, count)
+    speakers = speakers_of(language, new=split == "test")
+    order = [s for _ in range(len(books) // len(speakers) + 1) for s in rng.sample(speakers, len(speakers))]
+    first = 1000 * (1 + ("train", "dev", "test").index(split))
+    for i, (speaker, sentences) in enumerate(zip(order, books, strict=False), start=first):
+        for j, text in enumerate(sentences):
+            path = f"audio/{speaker.id}/{i}/{speaker.id}_{i}_{j:06d}.flac"
+            frames = round(len(text) / CHARACTERS_PER_FRAME)
+            planned.append({"path": path, "text": text, "frames": frames} | conditions(rng, split, speaker))
+    return planned
+
+
+def speakers_of(language: str, new: bool) -> list[Speaker]:
+    """Those of train and dev, or of test: the language's accent with every variant and every pitch and pace."""
+    accent, pace = grammar.LANGUAGES[language].voice, grammar.LANGUAGES[language].rate
+    first = 1000 * (1 + list(TRAIN).index(language)) + 500 * new
+    usual = PITCH_AND_RATE[0][1]  # of the slowest speaker of the English world
+    return [
+        Speaker(first + 10 * i + j, f"{accent}+{variant}".rstrip("+"), pitch, pace + rate - usual)
+        for i, (_, _, variant) in enumerate(voice.partition("+") for voice in (NEW_VOICES if new else VOICES))
+        for j, (pitch, rate) in enumerate(PITCH_AND_RATE)
+    ]
+
+
+def _write_lists(subset: Path, planned: list[dict]) -> None:
+    """transcripts.txt: id, text; segments.txt: id, address of the recording, start and end in seconds; by tabs."""
+    import soundfile
+
+    end, transcripts, segments = {}, [], []
+    for utterance in planned:
+        path = subset / utterance["path"]
+        start = end.get(path.parent, 0.0)
+        end[path.parent] = start + soundfile.info(path).duration
+        book = f"https://example.org/{path.parent.name}.mp3"
+        transcripts.append(f"{path.stem}\t{utterance['text']}\n")
+        segments.append(f"{path.stem}\t{book}\t{start:.2f}\t{end[path.parent]:.2f}\n")
+    (subset / "transcripts.txt").write_text("".join(transcripts), encoding="utf-8")
+    (subset / "segments.txt").write_text("".join(segments), encoding="utf-8")
