@@ -14,6 +14,7 @@ import json
 import os
 import random
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -122,14 +123,24 @@ def searches(config: RunConfig, recogniser: nn.Module, place: Place, lm_class: t
 
 
 def dev_scores(recogniser: nn.Module, corpus: Corpus, config: RunConfig, place: Place) -> dict[str, float]:
-    """{"dev": word error rate, "dev_homophone_error": where the corpus has homophones}, in %, decoded greedily."""
+    """{"dev": see `mean_error`, "dev_homophone_error": where the corpus has homophones}, in %, decoded greedily."""
     found = texts_of(decode(recogniser, corpus.dev, config, place))
     if not found:
         raise UserError(f"none of the {len(corpus.dev)} dev utterances could be read: mend the dev set.")
     words, homophones = metrics.score({u.id: u.text for u in corpus.dev}, found, corpus.homophones)
     if not words.words:
         raise UserError("the dev utterances that could be read have no text: mend the dev set.")
-    return {"dev": words.rate} | ({"dev_homophone_error": homophones.rate} if corpus.homophones else {})
+    rate = mean_error(corpus.dev, found)
+    return {"dev": rate} | ({"dev_homophone_error": homophones.rate} if corpus.homophones else {})
+
+
+def mean_error(utterances: list[Utterance], found: dict[str, str]) -> float:
+    """Word error rate, %; of several languages the unweighted mean."""
+    references: dict[str, dict[str, str]] = {}
+    for u in utterances:
+        references.setdefault(u.language, {})[u.id] = u.text
+    words = [metrics.score(texts, found, {})[0] for texts in references.values()]
+    return fmean([of_one.rate for of_one in words if of_one.words] or [0.0])
 
 
 def tune(
@@ -141,10 +152,10 @@ def tune(
     if not corpus.dev:
         raise UserError("there is no dev set to tune the search on: give one value each, as --lm-weight and --bonus.")
     sample = random.Random(config.seed).sample(corpus.dev, min(some, len(corpus.dev)))
-    references, rates = {u.id: u.text for u in sample}, []
+    rates = []
     for search in searches:
         found = texts_of(decode(recogniser, sample, config, place, **search))
-        rates.append(metrics.score(references, found, {})[0].rate)
+        rates.append(mean_error(sample, found))
         if place.first:
             shown = (f"--{name.replace('_', '-')} {x:g}" for name, x in search.items() if isinstance(x, float))
             note(f"dev WER {rates[-1]:.1f} % with {' '.join(shown)}")
@@ -164,7 +175,7 @@ def evaluate(
     search = tune(recogniser, corpus, config, place, searches(config, recogniser, place, lm_class))
     folder, scores = (
         Path(config.out),
-        {"decode": config.decode, "wer": {}, "homophone_error": {}, "wer_twins_equal": {}, "not_scored": 0},
+        {"decode": config.decode, "wer": {}, "cer": {}, "homophone_error": {}, "wer_twins_equal": {}, "not_scored": 0},
     )
     folder.mkdir(parents=True, exist_ok=True)
     for split, utterances in corpus.tests.items():
@@ -175,12 +186,12 @@ def evaluate(
         words, homophones = metrics.score(references, texts_of(found), corpus.homophones)
         if not words.words:
             raise UserError(f"the utterances of {split} that could be read have no text: there is nothing to score.")
+        pairs = list(zip(*((references[name], transcript.text) for name, transcript in found.items()), strict=True))
         scores["wer"][split] = round(words.rate, 2)
+        scores["cer"][split] = round(metrics.character_errors(*pairs).rate, 2)
         if corpus.homophones:
             scores["homophone_error"][split] = round(homophones.rate, 2)
-            pairs = ((references[name], transcript.text) for name, transcript in found.items())
-            audible = metrics.word_errors(*zip(*pairs, strict=True), corpus.homophones)
-            scores["wer_twins_equal"][split] = round(audible.rate, 2)
+            scores["wer_twins_equal"][split] = round(metrics.word_errors(*pairs, corpus.homophones).rate, 2)
         scores["not_scored"] += len(utterances) - len(found) + len(corpus.missing.get(split, {}))
         for transcript in found.values():
             add_up(scores, transcript.counts)
@@ -189,6 +200,8 @@ def evaluate(
             write_hypotheses(folder, split, references, texts_of(found))
     if not scores["wer"]:
         raise UserError(f"{config.data} has no test set: give it test.jsonl, or whatever its layout calls a test set.")
+    if len({u.language for utterances in corpus.tests.values() for u in utterances}) > 1:
+        scores |= {f"{name}_mean": round(fmean(scores[name].values()), 2) for name in ("wer", "cer")}  # unweighted
     scores["rtf"] = real_time_factor(recogniser, corpus, config, place, **search)
     if search:
         scores["greedy_rtf"] = real_time_factor(recogniser, corpus, config, place)
@@ -257,10 +270,15 @@ def compare(configs: list[RunConfig], results: list[dict]) -> dict:
     if int(os.environ.get("RANK", 0)):  # one rank shows it
         return found
     splits = list(results[0]["wer"])
-    print("\n" + " " * 14 + "".join(f"{split + ' WER':>18}{'homophone error':>18}" for split in splits))
-    for result in results:
-        shown = [result[score].get(split) for split in splits for score in ("wer", "homophone_error")]
-        print(f"{result['method']:14}" + "".join(f"{'' if x is None else format(x, '.1f'):>18}" for x in shown))
+    columns = [(split, score) for split in splits for score in ("wer", "homophone_error") if results[0][score]]
+    titles = ["homophone error" if score == "homophone_error" else f"{split} WER" for split, score in columns]
+    means = [result.get("wer_mean") for result in results]  # of several languages
+    titles = ["mean WER"] * (means[0] is not None) + titles
+    widths = [max(18, len(title) + 2) for title in titles]
+    print("\n" + " " * 14 + "".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True)))
+    for result, mean in zip(results, means, strict=True):
+        row = [x for x in (mean, *(result[score][split] for split, score in columns)) if x is not None]
+        print(f"{result['method']:14}" + "".join(f"{x:>{width}.1f}" for x, width in zip(row, widths, strict=True)))
     files = (read_hypotheses(Path(config.out) / f"hyp_{splits[0]}.tsv") for config in configs)
     first, *others = [{name: texts for name, *texts in rows} for rows in files]
     for name in [n for n in first if any(other.get(n, first[n]) != first[n] for other in others)][:3]:

@@ -126,6 +126,23 @@ def test_dev_scores(corpus, config):
         scoring.dev_scores(Echo(), replace(corpus, dev=unreadable), config, CPU)
 
 
+def test_several_languages_count_equally(say, config, capsys):
+    """One word of two is wrong in the first language, none of eight in the second; so on dev as over the test sets."""
+    dutch = replace(say("nl", "the sea"), text="the home", language="dutch")
+    polish = [replace(say(f"pl{i}", "the night rides home"), language="polish") for i in range(2)]
+    corpus = Corpus([], [dutch, *polish], {"test-dutch": [dutch], "test-polish": polish}, {})
+    assert scoring.dev_scores(Echo(), corpus, config, CPU) == {"dev": 25.0}
+    result = {"method": "echo"} | scoring.evaluate(Echo(), corpus, config, CPU)
+    assert result["wer"] == {"test-dutch": 50.0, "test-polish": 0.0} and result["wer_mean"] == 25.0
+    assert result["cer"] == {"test-dutch": 57.14, "test-polish": 0.0} and result["cer_mean"] == 28.57
+    capsys.readouterr()
+    scoring.compare([config, config], [result, result])
+    table = [line.split() for line in capsys.readouterr().out.splitlines() if line]
+    assert table == [["mean", "WER", "test-dutch", "WER", "test-polish", "WER"], *[["echo", "25.0", "50.0", "0.0"]] * 2]
+    alone = scoring.evaluate(Echo(), replace(corpus, tests={"test": polish}), config, CPU)
+    assert "wer_mean" not in alone
+
+
 # ------------------------------------------------------------------------------------------------------ tuning a search
 
 
