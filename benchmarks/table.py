@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from intervals import bootstrap_difference
@@ -68,14 +69,19 @@ def commit() -> str:
 
 
 def count(path: Path) -> dict[str, str]:
-    """A number per utterance of hyp_<split>.tsv: word errors; homophones written as their twin; out of how many."""
+    """A number per utterance of hyp_<split>.tsv: word errors; those that can be heard; homophones written as their
+    twin, out of how many; character errors, out of how many."""
     twins = load_homophones(ROOT / "data" / "demo" / "LibriSpeech")
     pairs = [([reference], [hypothesis]) for _, reference, hypothesis in read_hypotheses(path)]
     homophones = [metrics.homophone_errors(*pair, twins) for pair in pairs]
+    characters = [metrics.character_errors(*pair) for pair in pairs]
     columns = {
         "errors": [metrics.word_errors(*pair).errors for pair in pairs],
+        "audible": [metrics.word_errors(*pair, twins).errors for pair in pairs],
         "twins": [h.wrong for h in homophones],
         "heard": [h.count for h in homophones],
+        "character_errors": [c.errors for c in characters],
+        "characters": [c.words for c in characters],
     }
     return {name: ",".join(map(str, column)) for name, column in columns.items()}
 
@@ -83,39 +89,70 @@ def count(path: Path) -> dict[str, str]:
 @cache
 def sessions_and_words(split: str) -> tuple[list[str], np.ndarray]:
     """Of every utterance of a split, in the order of the hypothesis files."""
-    lines = []
-    for path in sorted((ROOT / "data" / "demo" / "LibriSpeech" / split).glob("*/*/*.trans.txt")):
-        lines += path.read_text().splitlines()
-    return [line.split()[0].rsplit("-", 1)[0] for line in lines], np.array([len(line.split()) - 1 for line in lines])
+    data = ROOT / "data"
+    if (book := data / "demo-mls" / split.replace("test-", "mls_") / "test" / "transcripts.txt").exists():
+        lines = book.read_text().replace("\t", " ").splitlines()
+    else:
+        files = sorted((data / "demo" / "LibriSpeech" / split).glob("*/*/*.trans.txt"))
+        lines = [line for path in files for line in path.read_text().splitlines()]
+    sessions = [re.split("[-_][^-_]*$", line.split()[0])[0] for line in lines]
+    return sessions, np.array([len(line.split()) - 1 for line in lines])
 
 
-SCORES = [  # column, and where it stands in a result: rate, errors per utterance, out of how many (None: words)
-    (f"{split} {name}", split, rate, errors, out_of)
-    for split in ("test-clean", "test-other")
-    for name, rate, errors, out_of in (
-        ("WER", "wer", "errors", None),
-        ("homophones", "homophone_error", "twins", "heard"),
-    )
-]
+class Score(NamedTuple):
+    """A column: where its rates stand in a result, for which splits; errors per utterance, out of how many."""
+
+    name: str
+    rate: str
+    splits: list[str]
+    errors: str
+    out_of: str = ""  # "": words
+
+    def of(self, entry: dict) -> float:
+        return float(np.mean([entry[self.rate][split] for split in self.splits]))
 
 
-def differences(base: dict[int, dict], found: dict[int, dict]) -> list[tuple[str, float]]:
+LANGUAGES = ["english", "german", "dutch", "french", "spanish", "italian", "portuguese", "polish"]
+
+
+def scores_of(script: str) -> list[Score]:
+    if script == "llm_prompt_asr":
+        splits = [f"test-{language}" for language in LANGUAGES]
+        wer = Score("WER, mean of languages", "wer", splits, "errors")
+        return [wer, Score("CER, mean of languages", "cer", splits, "character_errors", "characters")]
+    found = []
+    for split in ("test-clean", "test-other"):
+        found.append(Score(f"{split} WER", "wer", [split], "errors"))
+        if script == "streaming_aux_kd":
+            found.append(Score(f"{split} WER, twins equal", "wer_twins_equal", [split], "audible"))
+        found.append(Score(f"{split} homophones", "homophone_error", [split], "twins", "heard"))
+    return found
+
+
+def differences(base: dict[int, dict], found: dict[int, dict], scores: list[Score]) -> list[tuple[str, float]]:
     """Per score: `found` minus `base` over the seeds that both have with its 95 % interval, and half of its width.
 
     Bold where it excludes zero and all of at least two seeds agree.
     """
     cells, paired = [], sorted(set(base) & set(found))
-    for _, split, rate, errors, out_of in SCORES:
-        sessions, words = sessions_and_words(split)
+    for score in scores:
+        read = {split: sessions_and_words(split) for split in score.splits}
+        sessions = [f"{split} {session}" for split in score.splits for session in read[split][0]]
+        languages = [split for split in score.splits for _ in read[split][0]]
+        words = np.concatenate([read[split][1] for split in score.splits])
+
+        def column(entry: dict, name: str, score=score) -> np.ndarray:
+            return np.concatenate([numbers(entry, split, name) for split in score.splits])
+
         tables = [
             (
-                np.array([numbers(side[seed], split, errors) for seed in paired]),
-                np.array([numbers(side[seed], split, out_of) if out_of else words for seed in paired]),
+                np.array([column(side[seed], score.errors) for seed in paired]),
+                np.array([column(side[seed], score.out_of) if score.out_of else words for seed in paired]),
             )
             for side in (base, found)
         ]
-        interval = bootstrap_difference(*tables, sessions)
-        agree = len({np.sign(found[seed][rate][split] - base[seed][rate][split]) for seed in paired}) == 1
+        interval = bootstrap_difference(*tables, sessions, languages)
+        agree = len({np.sign(score.of(found[seed]) - score.of(base[seed])) for seed in paired}) == 1
         shown = f"{interval.difference:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
         clear = len(paired) > 1 and agree and interval.low * interval.high > 0
         cells.append((f"**{shown}**" if clear else shown, (interval.high - interval.low) / 2))
@@ -129,15 +166,15 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 def render(script: str, entries: list[dict]) -> str:
     """In Markdown: every row's means over seeds; the differences between some rows; what each was run with."""
     found = {row: {e["seed"]: e for e in entries if e["row"] == row} for row in ROWS[script]}
-    means, speeds = [], []
+    means, speeds, scores = [], [], scores_of(script)
     speed = {key: name for key, name in SPEED.items() if any(key in e for e in entries)}
     for row, results in found.items():
         if not results:
-            means.append([row, "not run", *[""] * len(SCORES)])
+            means.append([row, "not run", *[""] * len(scores)])
             continue
         cells = [row, str(len(results))]
-        for _, split, rate, *_ in SCORES:
-            rates = [e[rate][split] for e in results.values()]
+        for score in scores:
+            rates = [score.of(e) for e in results.values()]
             cells.append(f"{np.mean(rates):.1f}" + (f" ± {np.std(rates, ddof=1):.1f}" if len(rates) > 1 else ""))
         means.append(cells)
         medians = [[e[key] for e in results.values() if key in e] for key in speed]
@@ -146,10 +183,10 @@ def render(script: str, entries: list[dict]) -> str:
         speeds.append([row, f"`{ROWS[script][row]}`", *cells, commits])
     baseline = next(iter(found))
     compared = [(row, baseline) for row in found if row != baseline and "audio" not in row] + PAIRS[script]
-    pairs = [(a, b, differences(found[b], found[a])) for a, b in compared if set(found[a]) & set(found[b])]
-    halves = [np.median([cells[i][1] for *_, cells in pairs]) for i in range(len(SCORES)) if pairs]
+    pairs = [(a, b, differences(found[b], found[a], scores)) for a, b in compared if set(found[a]) & set(found[b])]
+    halves = [np.median([cells[i][1] for *_, cells in pairs]) for i in range(len(scores)) if pairs]
     gaps = ["half an interval, median", "", *(f"{half:.1f}" for half in halves)]
-    names = [name for name, *_ in SCORES]
+    names = [score.name for score in scores]
     return "\n\n".join([
         markdown(["row", "seeds", *names], means),
         markdown(["difference of", "to", *names], [[a, b, *(shown for shown, _ in c)] for a, b, c in pairs] + [gaps]),
@@ -177,11 +214,10 @@ def write_table(script: str) -> None:
     _, _, after = rest.partition("<!-- end of table -->")
     path.write_text(f"{before}<!-- table: {script} -->\n{render(script, entries)}\n<!-- end of table -->{after}")
     rows = [row for row in ROWS[script] if any(e["row"] == row for e in entries)]
-    bars = {
-        split: [np.mean([e["homophone_error"][split] for e in entries if e["row"] == row]) for row in rows]
-        for split in ("test-clean", "test-other")
-    }
-    figures.bars(ROOT / "results" / f"{script}.png", rows, bars, "homophone errors, %", f"{script}, mean over seeds")
+    shown = [score for score in scores_of(script) if score.out_of in ("heard", "characters")]
+    label = "character errors, %" if script == "llm_prompt_asr" else "homophone errors, %"
+    bars = {score.name: [np.mean([score.of(e) for e in entries if e["row"] == row]) for row in rows] for score in shown}
+    figures.bars(ROOT / "results" / f"{script}.png", rows, bars, label, f"{script}, mean over seeds")
 
 
 if __name__ == "__main__":

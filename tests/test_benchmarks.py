@@ -33,6 +33,16 @@ def test_bootstrap_of_a_difference():
     assert half.difference == pytest.approx(-50 * base.sum() / words.sum())
 
 
+def test_the_mean_over_languages_is_unweighted():
+    """Ten words of one language count as much as a thousand of another, and sessions are drawn within each."""
+    words, languages = np.array([[10] * 2 + [100] * 10]), ["p"] * 2 + ["q"] * 10
+    errors = np.array([[5, 3] + [10] * 10])
+    sessions = [f"s{i}" for i in range(12)]
+    found = bootstrap_difference((0 * errors, words), (errors, words), sessions, languages)
+    assert found.difference == pytest.approx(100 * (8 / 20 + 0.1) / 2)
+    assert found.low == pytest.approx(100 * (0.3 + 0.1) / 2) and found.high == pytest.approx(100 * (0.5 + 0.1) / 2)
+
+
 def test_intervals_cover_the_truth_and_know_sessions():
     """95 % intervals hold the true difference of zero about 95 times in 100, even though errors cluster in sessions."""
     rng, covered, repeats = np.random.default_rng(1), 0, 100
@@ -72,8 +82,11 @@ def test_a_table_from_hypotheses(tmp_path, monkeypatch):
         hypotheses = zip(("1-1-0000\tthe sail", "1-2-0000\ta sale"), found, strict=True)
         (tmp_path / "hyp.tsv").write_text("id\treference\thypothesis\n" + "".join(f"{a}\t{b}\n" for a, b in hypotheses))
         counts = table.count(tmp_path / "hyp.tsv")
-        assert counts == ({"errors": "1,2", "twins": "1,0", "heard": "1,0"} if row == "base" else
-                          {"errors": "0,0", "twins": "0,0", "heard": "1,1"})  # fmt: skip
+        assert counts["characters"] == "7,5" and counts["character_errors"] == ("2,2" if row == "base" else "0,0")
+        assert {name: counts[name] for name in ("errors", "audible", "twins", "heard")} == (
+            {"errors": "1,2", "audible": "0,2", "twins": "1,0", "heard": "1,0"} if row == "base" else
+            {"errors": "0,0", "audible": "0,0", "twins": "0,0", "heard": "1,1"}
+        )  # fmt: skip
         scores = {name: dict.fromkeys(("test-clean", "test-other"), rate) for name in ("wer", "homophone_error")}
         both = dict.fromkeys(("test-clean", "test-other"), counts)
         entries += [{"row": row, "seed": s, "commit": "abc", "counts": both, "rtf": 0.1} | scores for s in (1, 2)]
