@@ -103,6 +103,25 @@ ROWS["streaming_aux_kd"] = {
         }.items()
     },
 }
+LLM = "--method llm --encoder runs/table/llm_prompt_asr/ctc-s{seed}"
+ALL, LORA, FROZEN = f"{LLM} --lora-rank 0", f"{LLM} --lora-rank 8", f"{LLM} --lora-rank 0 --lr-lm 0"
+ROWS["llm_prompt_asr"] = {
+    "ctc": "--method ctc",
+    "all trained, 480 ms": f"{ALL} --stride-ms 480",
+    "LoRA r 8, 480 ms": f"{LORA} --stride-ms 480",
+    "LM frozen, 480 ms": f"{FROZEN} --stride-ms 480",
+    "all trained, 160 ms": f"{ALL} --stride-ms 160",
+    "all trained, 960 ms": f"{ALL} --stride-ms 960",
+    "ctc + beam + LM": "of ctc: --decode beam",
+    "ctc, as many further updates": "--method ctc --ctc-epochs {both}",
+    "monolingual ctc": "--method monolingual_ctc",
+    "all trained, encoder from scratch": "--method llm --lora-rank 0 --encoder scratch",
+    **{f"all trained, masked {share}": f"{ALL} --mask-fraction {share}" for share in (0.25, 0.5)},
+    **{f"{name}, {lm}": f"{options} --lm demo-mls/{lm}"
+       for name, options in (("all trained", ALL), ("LM frozen", FROZEN))
+       for lm in ("lm-s", "lm-l", "lm-english", "lm-plain", "lm-untrained")},
+    **{f"LoRA r {rank}, 480 ms": f"{LLM} --lora-rank {rank}" for rank in (16, 32)},
+}  # fmt: skip
 PAIRS = {  # what is compared with what, beside every row with the first
     "interaed_kd": [
         ("interaed_kd", "interctc"),  # what decoder and teacher add to the losses at the taps
@@ -118,6 +137,16 @@ PAIRS = {  # what is compared with what, beside every row with the first
             (f"interaed_kd, {SHORT}", f"{row}, {SHORT}")
             for row in ("ctc", "interctc", "interaed", "aed_kd", "aed_kd, w .66", "interaed_kd, uniform teacher")
         ),
+    ],
+    "llm_prompt_asr": [
+        *((f"all trained, {n} ms", "ctc + beam + LM") for n in (160, 480, 960)),  # does it do more than text helps?
+        ("all trained, 480 ms", "ctc, as many further updates"),
+        ("all trained, 960 ms", "all trained, 160 ms"),  # the paper's claims: near one second, frozen, multilingual
+        ("LoRA r 8, 480 ms", "LM frozen, 480 ms"),
+        ("all trained, 480 ms", "LoRA r 8, 480 ms"),
+        ("all trained, 480 ms", "monolingual ctc"),
+        ("all trained, lm-l", "all trained, lm-s"),
+        ("LM frozen, lm-plain", "LM frozen, 480 ms"),
     ],
     "streaming_aux_kd": [
         ("scratch", "teacher"),  # what streaming costs
