@@ -122,7 +122,7 @@ def _checked(name: str, kind: _Kind, value):
 NOT_PART_OF_A_RUN = ("what to do", "how to compute", "decoding")  # bands
 SCORING_MAY_CHANGE = ("data", "max_seconds", "precision")  # of the options that belong to a run
 # corpus -> --preset auto; all other corpora: full
-PRESET_OF = {"demo": "demo", "demo-smoke": "smoke", "demo-mls": "demo", "demo-mls-smoke": "smoke"}
+PRESET_OF = {name + small: small[1:] or "demo" for name in ("demo", "demo-mls", "demo-spontaneous") for small in ("", "-smoke")}
 
 
 @dataclass(frozen=True)

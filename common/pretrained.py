@@ -7,6 +7,7 @@ resolve("data/demo/bert-a")   -> the folder itself
 from __future__ import annotations
 
 import bisect
+import json
 import os
 import socket
 import sys
@@ -68,7 +69,8 @@ def find(name: str, flag: str, root: str, tokenizer_only: bool = False) -> str:
     if (model or "bert-a") not in demo.MODELS:
         raise UserError(f"{flag} {name}: the demo world has {', '.join(demo.MODELS)}.")
     folder, small = Path(os.path.expanduser(root)) / world, world == "demo-smoke"
-    return str(demo.build_text(folder, small) if tokenizer_only else demo.build_model(folder, model or "bert-a", small))
+    written = tokenizer_only and model in ("", "bert-a", "bert-b", "lm")  # by rule, before any model is trained
+    return str(demo.build_text(folder, small) if written else demo.build_model(folder, model or "bert-a", small))
 
 
 def load_pieces(name: str, flag: str, root: str):
@@ -138,13 +140,57 @@ def load_causal(name: str, flag: str, root: str, frozen: bool, dtype: torch.dtyp
     from transformers import AutoModelForCausalLM
 
     model = load_model(AutoModelForCausalLM, name, flag, root, dtype or torch.float32 if frozen else torch.float32)
-    if not frozen:
-        return model.requires_grad_(True)
-    table = model.get_input_embeddings().weight.float().numpy().tobytes()
+    return mark_supplied(model) if frozen else model.requires_grad_(True)
+
+
+def mark_supplied(model: nn.Module) -> nn.Module:
+    """A frozen causal language model with its buffer `supplied`, see `load_causal`."""
+    table = model.get_input_embeddings().weight.detach().float().cpu().numpy().tobytes()
     sizes = {key: value for key, value in model.config.to_dict().items() if isinstance(value, int | float)}
     digits = bytes.fromhex(digest(repr(sorted(sizes.items())), table))
     model.register_buffer("supplied", torch.tensor(list(digits), dtype=torch.uint8))
-    return model
+    return model.requires_grad_(False)
+
+
+def read_json(path: Path, flag: str) -> dict:
+    """Raises UserError where there is none, half of one, or one that wants code of its own to be run."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{flag}: there is no readable {path}: give a complete folder.") from None
+    if not isinstance(found, dict) or "auto_map" in found:
+        raise UserError(f"{flag}: {path} asks for code of its own, which is never run: give another folder.")
+    return found
+
+
+def published_weights(model: nn.Module, folder: Path, flag: str) -> None:
+    """Fills a model from FOLDER/model.safetensors, or from the parts that its index names. Raises UserError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    index, state = folder / "model.safetensors.index.json", {}
+    files = ["model.safetensors"]
+    if index.exists():
+        files = sorted(set(read_json(index, flag).get("weight_map", {}).values()))
+    if lacking := [name for name in files if not (folder / name).exists()]:
+        binary = " (weights as .bin are not read, for they may run code)" if list(folder.glob("*.bin")) else ""
+        raise UserError(f"{flag} {folder} lacks {lacking[0]}{binary}: copy or download it whole, as safetensors.")
+    try:
+        for name in files:
+            state |= load_file(folder / name)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{flag} {folder}/{name} is damaged ({error}): copy or download it again.") from None
+    for old, new in WEIGHT_NORM.items():  # as older versions of torch name the two parts of a normalised weight
+        state = {key.replace(old, new): tensor for key, tensor in state.items()}
+    lacking, unknown = model.load_state_dict(state, strict=False)
+    unknown = [key for key in unknown if not key.endswith(COMPUTED)]
+    if lacking or unknown:
+        first = [*lacking, *unknown][0]
+        raise UserError(f"{flag} {folder} holds other weights than its config.json says ({first}, …).")
+
+
+WEIGHT_NORM = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
+COMPUTED = (".attention.bias", ".masked_bias", ".inv_freq")  # buffers that older versions saved
 
 
 class MaskedLM:

@@ -76,8 +76,9 @@ def configuration(recipe: Recipe) -> HubertConfig:
         hidden_size=recipe.dim, num_hidden_layers=recipe.layers, num_attention_heads=4,
         intermediate_size=4 * recipe.dim, conv_dim=(16, 32, 64, recipe.dim), conv_kernel=(20, 8, 8, 4),
         conv_stride=(10, 4, 4, 2), num_feat_extract_layers=4, num_conv_pos_embeddings=32,
-        num_conv_pos_embedding_groups=16, feat_extract_norm="layer", do_stable_layer_norm=True, layerdrop=0.0, initializer_range=INITIAL,
-        hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0,
+        num_conv_pos_embedding_groups=16, feat_extract_norm="layer", do_stable_layer_norm=True, layerdrop=0.0,
+        initializer_range=INITIAL, hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,
+        feat_proj_dropout=0.0,
     )  # fmt: skip
 
 
@@ -93,7 +94,7 @@ def draw(files: list[Path], seconds: float, rng: random.Random) -> Iterator[list
 
 
 def targets_of(frontend: LogMel, wave: Tensor) -> Tensor:
-    """(samples,) -> (F', 80): what is to be clustered, one row per 20 ms. A frame of HuBERT has the middle of its two."""
+    """(samples,) -> (F', 80): what is clustered, one row per 20 ms, two frames whose middle is that of HuBERT's."""
     features = frontend(wave[None], torch.tensor([len(wave)]))[0][0]  # (F, 80)
     return (features[1:-1:2] + features[2::2]) / 2
 
