@@ -29,8 +29,8 @@ Equations (the names are this file's own; each with its function, and its test i
     lm    = -sum_{u=1}^{U+1} log p(y_u | <s> a [SEP] y_1 … y_{u-1}), y_{U+1} = </s>  prompting.answer_loss     test_lm
     loss  = lm + w ctc, w = 0 without CTC in the bridge                              compute_losses            test_loss
     LoRA    W x + 2 B A x on the matrix of q, k and v                                lora.LoRA                 test_lora
-    gap   = (lm with the audio of another session - lm) / pieces                     measure_listening         test_gap
-    limit = floor(4 seconds + 20.5) pieces                                           Recogniser.limits         test_limits
+    gap   = (lm with the audio of another session - lm) / pieces                     prompting.measure_…       test_gap
+    limit = floor(4 seconds + 20.5) pieces                                          Recogniser.limits        test_limits
 
     c: the characters of the text;  w --ctc-weight;  A (r, inputs), B (outputs, r), r = --lora-rank
 
@@ -48,8 +48,8 @@ Choices (ours, marked again where they stand)
     C2 CNN        frozen, as in the paper; in the demo trained: 1.8 hours give none that is worth freezing
     C3 CTC        learns characters; the path that compresses is the head's own arg-max, without a gradient, the same in
                   training and decoding; of an utterance that is all blank, the least blank frame stays
-    C4 padding    a HuBERT with layer norm in its CNN reads masked padding; one with group norm, such as the published
-                  one, knows no mask: scored by equal length, alone or not the same; trained on padding as it comes
+    C4 padding    HuBERT with layer norm in its CNN reads masked padding; with group norm, as the published one, it
+                  knows no mask: it is scored by equal length, and trained on padding as it comes (common/hubert.py)
     C5 LoRA       on query_key_value only, alpha = 2 r; everything else is frozen unless its rate says otherwise
     C6 training   AdamW, a rate for each part, 0: frozen; the first epoch goes from short to long utterances;
                   checkpoints are chosen by dev WER
@@ -135,20 +135,20 @@ class Config(RunConfig):
     bonus: tuple[Real, ...] = (0.0,)  # per character, for ctc, each is tried with each --lm-weight [choice]
 
     def check(self) -> None:
-        init, read_only = self.init, self.transcribe or self.score or self.export
         super().check()
+        init = self.init
         if self.lora_rank and not self.lr_llm:
             raise UserError("--lora-rank adapts GPT by --lr-llm, which is 0: give one of them a value.")
         if self.method == "gpt" and not (self.lr_hubert or self.lr_bridge or self.lr_llm):
             raise UserError("--lr-hubert, --lr-bridge and --lr-llm are all 0: nothing would learn.")
         if self.method == "gpt" and self.bridge == "ctc" and self.ctc_run == "none" and not init:
             raise UserError("--bridge ctc starts from a CTC head: give --ctc-run auto, or a finished run of ctc.")
-        if (self.score or self.export) and not (init or self.checkpoint):
+        if (self.score and not init) or (self.export and not (init or self.checkpoint)):
             raise UserError("--score and --export need --init, a published model or a finished run.")
         if self.method == "ctc" and init:
             raise UserError("--init goes with --method gpt.")
-        if self.checkpoint and self.score or read_only and init and self.resume:
-            raise UserError("--score goes with --init alone: --checkpoint scores by itself.")
+        if self.export and (self.bridge == "ctc" or self.method == "ctc"):
+            raise UserError("--export writes the published layout, which has GPT and a bridge of convolutions.")
 
 
 DEMO = dict(  # [choice]
@@ -165,23 +165,22 @@ PRESETS = {"smoke": SMOKE, "demo": DEMO}
 if __name__ == "__main__":
     check_command_line(Config, PRESETS, __doc__)
 
-import json
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, HubertModel
+from transformers import GPTNeoXForCausalLM, HubertModel
 
-from common import ctc, lora, prompting, scoring
-from common.conformer import length_mask
-from common.corpora import Corpus, trainable
-from common.data import Batch, read_corpus
+from common import ctc, hubert, lora, prompting, published, scoring
+from common.corpora import Corpus, load_corpus, trainable
+from common.data import Batch, read_corpus, read_one
 from common.features import SAMPLE_RATE
-from common.files import write_atomically
 from common.flags import load_config
 from common.place import Place, earlier_run, earlier_stage, first_rank_first, note, reseed, start
-from common.pretrained import find, load_causal, load_model, load_pieces, mark_supplied, published_weights, read_json
+from common.pretrained import CharacterModel, find, load_causal, load_model, load_pieces, mark_supplied
 from common.scoring import Transcript
 from common.text import Characters, Pieces, load_tokenizer
 from common.training import Run
@@ -191,25 +190,18 @@ from common.weights import load_recogniser
 
 FRAME_SECONDS = 0.02  # of HuBERT
 KERNEL, STRIDE = 4, 2  # of the bridge's convolutions [paper]
-SHAPES = {  # of the published models [paper], for --summary without their weights
-    "audio_encoder_config": {},  # HuBERT base: the library's own defaults
-    "llm_config": dict(
-        vocab_size=32000, hidden_size=2816, num_hidden_layers=36, num_attention_heads=22, intermediate_size=11264,
-        rotary_pct=1.0, use_parallel_residual=False,
-    ),
-}  # fmt: skip
+ADAPTED = ("query_key_value",)  # linear maps (C5 LoRA)
 
 
 class Recogniser(nn.Module):
     """HuBERT; with a CTC head, or a bridge and GPT, or all of them. Parts are named as in the published model."""
 
-    def __init__(self, config: Config, hubert: HubertModel, llm: nn.Module | None, tokenizer, characters):
+    def __init__(self, config: Config, encoder: HubertModel, llm: nn.Module | None, tokenizer, characters):
         """tokenizer: of the texts, `Pieces` beside GPT; characters: of the CTC head, where there is one."""
         super().__init__()
         self.config, self.tokenizer, self.characters = config, tokenizer, characters
-        self.audio_encoder, width = hubert, hubert.config.hidden_size
-        hubert.config.layerdrop, hubert.config.apply_spec_augment = config.layerdrop, config.mask_time > 0
-        hubert.config.mask_time_prob = config.mask_time or hubert.config.mask_time_prob
+        self.audio_encoder, width = encoder, encoder.config.hidden_size
+        hubert.set_dropping(encoder.config, config.layerdrop, config.mask_time)
         if characters:
             self.ctc_head = nn.Linear(width, characters.size)
         if llm and config.bridge == "conv":
@@ -219,35 +211,11 @@ class Recogniser(nn.Module):
             self.bridge_proj = nn.Linear(width, llm.config.hidden_size)
             self.llm = llm
 
-    def frames(self, samples: Tensor) -> Tensor:
-        """HuBERT's for so many samples, (B,)."""
-        return self.audio_encoder._get_feat_extract_output_lengths(samples)
-
     def shortest(self) -> int:
-        """Samples that give one vector: anything shorter is padded. 3280 for the published model."""
-        sizes = self.audio_encoder.config
-        layers = list(zip(sizes.conv_kernel, sizes.conv_stride, strict=True))
-        layers += [(KERNEL, STRIDE)] * len(getattr(self, "bridge_convs", ()))
-        needed = 10 if self.config.mask_time else 1  # frames: HuBERT masks so many at a time
-        for kernel, stride in reversed(layers):
-            needed = (needed - 1) * stride + kernel
-        return needed
-
-    def encode(self, waves: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """waves (B, N) -> h (B, T, D) and its lengths (B,) (C4 padding)."""
-        waves = F.pad(waves, (0, max(0, self.shortest() - waves.shape[1])))
-        samples = samples.clamp(min=self.shortest())
-        if self.audio_encoder.config.feat_extract_norm == "layer":
-            mask = length_mask(samples, waves.shape[1]).long()
-            return self.audio_encoder(waves, mask).last_hidden_state, self.frames(samples)
-        if self.training:
-            return self.audio_encoder(waves).last_hidden_state, self.frames(samples)
-        rows: list[Tensor] = [waves[0]] * len(waves)
-        for n in samples.unique().tolist():
-            same = (samples == n).nonzero()[:, 0].tolist()
-            for i, row in zip(same, self.audio_encoder(waves[same, :n]).last_hidden_state, strict=True):
-                rows[i] = row
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True), self.frames(samples)
+        """Samples that give one vector, to which shorter audio is padded: 3280 for the published model."""
+        layers = [(KERNEL, STRIDE)] * len(getattr(self, "bridge_convs", ()))
+        masked = 10 if self.config.mask_time else 1  # frames: so many are masked at a time
+        return hubert.shortest_input(self.audio_encoder.config, layers, masked)
 
     def log_probs(self, h: Tensor) -> Tensor:
         """h (B, T, D) -> log p(character or blank | frame) (B, T, V)."""
@@ -265,16 +233,15 @@ class Recogniser(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """h (B, T, D), its lengths (B,), and log-probabilities of characters where there is a CTC head."""
-        h, lengths = self.encode(batch.waves, batch.samples)
+        h, lengths = hubert.encode(self.audio_encoder, batch.waves, batch.samples, self.shortest())
         return h, lengths, self.log_probs(h) if self.characters else None
 
     def symbols(self) -> list[int]:
         """The ids of the pieces before, between and behind. Raises UserError."""
-        tokenizer, names = self.tokenizer.tokenizer, ("begin", "separator", "end")
-        for name in names:
-            if (piece := getattr(self.config, name)) not in tokenizer.get_vocab():
-                raise UserError(f"--{name} {piece} is no piece of this GPT's tokenizer: name one of its own.")
-        return [tokenizer.convert_tokens_to_ids(getattr(self.config, name)) for name in names]
+        tokenizer, pieces = self.tokenizer.tokenizer, [self.config.begin, self.config.separator, self.config.end]
+        if unknown := [piece for piece in pieces if piece not in tokenizer.get_vocab()]:
+            raise UserError(f"{unknown[0]} is no piece of this GPT's tokenizer: give --begin, --separator and --end.")
+        return tokenizer.convert_tokens_to_ids(pieces)
 
     def sequences(self, a: Tensor, sizes: list[int], texts: list[list[int]] | None) -> prompting.Sequences:
         """<s> a [SEP] y; texts: ids; absent: to be written."""
@@ -294,13 +261,10 @@ class Recogniser(nn.Module):
             if self.config.method == "ctc":
                 return self.transcribe_by_ctc(log_probs, lengths, **search)
             a, sizes = self.bridge(h, lengths, log_probs)
-            c, options = self.config, {"min_new_tokens": 2}  # [paper]
+            options = {"min_new_tokens": 2}  # [paper]
             if search:
-                reseed(c.seed, int(batch.samples.sum()))
-                draw = dict(do_sample=True, top_k=0, top_p=1.0)
-                options |= {"beam": dict(num_beams=c.beam), "top_k": draw | {"top_k": c.top_k}}.get(
-                    c.decode, draw | {"top_p": c.top_p}
-                )
+                reseed(self.config.seed, int(batch.samples.sum()))
+                options |= prompting.search_options(self.config)
             sequences, end = self.sequences(a, sizes, None), self.symbols()[-1]
             answers, counts = prompting.write(self.llm, sequences, self.limits(batch.samples), end, **options)
         texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]
@@ -319,40 +283,40 @@ class Recogniser(nn.Module):
         """Whether CTC can write the text of these labels in so many samples; GPT always can."""
         if not self.characters:
             return True
-        text = self.tokenizer.decode(labels)
-        characters = torch.tensor([self.characters.encode(text)], dtype=torch.long)
-        needed = ctc.required_frames(characters, torch.tensor([characters.shape[1]]))
-        return bool(self.frames(torch.tensor(max(samples, self.shortest()))) >= needed)
+        characters = self.characters.encode(self.tokenizer.decode(labels))
+        frames = hubert.frames_of(self.audio_encoder, torch.tensor(max(samples, self.shortest())))
+        return len(characters) + sum(a == b for a, b in pairwise(characters)) <= frames
+
+
+def vectors_of(log_probs: Tensor, mode: str) -> Tensor:
+    """log_probs (T, V) -> (T,) the vector that each frame goes into, counted from 0; -1: into none (C3 CTC).
+
+    remove_blank: every frame whose most probable label is not the blank is a vector; average: a run of frames with the
+    same label is one; average_remove_blank: such a run that is not blank.
+    """
+    path = log_probs.argmax(-1)
+    begins = path != torch.cat([path[:1] - 1, path[:-1]])  # a run
+    kept = path != ctc.BLANK if mode != "average" else torch.ones_like(begins)
+    if not kept.any():
+        kept, begins = torch.zeros_like(kept), begins.clone()
+        kept[log_probs[:, ctc.BLANK].argmin()] = True
+        mode = "remove_blank"
+    counted = kept if mode == "remove_blank" else kept & begins
+    return (counted.cumsum(0) - 1).masked_fill(~kept, -1)
 
 
 def compress(h: Tensor, lengths: Tensor, log_probs: Tensor, mode: str) -> tuple[Tensor, list[int]]:
-    """h (B, T, D) of `lengths`, log_probs (B, T, V) -> (B, T', D) and its lengths; not differentiated (C3 CTC).
-
-    remove_blank: the frames whose most probable label is not the blank; average: the mean of each run of frames with
-    the same one; average_remove_blank: of the runs that are not blank.
-    """
+    """h (B, T, D) of `lengths`, log_probs (B, T, V) -> (B, T', D), the mean of each vector's frames; lengths."""
     rows = []
     for x, lp, n in zip(h, log_probs.detach(), lengths.tolist(), strict=True):
-        x, path = x[:n], lp[:n].argmax(-1)  # (T, D), (T,)
-        spoken = path != ctc.BLANK
-        if not spoken.any() and mode != "average":
-            rows.append(x[lp[:n, ctc.BLANK].argmin()][None])
-            continue
-        if mode == "remove_blank":
-            rows.append(x[spoken])
-            continue
-        labels, run, sizes = path.unique_consecutive(return_inverse=True, return_counts=True)
-        means = x.new_zeros(len(labels), x.shape[1]).index_add(0, run, x) / sizes[:, None]
-        rows.append(means if mode == "average" else means[labels != ctc.BLANK])
+        into = vectors_of(lp[:n], mode)
+        x, into = x[:n][into >= 0], into[into >= 0]
+        sums = x.new_zeros(int(into[-1]) + 1, x.shape[1]).index_add(0, into, x)
+        rows.append(sums / into.bincount()[:, None].to(x.dtype))
     return nn.utils.rnn.pad_sequence(rows, batch_first=True), [len(row) for row in rows]
 
 
 # =========================================================================================================== loss
-
-
-def texts_of(batch: Batch) -> list[list[int]]:
-    """The transcripts in GPT's ids."""
-    return [(row[:n] - 1).tolist() for row, n in zip(batch.targets, batch.target_lengths.tolist(), strict=True)]
 
 
 def ctc_losses(recogniser: Recogniser, log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
@@ -369,11 +333,16 @@ def compute_losses(recogniser: Recogniser, batch: Batch, place: Place) -> dict[s
     with place.autocast():
         h, lengths, log_probs = recogniser(batch)
         if recogniser.config.method == "gpt":
-            sequences = recogniser.sequences(*recogniser.bridge(h, lengths, log_probs), texts_of(batch))
+            sequences = recogniser.sequences(*recogniser.bridge(h, lengths, log_probs), prompting.texts_of(batch))
             losses["lm"] = prompting.answer_loss(recogniser.llm, sequences)
     if log_probs is not None:
         losses["ctc"] = ctc_losses(recogniser, log_probs, lengths, batch)
     return losses
+
+
+def answer_losses(recogniser: Recogniser, batch: Batch, place: Place) -> Tensor:
+    """GPT's part of the loss."""
+    return compute_losses(recogniser, batch, place)["lm"]
 
 
 def total_loss(losses: dict[str, Tensor], ctc_weight: float) -> Tensor:
@@ -415,40 +384,38 @@ def build(config: Config, corpus: Corpus, place: Place) -> Recogniser:
     """What is trained, with the weights that it starts from: what is pretrained, a CTC run, or all of --init."""
     if config.init:
         recogniser = load_init(config, place)
-        recogniser.config = config
     else:
         first_stage = find_ctc(config, place) if config.method == "gpt" else None
-        with first_rank_first(place):
-            hubert, llm, tokenizer = load_pretrained(config)
+        encoder, llm, tokenizer = load_pretrained(config, place)
         characters = first_stage.characters if first_stage and config.bridge == "ctc" else None
         if config.method == "ctc":
             tokenizer = characters = Characters.build(u.text for u in corpus.train)
         reseed(config.seed, int(config.method == "gpt"))
-        recogniser = Recogniser(config, hubert, llm, tokenizer, characters)
+        recogniser = Recogniser(config, encoder, llm, tokenizer, characters)
         if first_stage:
-            hubert.load_state_dict(first_stage.audio_encoder.state_dict())
+            encoder.load_state_dict(first_stage.audio_encoder.state_dict())
             if characters:
                 recogniser.ctc_head.load_state_dict(first_stage.ctc_head.state_dict())
     if config.lora_rank:
         reseed(config.seed, 2)
-        lora.adapt(recogniser.llm, config.lora_rank, 2 * config.lora_rank, ("query_key_value",))
+        lora.adapt(recogniser.llm, config.lora_rank, 2 * config.lora_rank, ADAPTED)
     return recogniser.to(place.device)
 
 
-def load_pretrained(config: Config) -> tuple[HubertModel, nn.Module | None, Pieces | None]:
-    """HuBERT, and beside it, for the method gpt, GPT and its tokenizer. Raises UserError."""
-    hubert = load_model(HubertModel, config.hubert, "--hubert", config.root).requires_grad_(True)
+def load_pretrained(config: Config, place: Place) -> tuple[HubertModel, nn.Module | None, Pieces | None]:
+    """HuBERT, and for the method gpt also GPT and its tokenizer. Raises UserError."""
+    llm = tokenizer = None
+    with first_rank_first(place):
+        encoder = load_model(HubertModel, config.hubert, "--hubert", config.root).requires_grad_(True)
+        if config.method == "gpt":
+            llm = load_causal(config.gpt, "--gpt", config.root, frozen_llm(config))
+            tokenizer = Pieces(load_pieces(config.gpt, "--gpt", config.root))
     reseed(config.seed, 3)
-    if config.untrained_hubert:
-        hubert = HubertModel(hubert.config)
-    if config.method == "ctc":
-        return hubert, None, None
-    tokenizer = Pieces(load_pieces(config.gpt, "--gpt", config.root))
-    llm = load_causal(config.gpt, "--gpt", config.root, frozen_llm(config))
-    if config.untrained_gpt:
+    encoder = HubertModel(encoder.config) if config.untrained_hubert else encoder
+    if llm and config.untrained_gpt:
         llm = GPTNeoXForCausalLM(llm.config)
         llm = mark_supplied(llm) if frozen_llm(config) else llm
-    return hubert, llm, tokenizer
+    return encoder, llm, tokenizer
 
 
 def frozen_llm(config: Config) -> bool:
@@ -487,7 +454,8 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, recogniser.fits)
     if place.first:
-        keep_shapes(recogniser, Path(config.out))
+        published.keep_shapes(recogniser, Path(config.out))
+    listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
     for _ in run.epochs():
         for update in run.updates():
             for batch in update:
@@ -502,61 +470,56 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 optimizer.step()
             optimizer.zero_grad()
         scores = scoring.dev_scores(recogniser, corpus, config, place)
-        run.end_epoch(recogniser, scores | (measure_listening(recogniser, corpus, config, place) if is_gpt else {}))
+        run.end_epoch(recogniser, scores | (listening() if is_gpt else {}))
     report = {"trained_params": sum(p.numel() for group in groups for p in group["params"])} | run.finish(recogniser)
-    return recogniser, report | (measure_listening(recogniser, corpus, config, place) if is_gpt else {})
+    return recogniser, report | (listening() if is_gpt else {})
+
+
+# ======================================================================================================= figures
 
 
 @torch.inference_mode()
-def measure_listening(recogniser: Recogniser, corpus: Corpus, config: Config, place: Place) -> dict[str, float]:
-    """{"listening_gap"}: by how many nats per piece a transcript is less likely after the audio of another session."""
-    recogniser.eval()
-    sums, pieces = [0.0, 0.0], [0, 0]
-    for swapped, batch in prompting.listening_batches(corpus.dev, config, recogniser.tokenizer.encode, lambda *_: True):
-        sums[swapped] += compute_losses(recogniser, batch.to(place.device), place)["lm"].sum().item()
-        pieces[swapped] += int(batch.target_lengths.sum()) + len(batch.utterances)
-    own, other = (total / max(count, 1) for total, count in zip(sums, pieces, strict=True))
-    if place.first:
-        note(f"listening gap {other - own:.2f}" + (": GPT does not listen yet" if other - own < 0.1 else ""))
-    return {"listening_gap": round(other - own, 3)}
+def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
+    """compression.png, with a CTC head: which frames of an utterance each mode keeps, vectors in alternating colours;
+    attention.png, with GPT: from the pieces of the text to the vectors of the speech, the mean over heads.
+    """
+    from common import figures
+
+    batch = read_one(corpus.dev[0], config).to(place.device)
+    h, lengths, log_probs = recogniser.eval()(batch)
+    if log_probs is not None:
+        rows = {"1 - p(blank)": 1 - log_probs[0, :, ctc.BLANK].exp()}
+        for mode in ("remove_blank", "average", "average_remove_blank"):
+            into = vectors_of(log_probs[0], mode)
+            rows[mode] = torch.where(into < 0, 0.0, 0.4 + 0.4 * (into % 2))
+        values = torch.stack(list(rows.values()), 1).cpu().numpy()  # (T, rows)
+        path, text = Path(config.out) / "compression.png", corpus.dev[0].text
+        figures.posteriors(path, values, list(rows), FRAME_SECONDS, text)
+    if config.method == "gpt":
+        a, (n,) = recogniser.bridge(h, lengths, log_probs)
+        ids = [i - 1 for i in recogniser.tokenizer.encode(corpus.dev[0].text)]
+        sequences = recogniser.sequences(a, [n], [ids])
+        attentions = prompting.attentions(recogniser.llm, sequences)
+        some = sorted({round(i * (len(attentions) - 1) / 3) for i in range(4)})
+        panels = {f"layer {i + 1}": attentions[i][n + 1 :, 1 : n + 1] for i in some}
+        figures.matrices(Path(config.out) / "attention.png", panels, "vector of the speech", "piece of the text")
 
 
 # ============================================================================================================ main
-
-SHAPE_FILE = "shapes.json"  # of a run: the configurations of HuBERT and GPT, so that it needs neither to be scored
-
-
-def shapes_of(recogniser: Recogniser) -> dict:
-    """As the published model's config.json."""
-    shapes = {"audio_encoder_config": recogniser.audio_encoder.config.to_dict()}
-    if hasattr(recogniser, "llm"):
-        shapes["llm_config"] = recogniser.llm.config.to_dict()
-    layers = len(getattr(recogniser, "bridge_convs", ()))
-    return shapes | {"bridge_conv_kernel_size": [KERNEL] * layers, "bridge_conv_stride": [STRIDE] * layers}
-
-
-def keep_shapes(recogniser: Recogniser, folder: Path) -> None:
-    write_atomically(folder / SHAPE_FILE, json.dumps(shapes_of(recogniser), indent=1) + "\n")
-    if recogniser.characters and recogniser.characters is not recogniser.tokenizer:
-        (folder / "characters").mkdir(exist_ok=True)
-        recogniser.characters.save(folder / "characters")
 
 
 def load(config: Config, place: Place) -> Recogniser:
     """The finished model in --checkpoint. Raises UserError."""
     folder = Path(config.checkpoint)
-    shapes, tokenizer = read_json(folder / SHAPE_FILE, "--checkpoint"), load_tokenizer(folder)
-    characters = tokenizer if config.method == "ctc" else None
-    if config.method == "gpt" and config.bridge == "ctc":
-        characters = load_tokenizer(folder / "characters")
-    hubert, llm = HubertModel(HubertConfig(**shapes["audio_encoder_config"])), None
-    if config.method == "gpt" and frozen_llm(config):
-        llm = load_init(config, place).llm if config.init else load_pretrained(config)[1]
-    elif config.method == "gpt":
-        llm = GPTNeoXForCausalLM(GPTNeoXConfig(**shapes["llm_config"]))
-    recogniser = Recogniser(config, hubert, llm, tokenizer, characters)
+    tokenizer = characters = load_tokenizer(folder)
+    encoder, llm = published.networks(published.read_json(folder / published.SHAPES, "--checkpoint"))
+    if config.method == "gpt":
+        characters = load_tokenizer(folder / "characters") if config.bridge == "ctc" else None
+        if frozen_llm(config):
+            llm = load_init(config, place).llm if config.init else load_pretrained(config, place)[1]
+    recogniser = Recogniser(config, encoder, llm, tokenizer, characters)
     if config.lora_rank:
-        lora.adapt(llm, config.lora_rank, 2 * config.lora_rank, ("query_key_value",))
+        lora.adapt(llm, config.lora_rank, 2 * config.lora_rank, ADAPTED)
     return load_recogniser(recogniser, folder, place)
 
 
@@ -564,47 +527,83 @@ def load_init(config: Config, place: Place) -> Recogniser:
     """What --init names, whole: a finished run, or a folder in the published model's layout. Raises UserError."""
     with first_rank_first(place):
         folder = Path(find(config.init, "--init", config.root))
-    found = read_json(folder / "config.json", "--init")
-    if "config" in found:
+    shapes = published.read_json(folder / "config.json", "--init")
+    if "config" in shapes:
         stored = load_config(Config, folder, PRESETS)
+        if stored.method != "gpt":
+            raise UserError(f"--init {config.init} is a run of {stored.method}: give it as --ctc-run.")
         recogniser = load(replace(stored, checkpoint=str(folder), root=config.root), place)
         lora.merge(recogniser.llm)
+    elif shapes.keys() >= {"audio_encoder_config", "llm_config"}:
+        stored = replace(config, bridge="conv", bridge_layers=len(shapes.get("bridge_conv_kernel_size", "12")))
+        tokenizer = Pieces(load_pieces(str(folder), "--init", config.root))
+        recogniser = Recogniser(stored, *published.networks(shapes), tokenizer, None)
+        published.read_weights(recogniser, folder, "--init")
     else:
-        if "llm_config" not in found or "audio_encoder_config" not in found:
-            raise UserError(f"--init {config.init} is neither a finished run nor laid out as rinna/nue-asr is.")
-        layers = found.get("bridge_conv_kernel_size", [KERNEL] * 2)
-        stored = replace(config, bridge_layers=max(1, len(layers)), bridge="conv")
-        hubert = HubertModel(HubertConfig(**found["audio_encoder_config"]))
-        llm = GPTNeoXForCausalLM(GPTNeoXConfig(**found["llm_config"]))
-        recogniser = Recogniser(stored, hubert, llm, Pieces(load_pieces(str(folder), "--init", config.root)), None)
-        published_weights(recogniser, folder, "--init")
+        raise UserError(f"--init {config.init} is neither a finished run nor laid out as rinna/nue-asr.")
     differ = [n for n in ("bridge", "bridge_layers") if getattr(stored, n) != getattr(config, n)]
     if differ:
         wanted = " ".join(f"--{n.replace('_', '-')} {getattr(stored, n)}" for n in differ)
         raise UserError(f"--init {config.init} has another bridge: give {wanted}.")
-    recogniser.llm.requires_grad_(True)
+    recogniser.requires_grad_(True).config = config
+    if hasattr(recogniser.llm, "supplied"):
+        del recogniser.llm.supplied
     if frozen_llm(config):
         mark_supplied(recogniser.llm)
-    elif hasattr(recogniser.llm, "supplied"):
-        del recogniser.llm.supplied
     return recogniser
 
 
+def both_domains(config: Config, corpus: Corpus) -> Corpus:
+    """With the test sets of the run that was adapted: does it forget?"""
+    if not config.init or not (Path(config.init) / published.SHAPES).exists():
+        return corpus
+    first = load_corpus(load_config(Config, config.init, PRESETS).data, config.root, scoring=True)
+    return replace(corpus, tests=first.tests | corpus.tests, homophones=first.homophones | corpus.homophones)
+
+
 def run_method(config: Config) -> dict:
-    """Trains and scores, or with --checkpoint scores or transcribes. Returns what RESULT says."""
+    """Trains and scores, or with --checkpoint, or --init and what is to be done, only that. What RESULT says."""
+    as_it_is = not config.checkpoint and (config.score or config.export or config.transcribe)
+    if as_it_is:
+        config = replace(config, checkpoint=config.init)
     place = start(config)
+    read = load_init if as_it_is else load
     if config.transcribe:
-        return scoring.transcribe_files(load(config, place), config, place)
+        return scoring.transcribe_files(read(config, place).to(place.device), config, place)
+    if config.export:
+        recogniser = read(config, place)
+        lora.merge(recogniser.llm)
+        published.write(recogniser, recogniser.tokenizer.tokenizer, Path(config.export))
+        return {}
     corpus = read_corpus(config, place)
-    recogniser, report = (load(config, place), {}) if config.checkpoint else train(config, corpus, place)
+    if config.checkpoint:
+        recogniser, report = read(config, place).to(place.device), {}
+    else:
+        recogniser, report = train(config, corpus, place)
     result = {"script": "hubert_gpt_bridge", "method": config.method, "seed": config.seed}
-    result |= scoring.evaluate(recogniser, corpus, config, place) | report
+    lm_class = CharacterModel if config.method == "ctc" else None
+    result |= scoring.evaluate(recogniser, both_domains(config, corpus), config, place, lm_class) | report
+    if place.first and not config.checkpoint:
+        draw(config, recogniser, corpus, place)
     return scoring.report(result, config, place)
+
+
+def print_summary(config: Config) -> dict[str, int]:
+    """Parameters by part, without weights."""
+    shapes = published.shapes_by_name({"--hubert": config.hubert, "--gpt": config.gpt}, config.root)
+    with torch.device("meta"):
+        encoder, llm = published.networks(shapes)
+        recogniser = Recogniser(config, encoder, llm if config.method == "gpt" else None, None, None)
+        if config.lora_rank:
+            lora.adapt(llm, config.lora_rank, 2 * config.lora_rank, ADAPTED)
+    return scoring.print_parameters(nn.ModuleDict({"recogniser": recogniser}))
 
 
 def main(argv: list[str] | None = None) -> dict:
     """One method: what RESULT says; several, one after the other: {method: what RESULT says}, shown side by side."""
     configs = parse(Config, PRESETS, __doc__, argv)
+    if configs[0].summary:
+        return print_summary(configs[-1])
     return scoring.compare(configs, [run_method(config) for config in configs])
 
 

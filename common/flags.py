@@ -178,7 +178,8 @@ class RunConfig:
         searches = len(get("bonus", (0,))) * (len(get("lm_weight", (0,))) if get("lm") else 1)
         wrong = {
             "--device must be auto, cpu, cuda or cuda:N": not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device),
-            "--transcribe needs --checkpoint, the folder of a finished run": self.transcribe and not self.checkpoint,
+            "--transcribe needs --checkpoint, the folder of a finished run": self.transcribe
+            and not (self.checkpoint or get("init")),
             "--times goes with --transcribe": self.times and not self.transcribe,
             "--lm goes with --decode beam": getattr(type(self), "lm", "") is None and get("lm") and not beam,
             "--transcribe needs one --lm-weight and one --bonus": self.transcribe

@@ -7,7 +7,6 @@ resolve("data/demo/bert-a")   -> the folder itself
 from __future__ import annotations
 
 import bisect
-import json
 import os
 import socket
 import sys
@@ -150,47 +149,6 @@ def mark_supplied(model: nn.Module) -> nn.Module:
     digits = bytes.fromhex(digest(repr(sorted(sizes.items())), table))
     model.register_buffer("supplied", torch.tensor(list(digits), dtype=torch.uint8))
     return model.requires_grad_(False)
-
-
-def read_json(path: Path, flag: str) -> dict:
-    """Raises UserError where there is none, half of one, or one that wants code of its own to be run."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{flag}: there is no readable {path}: give a complete folder.") from None
-    if not isinstance(found, dict) or "auto_map" in found:
-        raise UserError(f"{flag}: {path} asks for code of its own, which is never run: give another folder.")
-    return found
-
-
-def published_weights(model: nn.Module, folder: Path, flag: str) -> None:
-    """Fills a model from FOLDER/model.safetensors, or from the parts that its index names. Raises UserError."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    index, state = folder / "model.safetensors.index.json", {}
-    files = ["model.safetensors"]
-    if index.exists():
-        files = sorted(set(read_json(index, flag).get("weight_map", {}).values()))
-    if lacking := [name for name in files if not (folder / name).exists()]:
-        binary = " (weights as .bin are not read, for they may run code)" if list(folder.glob("*.bin")) else ""
-        raise UserError(f"{flag} {folder} lacks {lacking[0]}{binary}: copy or download it whole, as safetensors.")
-    try:
-        for name in files:
-            state |= load_file(folder / name)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{flag} {folder}/{name} is damaged ({error}): copy or download it again.") from None
-    for old, new in WEIGHT_NORM.items():  # as older versions of torch name the two parts of a normalised weight
-        state = {key.replace(old, new): tensor for key, tensor in state.items()}
-    lacking, unknown = model.load_state_dict(state, strict=False)
-    unknown = [key for key in unknown if not key.endswith(COMPUTED)]
-    if lacking or unknown:
-        first = [*lacking, *unknown][0]
-        raise UserError(f"{flag} {folder} holds other weights than its config.json says ({first}, …).")
-
-
-WEIGHT_NORM = {".weight_g": ".parametrizations.weight.original0", ".weight_v": ".parametrizations.weight.original1"}
-COMPUTED = (".attention.bias", ".masked_bias", ".inv_freq")  # buffers that older versions saved
 
 
 class MaskedLM:
@@ -370,3 +328,18 @@ class WordModel:
         letters = self.written[ids[0]] + "".join(self.written[i].removeprefix("##") for i in ids[1:])
         first, end = (bisect.bisect_left(self.alphabetical, bound) for bound in (letters, letters + chr(0x10FFFF)))
         return log_probs[self.order[first:end]].logsumexp(0).item()
+
+
+class CharacterModel:
+    """A `WordModel` for `ctc.prefix_beam_search` over characters: (N, V) log p(next character | prefix), as a
+    `LanguageModel` gives it, from p(all texts that begin with the prefix and the character)."""
+
+    def __init__(self, name: str, flag: str, root: str, tokenizer: Characters, device: torch.device | str):
+        """name: see `find`. Raises UserError."""
+        self.model, self.size = WordModel(name, flag, root, tokenizer, device), tokenizer.size
+
+    def __call__(self, prefixes: list[tuple[int, ...]]) -> Tensor:
+        longer = [(*prefix, label) for prefix in prefixes for label in range(1, self.size)]
+        so_far, ended = (torch.tensor(self.model(prefixes, end)) for end in (False, True))  # (N,)
+        further = torch.tensor(self.model(longer, False)).view(len(prefixes), -1)  # (N, V - 1)
+        return torch.cat([ended[:, None], further], 1) - so_far[:, None]
