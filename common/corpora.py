@@ -86,7 +86,7 @@ def load_corpus(
     scoring: bool = False,
     languages: tuple[str, ...] = (),
 ) -> Corpus:
-    """data: demo | librispeech | demo-mls | mls | demo-spontaneous | a folder with train.jsonl, dev.jsonl and test*.jsonl.
+    """data: demo | demo-spontaneous | demo-mls | librispeech | mls | a folder with train, dev and test*.jsonl.
 
     hours: LibriSpeech's 100, 360, 460, 960 pick its subsets, MLS's 1, 9 and 10 (of each language) its own; in the
     English demo world so much is spoken; anywhere else the first `hours` after a shuffle of whole sessions that depends

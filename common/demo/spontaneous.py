@@ -6,22 +6,17 @@ The sentences are of the same grammar, but of the second half of its scenes only
 as the demo world never has (NEW). They are spoken as people do: faster, with fillers ("uh", "you know"), words said
 twice, and words begun and given up ("the doc doctor"), all of which the transcripts have. The speakers are those of the
 demo world. No sentence of dev or test is one of train, with or without what came between.
-
-The folder grows hidden and is renamed when it is complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common.demo import SHARD, grammar, run_speech, speakers, words
-from common.flags import UserError
+from common.demo import SHARD, grammar, speakers, words
+from common.demo.building import claim, speak
+from common.files import write_atomically
 
 VERSION = 1  # of the recipe: raise it whenever the same seed would give another world
 FILLERS = ["uh", "um", "well", "you know", "i mean", "like", "so", "yeah"]
@@ -39,45 +34,22 @@ SIZES = {False: {"train": 500, "dev": 60, "test": 250}, True: {"train": 40, "dev
 SPLITS = {"train": "known", "dev": "dev-clean", "test": "test-clean"}  # of grammar.py
 
 
-def build(folder: str | Path, small: bool = False, seed: int = 0) -> Path:
-    """Builds the domain where it is missing, in half a minute. Raises UserError where the folder holds another."""
+def build(folder: str | Path, small: bool = False, seed: int = 0, progress: bool = True) -> Path:
+    """Builds what is missing, in half a minute. Raises UserError where the folder holds another world."""
     folder = Path(folder).absolute()
-    world = {"version": VERSION, "seed": seed, "small": small}
-    if not folder.exists():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".building-{folder.name}-", dir=folder.parent))
-            try:
-                _write(draft, world)
-                draft.chmod(0o755)
-                if not folder.exists():
-                    draft.rename(folder)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-        except OSError as error:
-            raise UserError(f"The demo world cannot be kept in {folder} ({error.strerror}): free some space.") from None
-    mark = folder / "world.json"
-    if not mark.exists() or json.loads(mark.read_text()) != world:
-        raise UserError(f"{folder} holds another demo world than the one asked for: delete it or give another --root.")
-    return folder
-
-
-def _write(folder: Path, world: dict) -> None:
-    planned = {subset: plan(world["seed"], subset, count) for subset, count in SIZES[world["small"]].items()}
-    (folder / "audio").mkdir()
-    jobs = [utterances[i : i + SHARD] for utterances in planned.values() for i in range(0, len(utterances), SHARD)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        absolute = [[u | {"path": str(folder / u["path"])} for u in job] for job in jobs]
-        list(pool.map(run_speech, [{"utterances": job} for job in absolute]))
+    claim(folder, {"version": VERSION, "seed": seed, "small": small}, "*.jsonl")
+    planned = {f"audio/{subset}": plan(seed, subset, count) for subset, count in SIZES[small].items()}
+    missing = {subset: some for subset, some in planned.items() if not (folder / subset).exists()}
+    if missing:
+        speak(folder, missing, SHARD, lambda *_: None, progress)
     for subset, utterances in planned.items():
-        lines = [
-            {"audio_filepath": u["path"], "text": u["text"], "id": Path(u["path"]).stem}
-            | {name: u[name] for name in ("speaker", "session")}
-            for u in utterances
-        ]
-        (folder / f"{subset}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "homophones.txt").write_text("\n".join(map(" ".join, words.PAIRS)) + "\n")
-    (folder / "world.json").write_text(json.dumps(world) + "\n")
+        manifest = folder / Path(subset).with_suffix(".jsonl").name
+        if not manifest.exists():
+            keys = "text", "speaker", "session"
+            lines = [{"audio_filepath": f"{subset}/{u['path']}"} | {key: u[key] for key in keys} for u in utterances]
+            write_atomically(manifest, "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomically(folder / "homophones.txt", "\n".join(map(" ".join, words.PAIRS)) + "\n")
+    return folder
 
 
 def plan(seed: int, subset: str, count: int) -> list[dict]:
@@ -95,7 +67,7 @@ def plan(seed: int, subset: str, count: int) -> list[dict]:
             name = f"{subset}-{session:03d}"
             how = speakers.conditions(rng, "dev-clean", speaker)
             entry = {
-                "path": f"audio/{name}-{len(planned):04d}.flac",
+                "path": f"{name}-{len(planned):04d}.flac",
                 "text": as_people_talk(plain, rng),
                 "plain": plain,
             }
