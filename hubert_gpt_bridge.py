@@ -23,16 +23,16 @@ Diagram
 
 Equations (the names are this file's own; each with its function, and its test in tests/test_hubert_gpt_bridge.py)
 ---------
-    T'    = floor((T - 4) / 2) + 1 for each convolution                              Recogniser.bridge         test_t
-    ctc   = -log sum over paths that collapse to c of prod_t p(path_t | h_t)         ctc.ctc_loss              test_ctc
-    runs  : stretches of equal q_t = argmax p(. | h_t)                               compress                  test_runs
-    lm    = -sum_{u=1}^{U+1} log p(y_u | <s> a [SEP] y_1 … y_{u-1}), y_{U+1} = </s>  prompting.answer_loss     test_lm
-    loss  = lm + w ctc, w = 0 without CTC in the bridge                              compute_losses            test_loss
-    LoRA    W x + 2 B A x on the matrix of q, k and v                                lora.LoRA                 test_lora
-    gap   = (lm with the audio of another session - lm) / pieces                     prompting.measure_…       test_gap
-    limit = floor(4 seconds + 20.5) pieces                                          Recogniser.limits        test_limits
+    T' = floor((T - 4) / 2) + 1 for each convolution                        Recogniser.bridge            test_t
+    ctc = -log sum over paths that collapse to c of prod_t p(path_t | h_t)  ctc.ctc_loss                 test_ctc
+    runs: stretches of equal argmax p(. | h_t), blank or not                vectors_of, compress         test_runs
+    lm = - sum_{u=1}^{U+1} log p(y_u | <s> a [SEP] y_1 … y_{u-1})           prompting.answer_loss        test_lm
+    loss = lm + w ctc, w = 0 without CTC in the bridge                      total_loss                   test_loss
+    W x + 2 B A x in place of W x, the matrix of q, k and v                 lora.LoRA                    test_lora
+    gap = (lm with the audio of another session - lm) / pieces              prompting.measure_listening  test_gap
+    limit = floor(4 seconds + 20.5) pieces                                  Recogniser.limits            test_limits
 
-    c: the characters of the text;  w --ctc-weight;  A (r, inputs), B (outputs, r), r = --lora-rank
+    y_{U+1} = </s>;  c: the characters of the text;  w --ctc-weight;  A (r, inputs), B (outputs, r), r = --lora-rank
 
 Sources
 -------
@@ -327,7 +327,7 @@ def ctc_losses(recogniser: Recogniser, log_probs: Tensor, lengths: Tensor, batch
     return ctc.ctc_loss(log_probs, lengths, targets, sizes)
 
 
-def compute_losses(recogniser: Recogniser, batch: Batch, place: Place) -> dict[str, Tensor]:
+def compute_losses(recogniser: Recogniser, batch: Batch, place: Place, lm_only: bool = False) -> dict[str, Tensor]:
     """{"lm", "ctc"}, those that the method has, of each utterance (B,) in fp32. Networks may run in bf16."""
     losses = {}
     with place.autocast():
@@ -335,14 +335,14 @@ def compute_losses(recogniser: Recogniser, batch: Batch, place: Place) -> dict[s
         if recogniser.config.method == "gpt":
             sequences = recogniser.sequences(*recogniser.bridge(h, lengths, log_probs), prompting.texts_of(batch))
             losses["lm"] = prompting.answer_loss(recogniser.llm, sequences)
-    if log_probs is not None:
+    if log_probs is not None and not lm_only:
         losses["ctc"] = ctc_losses(recogniser, log_probs, lengths, batch)
     return losses
 
 
 def answer_losses(recogniser: Recogniser, batch: Batch, place: Place) -> Tensor:
     """GPT's part of the loss."""
-    return compute_losses(recogniser, batch, place)["lm"]
+    return compute_losses(recogniser, batch, place, lm_only=True)["lm"]
 
 
 def total_loss(losses: dict[str, Tensor], ctc_weight: float) -> Tensor:
@@ -582,7 +582,11 @@ def run_method(config: Config) -> dict:
         recogniser, report = train(config, corpus, place)
     result = {"script": "hubert_gpt_bridge", "method": config.method, "seed": config.seed}
     lm_class = CharacterModel if config.method == "ctc" else None
-    result |= scoring.evaluate(recogniser, both_domains(config, corpus), config, place, lm_class) | report
+    corpus = both_domains(config, corpus)
+    result |= scoring.evaluate(recogniser, corpus, config, place, lm_class) | report
+    if "embeddings" in result:
+        seconds = sum(u.duration for found in corpus.tests.values() for u in found)
+        result["embeddings_per_second"] = round(result["embeddings"] / seconds, 2)
     if place.first and not config.checkpoint:
         draw(config, recogniser, corpus, place)
     return scoring.report(result, config, place)

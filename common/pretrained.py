@@ -332,7 +332,10 @@ class WordModel:
 
 class CharacterModel:
     """A `WordModel` for `ctc.prefix_beam_search` over characters: (N, V) log p(next character | prefix), as a
-    `LanguageModel` gives it, from p(all texts that begin with the prefix and the character)."""
+    `LanguageModel` gives it, from p(all texts that begin with the prefix and the character).
+
+    A word that has ended is followed by a space or by nothing: the space has the probability of both.
+    """
 
     def __init__(self, name: str, flag: str, root: str, tokenizer: Characters, device: torch.device | str):
         """name: see `find`. Raises UserError."""
