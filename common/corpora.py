@@ -43,6 +43,7 @@ MLS_LANGUAGES = ("english", "german", "dutch", "french", "spanish", "italian", "
 MLS_LIMITED = {1: ["1hr/*"], 9: ["9hr"], 10: ["1hr/*", "9hr"]}  # hours of each language -> lists, 1hr/0 … 5 of 10 min
 DEMO_WORLDS = {"demo": False, "demo-smoke": True}  # name -> whether it is the small one
 DEMO_MLS_WORLDS = {"demo-mls": False, "demo-mls-smoke": True}
+SPONTANEOUS = {"demo-spontaneous": False, "demo-spontaneous-smoke": True}  # another domain, as manifests
 # No speech holds more [choice]: fast talk is 300 words a minute of 5 letters and a space each, 30 characters a second;
 # English read aloud has 15, the demo world 19, and its fastest utterance 24.
 CHARACTERS_PER_SECOND = 50
@@ -85,7 +86,7 @@ def load_corpus(
     scoring: bool = False,
     languages: tuple[str, ...] = (),
 ) -> Corpus:
-    """data: demo | librispeech | demo-mls | mls | a folder with train.jsonl, dev.jsonl and test*.jsonl.
+    """data: demo | demo-spontaneous | demo-mls | librispeech | mls | a folder with train, dev and test*.jsonl.
 
     hours: LibriSpeech's 100, 360, 460, 960 pick its subsets, MLS's 1, 9 and 10 (of each language) its own; in the
     English demo world so much is spoken; anywhere else the first `hours` after a shuffle of whole sessions that depends
@@ -105,7 +106,7 @@ def load_corpus(
         limited = MLS_LIMITED.get(hours) if data == "mls" else None
         listings, hours = _list_mls(folder, languages, limited, scoring), None if limited else hours
     else:
-        folder = Path(os.path.expanduser(data))
+        folder = _build_spontaneous(data, root) if data in SPONTANEOUS else Path(os.path.expanduser(data))
         listings = _list_manifests(folder, scoring)
     sets, missing = {}, {}
     if languages:
@@ -261,6 +262,12 @@ def _build_demo(name: str, root: str, hours: float | None, scoring: bool) -> tup
     return folder / "LibriSpeech", demo.build(folder, hours=hours, small=DEMO_WORLDS[name])
 
 
+def _build_spontaneous(name: str, root: str) -> Path:
+    from common.demo import spontaneous
+
+    return spontaneous.build(Path(os.path.expanduser(root)) / name, SPONTANEOUS[name])
+
+
 def _find_librispeech(root: str, hours: float | None, download: bool, scoring: bool) -> Path:
     folder = Path(os.path.expanduser(root))
     folder = folder if folder.name == "LibriSpeech" else folder / "LibriSpeech"
@@ -390,7 +397,7 @@ def list_mls(subset: Path, language: str) -> list[Utterance]:
 def _list_manifests(folder: Path, scoring: bool) -> dict[str, Listing]:
     wanted = "train.jsonl, dev.jsonl and test*.jsonl"
     if not os.path.isdir(folder):
-        known = ", ".join([*DEMO_WORLDS, "librispeech", *DEMO_MLS_WORLDS, "mls"])
+        known = ", ".join([*DEMO_WORLDS, *SPONTANEOUS, "librispeech", *DEMO_MLS_WORLDS, "mls"])
         raise UserError(f"--data {printable(folder)}: no such folder, and not {known}: give a folder with {wanted}.")
     tests, dev = sorted(folder.glob("test*.jsonl")), folder / "dev.jsonl"
     if not tests:

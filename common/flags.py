@@ -59,6 +59,7 @@ Count = Annotated[int, Range("at least 1", lambda x: x >= 1)]
 Extent = Annotated[int, Range("at least 1 and at most 100000", lambda x: 1 <= x <= 100_000)]  # of a model or a search
 Speed = Annotated[float, Range("from 0.5 to 2", lambda x: 0.5 <= x <= 2)]
 Positive = Annotated[float, Range("more than 0", lambda x: x > 0)]
+Seconds = Annotated[float, Range("at least 1", lambda x: x >= 1)]
 Share = Annotated[float, Range("a share, from 0 to 1", lambda x: 0 <= x <= 1)]
 Real = Annotated[float, Range(f"between -{LARGEST} and {LARGEST}", lambda x: abs(x) <= LARGEST)]
 
@@ -121,8 +122,8 @@ def _checked(name: str, kind: _Kind, value):
 
 NOT_PART_OF_A_RUN = ("what to do", "how to compute", "decoding")  # bands
 SCORING_MAY_CHANGE = ("data", "max_seconds", "precision")  # of the options that belong to a run
-# corpus -> --preset auto; all other corpora: full
-PRESET_OF = {"demo": "demo", "demo-smoke": "smoke", "demo-mls": "demo", "demo-mls-smoke": "smoke"}
+DEMOS = ("demo", "demo-mls", "demo-spontaneous")
+PRESET_OF = dict.fromkeys(DEMOS, "demo") | {f"{name}-smoke": "smoke" for name in DEMOS}  # --preset auto; others: full
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,10 @@ class RunConfig:
     language_power = 1.0  # see `data.plan_epoch`
 
     # -- corpus --
-    data: str = "demo"  # demo | librispeech | demo-mls | mls | a folder with train.jsonl, dev.jsonl, test*.jsonl
+    data: str = "demo"  # demo | demo-spontaneous | demo-mls | librispeech | mls | a folder of train, dev, test*.jsonl
     hours: Positive | None = None  # training audio; LibriSpeech's 100, 360, 460, 960 and MLS's 1, 9, 10 pick subsets
     # -- run --
-    preset: Literal["auto", "smoke", "demo", "full"] = (
-        "auto"  # sizes; auto: demo and smoke for their corpora, else full
-    )
+    preset: Literal["auto", "smoke", "demo", "full"] = "auto"  # sizes; auto: demo and smoke for theirs, else full
     seed: int = 1  # of weights, order, augmentation and dropout
     max_steps: Count | None = None  # stop after so many updates; a one-cycle schedule is then so long
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the forward pass (losses: fp32); auto: bf16 on cuda
@@ -156,14 +155,13 @@ class RunConfig:
     checkpoint: str | None = None  # folder of a finished run: score it (or --transcribe with it) instead of training
     transcribe: tuple[str, ...] = ()  # audio files to transcribe with --checkpoint: prints file<TAB>text
     times: bool = False  # with --transcribe: one line per word, file<TAB>start<TAB>end<TAB>word, in seconds
+    srt: bool = False  # with --transcribe: subtitles in a.srt beside a.wav, cut at pauses; prints file<TAB>a.srt
     summary: bool = False  # print the number of parameters by part and stop
     # -- how to compute --
     device: str = "auto"  # cpu, cuda or cuda:N; auto: cuda where there is one, else cpu
     workers: int = 4  # processes that read audio (0: read in the training process)
     batch_seconds: Positive = 400.0  # audio per forward pass and rank, padding included: what memory allows
-    cut_seconds: Annotated[float, Range("at least 1", lambda x: x >= 1)] = (
-        40.0  # longer recordings are cut at pauses, in scoring as in --transcribe
-    )
+    cut_seconds: Seconds = 40.0  # longer recordings are cut at pauses, in scoring as in --transcribe
     save_steps: Count = 1000  # updates between checkpoints; also one after every epoch
 
     def check(self) -> None:
@@ -178,8 +176,10 @@ class RunConfig:
         searches = len(get("bonus", (0,))) * (len(get("lm_weight", (0,))) if get("lm") else 1)
         wrong = {
             "--device must be auto, cpu, cuda or cuda:N": not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device),
-            "--transcribe needs --checkpoint, the folder of a finished run": self.transcribe and not self.checkpoint,
+            "--transcribe needs --checkpoint, the folder of a finished run": self.transcribe
+            and not (self.checkpoint or get("init")),
             "--times goes with --transcribe": self.times and not self.transcribe,
+            "--srt goes with --transcribe, and without --times": self.srt and (self.times or not self.transcribe),
             "--lm goes with --decode beam": getattr(type(self), "lm", "") is None and get("lm") and not beam,
             "--transcribe needs one --lm-weight and one --bonus": self.transcribe
             and beam

@@ -68,7 +68,8 @@ def find(name: str, flag: str, root: str, tokenizer_only: bool = False) -> str:
     if (model or "bert-a") not in demo.MODELS:
         raise UserError(f"{flag} {name}: the demo world has {', '.join(demo.MODELS)}.")
     folder, small = Path(os.path.expanduser(root)) / world, world == "demo-smoke"
-    return str(demo.build_text(folder, small) if tokenizer_only else demo.build_model(folder, model or "bert-a", small))
+    written = tokenizer_only and model in ("", "bert-a", "bert-b", "lm")  # by rule, before any model is trained
+    return str(demo.build_text(folder, small) if written else demo.build_model(folder, model or "bert-a", small))
 
 
 def load_pieces(name: str, flag: str, root: str):
@@ -138,13 +139,16 @@ def load_causal(name: str, flag: str, root: str, frozen: bool, dtype: torch.dtyp
     from transformers import AutoModelForCausalLM
 
     model = load_model(AutoModelForCausalLM, name, flag, root, dtype or torch.float32 if frozen else torch.float32)
-    if not frozen:
-        return model.requires_grad_(True)
-    table = model.get_input_embeddings().weight.float().numpy().tobytes()
+    return mark_supplied(model) if frozen else model.requires_grad_(True)
+
+
+def mark_supplied(model: nn.Module) -> nn.Module:
+    """A frozen causal language model with its buffer `supplied`, see `load_causal`."""
+    table = model.get_input_embeddings().weight.detach().float().cpu().numpy().tobytes()
     sizes = {key: value for key, value in model.config.to_dict().items() if isinstance(value, int | float)}
     digits = bytes.fromhex(digest(repr(sorted(sizes.items())), table))
     model.register_buffer("supplied", torch.tensor(list(digits), dtype=torch.uint8))
-    return model
+    return model.requires_grad_(False)
 
 
 class MaskedLM:
@@ -324,3 +328,21 @@ class WordModel:
         letters = self.written[ids[0]] + "".join(self.written[i].removeprefix("##") for i in ids[1:])
         first, end = (bisect.bisect_left(self.alphabetical, bound) for bound in (letters, letters + chr(0x10FFFF)))
         return log_probs[self.order[first:end]].logsumexp(0).item()
+
+
+class CharacterModel:
+    """A `WordModel` for `ctc.prefix_beam_search` over characters: (N, V) log p(next character | prefix), as a
+    `LanguageModel` gives it, from p(all texts that begin with the prefix and the character).
+
+    A word that has ended is followed by a space or by nothing: the space has the probability of both.
+    """
+
+    def __init__(self, name: str, flag: str, root: str, tokenizer: Characters, device: torch.device | str):
+        """name: see `find`. Raises UserError."""
+        self.model, self.size = WordModel(name, flag, root, tokenizer, device), tokenizer.size
+
+    def __call__(self, prefixes: list[tuple[int, ...]]) -> Tensor:
+        longer = [(*prefix, label) for prefix in prefixes for label in range(1, self.size)]
+        so_far, ended = (torch.tensor(self.model(prefixes, end)) for end in (False, True))  # (N,)
+        further = torch.tensor(self.model(longer, False)).view(len(prefixes), -1)  # (N, V - 1)
+        return torch.cat([ended[:, None], further], 1) - so_far[:, None]

@@ -19,10 +19,11 @@ What is real follows from lengths alone, never from ids: the end symbol and padd
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from common.corpora import Utterance
 from common.data import Batch, Encode, Fits, evaluation_batches, loader
 from common.flags import RunConfig
+from common.place import Place, note
 
 NONE = -100  # target where there is none
 MASKED = -1  # in place of an id: a piece that the model may not see
@@ -155,3 +157,43 @@ def listening_batches(
         for batch in loader(evaluation_batches(some, config.batch_seconds), plain, encode, fits):
             if batch.utterances:
                 yield bool(swapped), batch
+
+
+@torch.inference_mode()
+def measure_listening(
+    recogniser: nn.Module, losses: Callable, utterances: list[Utterance], config: RunConfig, place: Place
+) -> dict[str, float]:
+    """{"listening_gap"}: by how many nats per piece a transcript is less likely after the audio of another session.
+
+    losses(recogniser, batch, place): -log p(answer | speech) of each utterance (B,).
+    """
+    sums, pieces = [0.0, 0.0], [0, 0]
+    recogniser.eval()
+    for swapped, batch in listening_batches(utterances, config, recogniser.tokenizer.encode, lambda *_: True):
+        sums[swapped] += losses(recogniser, batch.to(place.device), place).sum().item()
+        pieces[swapped] += int(batch.target_lengths.sum()) + len(batch.utterances)
+    own, other = (total / max(count, 1) for total, count in zip(sums, pieces, strict=True))
+    if place.first and other - own < 0.1:
+        note(f"listening gap {other - own:.2f}: the model writes likely sentences and does not listen yet")
+    return {"listening_gap": round(other - own, 3)}
+
+
+def texts_of(batch: Batch) -> list[list[int]]:
+    """The transcripts in the ids of the language model, whose `Pieces` are the tokenizer."""
+    return [(row[:n] - 1).tolist() for row, n in zip(batch.targets, batch.target_lengths.tolist(), strict=True)]
+
+
+def search_options(config) -> dict:
+    """Of generate, for a configuration with decode (beam, top_k or top_p), beam, top_k and top_p."""
+    draw = {"do_sample": True, "top_k": 0, "top_p": 1.0}
+    options = {"beam": {"num_beams": config.beam}, "top_k": draw | {"top_k": config.top_k}}
+    return options.get(config.decode, draw | {"top_p": config.top_p})
+
+
+def attentions(lm: nn.Module, sequences: Sequences) -> list[np.ndarray]:
+    """(S, S) per layer for one sequence: from each position to each, the mean over heads."""
+    usual = lm.config._attn_implementation
+    lm.set_attn_implementation("eager")  # the others keep no weights
+    found = lm(inputs_embeds=sequences.inputs, output_attentions=True, use_cache=False).attentions
+    lm.set_attn_implementation(usual)
+    return [layer[0].mean(0).float().cpu().numpy() for layer in found]

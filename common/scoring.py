@@ -32,6 +32,8 @@ from common.place import Place, barrier, first_rank_first, gather, note, synchro
 from common.text import Tokenizer, printable
 from common.training import add_up
 
+SUBTITLE_SECONDS = 6.0  # of audio in a subtitle, at most [choice]
+
 
 class Word(NamedTuple):
     text: str
@@ -310,7 +312,8 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
 
 
 def transcribe_files(recogniser: nn.Module, config: RunConfig, place: Place, lm_class: type | None = None) -> dict:
-    """Prints file<TAB>text, or with --times file<TAB>start<TAB>end<TAB>word in seconds. Nothing else goes to stdout.
+    """Prints file<TAB>text, or with --times file<TAB>start<TAB>end<TAB>word in seconds; with --srt file<TAB>subtitles,
+    which it writes beside the file. Nothing else goes to stdout.
 
     Raises UserError, once all others are done, where a file could not be read. With several ranks the first does it.
     """
@@ -324,6 +327,15 @@ def transcribe_files(recogniser: nn.Module, config: RunConfig, place: Place, lm_
             failed += 1
             note(f"error: {error}")
             continue
+        if config.srt:
+            target = Path(path).with_suffix(".srt")
+            if target.exists():  # perhaps somebody has mended it
+                failed += 1
+                note(f"error: {printable(target)} is there already: move it away")
+                continue
+            write_atomically(target, subtitles(recogniser, wave, config, place, **search))
+            print(f"{printable(path)}\t{printable(target)}", flush=True)
+            continue
         (transcript,) = recognise(recogniser, batch_of(wave), config, place, **search)
         if not config.times:
             print(f"{printable(path)}\t{transcript.text}", flush=True)
@@ -335,3 +347,22 @@ def transcribe_files(recogniser: nn.Module, config: RunConfig, place: Place, lm_
     if failed:
         raise UserError(f"{failed} of {len(config.transcribe)} files could not be read.")
     return {}
+
+
+def subtitles(recogniser: nn.Module, wave: Tensor, config: RunConfig, place: Place, **search) -> str:
+    """SubRip of (samples,): a block per piece, cut at pauses, from its first word to its last where times are known."""
+    blocks = []
+    for a, b in split_at_pauses(wave, min(SUBTITLE_SECONDS, config.cut_seconds)):
+        (transcript,) = recognise(recogniser, batch_of(wave[a:b]), config, place, **search)
+        start, end = a / SAMPLE_RATE, b / SAMPLE_RATE
+        if transcript.words:
+            start, end = start + transcript.words[0].start, min(end, start + transcript.words[-1].end)
+        if transcript.text:
+            blocks.append(f"{len(blocks) + 1}\n{clock(start)} --> {clock(end)}\n{transcript.text}\n")
+    return "\n".join(blocks)
+
+
+def clock(seconds: float) -> str:
+    """3725.5 -> 01:02:05,500"""
+    whole, thousandths = divmod(round(1000 * seconds), 1000)
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02},{thousandths:03}"

@@ -128,6 +128,7 @@ class Script(NamedTuple):
     times: bool = True  # it gives word times
     pretrained: str = "bert-a"  # what `teacher` names
     stage: str = ""  # the option that names the run of an earlier stage
+    others: dict[str, str] = {}  # more such options, and what they name
     still: str = "--lr 1e-9"  # options with which next to nothing is learnt
 
 
@@ -156,6 +157,10 @@ def _talking_transducer(weights: dict) -> None:
 def _talking_prompt(weights: dict) -> None:
     """Vectors of the prompt that are larger, and so tell the language model more apart."""
     weights["projection.weight"] *= 30
+
+
+def _talking_bridge(weights: dict) -> None:
+    weights["bridge_proj.weight"] *= 30
 
 
 def _talking_pieces(weights: dict) -> None:
@@ -218,6 +223,24 @@ SCRIPTS = {
         stage="--encoder",
         still="--ctc-lr 1e-9 --lr-encoder 1e-9 --lr-projection 1e-9 --lr-lm 1e-9",
     ),
+    "hubert_gpt_bridge": Script(
+        methods=("ctc", "gpt"),
+        teacher="--gpt",
+        small="--preset smoke --average 2 --update-seconds 6 --ctc-epochs 5 --epochs 5 --speeds 0.9 1 1.1",
+        random="--mask-time 0.1 --layerdrop 0.2",
+        exported={"audio_encoder", "bridge_convs", "bridge_proj", "llm"},
+        trained={"audio_encoder", "bridge_convs", "bridge_proj", "llm"},
+        files={"attention.png", "shapes.json"},
+        report={"listening_gap", "trained_params", "embeddings_per_second"},
+        make_talk=_talking_bridge,
+        other={"bridge_layers": 3},
+        beam=False,
+        times=False,
+        pretrained="gpt",
+        others={"--hubert": "hubert"},
+        stage="--ctc-run",
+        still="--ctc-lr 1e-9 --lr-hubert 1e-9 --lr-bridge 1e-9 --lr-llm 1e-9",
+    ),
 }
 NOT_THE_TEACHERS = ("--out", "--method", "--workers", "--batch-seconds", "--resume")  # options of a student's run
 
@@ -263,6 +286,7 @@ def runs(shared, root, corpus, model) -> Callable[[str], Finished]:
             "--method",
             script.methods[1],
         ]
+        plain += [word for option, named in script.others.items() for word in (option, model(named))]
         run = Finished(name, script, folder / "run", folder / "data", [str(option) for option in plain])
 
         def build(folder: Path) -> None:

@@ -9,8 +9,8 @@ builds on first use, in standard formats, so that no other code knows about the 
     FOLDER/LibriSpeech/test-other/               the same, with new voices, faster and in more noise
     FOLDER/LibriSpeech/homophones.txt            one pair per line: "sail sale"
     FOLDER/text.txt                              text only: one sentence per line, a blank line between conversations
-    FOLDER/bert-a/ bert-b/ lm/                   Hugging Face folders: two BERTs and a causal language model, each built
-                                                 when it is first asked for; bert-a's tokenizer at once
+    FOLDER/bert-a/ bert-b/ lm/ gpt/ hubert/      Hugging Face folders: two BERTs, two causal language models and a model
+                                                 of the audio, each built when asked for; bert-a's tokenizer at once
     FOLDER/world.json                            which world this is: version, seed, small
 
 A shard is a function of the seed and its number: more hours add shards, nothing that exists is built again, and text,
@@ -18,7 +18,7 @@ dev and test never change with the hours. Each subset grows in a hidden folder a
 that is killed leaves no half of one, and two builds at once do the same work twice but disturb nothing.
 
 words.py: the words · grammar.py: sentences · vocabulary.py: WordPiece · speakers.py: voices · speech.py: eSpeak NG ·
-pretraining.py: text models
+pretraining.py, gpt.py: text models · hubert.py: a model of the audio
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from common.files import write_atomically
 from common.flags import UserError
 from common.text import WordPiece
 
-MODELS = ("bert-a", "bert-b", "lm")
+MODELS = ("bert-a", "bert-b", "lm", "gpt", "hubert")
 VERSION = 1  # of the recipe: raise it whenever the same seed would give another world
 HOURS = 1.8  # training speech by default
 SHARD = 100  # utterances: what one process of the synthesiser speaks
@@ -93,7 +93,7 @@ def _write_text(folder: Path, stream: str, small: bool, seed: int) -> Path:
 
 
 def build_model(folder: str | Path, model: str, small: bool = False, seed: int = 0, progress: bool = True) -> Path:
-    """Trains bert-a, bert-b or lm on the text of the world (see pretraining.py), once; returns its folder.
+    """Trains one of MODELS on the text of the world, or hubert on its audio, once; returns its folder.
 
     Raises UserError for another name.
     """
@@ -103,10 +103,24 @@ def build_model(folder: str | Path, model: str, small: bool = False, seed: int =
     build_text(folder, small, seed)
     if not (folder / model / "model.safetensors").exists():
         _write_text(folder, "text-b" if model == "bert-b" else "text", small, seed)
+        _pretrain(folder, model, small, seed, progress)
+    return folder / model
+
+
+def _pretrain(folder: Path, model: str, small: bool, seed: int, progress: bool) -> None:
+    if model == "hubert":
+        from common.demo.hubert import pretrain_hubert
+
+        subsets = build(folder, SHARD_HOURS if small else HOURS, small, seed, progress)
+        pretrain_hubert(folder, model, subsets, small, seed, progress)
+    elif model == "gpt":
+        from common.demo.gpt import pretrain_gpt
+
+        pretrain_gpt(folder, model, small, seed, progress)
+    else:
         from common.demo.pretraining import pretrain
 
         pretrain(folder, model, small, seed, progress)
-    return folder / model
 
 
 def plan_utterances(seed: int, subset: str, count: int, pieces: Iterable[str]) -> list[dict]:

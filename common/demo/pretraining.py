@@ -20,6 +20,8 @@ import os
 import random
 import re
 import shutil
+from collections.abc import Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,10 +59,18 @@ SMALL = {"layers": 2, "dim": 32, "steps": 60, "grow": 0, "tokens": 1000}  # for 
 
 
 def pretrain(world: Path, model: str, small: bool, seed: int, progress: bool) -> None:
-    """Trains `model` on the text of `world` and puts it into WORLD/<model>; the weights come last, and in one move."""
+    """Trains `model` on the text of `world` and puts it into WORLD/<model>."""
     recipe = RECIPES[model]._replace(**SMALL if small else {})
     vocabulary = (world / "bert-a" / "vocab.txt").read_text(encoding="utf-8").split("\n")[:-1]
     conversations = read_conversations(world / recipe.text, vocabulary)
+    with reproducible(seed):
+        trained = train(model, recipe, len(vocabulary), conversations, random.Random(seed), progress)
+    publish(trained, world, model, [world / "bert-a" / name for name in ("vocab.txt", "tokenizer_config.json")])
+
+
+@contextmanager
+def reproducible(seed: int):
+    """Inside, torch's random numbers follow from the seed, and sums do not depend on the number of threads."""
     threads = torch.get_num_threads()
     # The order of additions, and with it every byte, depends on the number of threads. One is nearly as fast as two for
     # matrices this small, and far faster where another program keeps a core busy.
@@ -68,14 +78,18 @@ def pretrain(world: Path, model: str, small: bool, seed: int, progress: bool) ->
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            trained = train(model, recipe, len(vocabulary), conversations, random.Random(seed), progress)
+            yield
     finally:
         torch.set_num_threads(threads)
+
+
+def publish(trained: nn.Module, world: Path, model: str, files: Iterable[Path] = ()) -> None:
+    """WORLD/<model> with these files beside the model; the weights come last, and in one move."""
     draft = world / f".building-{model}-{os.getpid()}"  # cleared away some day if this build is killed
     quiet_bars()
     trained.save_pretrained(draft)
-    for name in ("vocab.txt", "tokenizer_config.json"):
-        shutil.copy(world / "bert-a" / name, draft)
+    for path in files:
+        shutil.copy(path, draft)
     (world / model).mkdir(exist_ok=True)
     for path in sorted(draft.iterdir(), key=lambda path: path.suffix == ".safetensors"):
         path.replace(world / model / path.name)

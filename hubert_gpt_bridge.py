@@ -1,0 +1,615 @@
+"""Integrating Pre-Trained Speech and Language Models for End-to-End Speech Recognition.
+
+Yukiya Hono, Koh Mitsuda, Tianyu Zhao, Kentaro Mitsui, Toshiaki Wakatsuki, Kei Sawada. Findings of ACL 2024.
+arXiv 2312.03668. The trained model was published as rinna/nue-asr, with code that runs it but none that trains it.
+
+Idea
+----
+HuBERT has learnt from audio alone what speech is made of, GPT from text alone what people write. A small bridge joins
+them: it makes HuBERT's 50 frames a second fewer, and as wide as GPT's embeddings. GPT then reads the speech as if it
+were the beginning of a text, and writes the transcript. Everything is trained together by GPT's own loss. Two bridges:
+convolutions of stride 2, or CTC, which keeps the frames at which something was said. A trained recogniser is adapted
+to another domain cheaply, by low-rank matrices on GPT's self-attention.
+
+Diagram
+-------
+    wave (B, N) --CNN--> (B, T, D) --Transformer--> h (B, T, D)                HuBERT, a frame per 20 ms
+                                                     |
+        conv:  Conv1d(4, stride 2), GELU, twice -----+----- Linear(D, V) -> ctc, compress :  ctc
+                          |                                                       |
+                          +----> (B, T', D) --Linear(D, E)--> a (B, T', E) <------+
+                                                  |
+                                   <s> a_1 … a_T' [SEP] y_1 … y_U  --> GPT --> y_1 … y_U </s>
+
+Equations (the names are this file's own; each with its function, and its test in tests/test_hubert_gpt_bridge.py)
+---------
+    T' = floor((T - 4) / 2) + 1 for each convolution                        Recogniser.bridge            test_t
+    ctc = -log sum over paths that collapse to c of prod_t p(path_t | h_t)  ctc.ctc_loss                 test_ctc
+    runs: stretches of equal argmax p(. | h_t), blank or not                vectors_of, compress         test_runs
+    lm = - sum_{u=1}^{U+1} log p(y_u | <s> a [SEP] y_1 … y_{u-1})           prompting.answer_loss        test_lm
+    loss = lm + w ctc, w = 0 without CTC in the bridge                      total_loss                   test_loss
+    W x + 2 B A x in place of W x, the matrix of q, k and v                 lora.LoRA                    test_lora
+    gap = (lm with the audio of another session - lm) / pieces              prompting.measure_listening  test_gap
+    limit = floor(4 seconds + 20.5) pieces                                  Recogniser.limits            test_limits
+
+    y_{U+1} = </s>;  c: the characters of the text;  w --ctc-weight;  A (r, inputs), B (outputs, r), r = --lora-rank
+
+Sources
+-------
+Written from the abstract, a summary by others, and the published model's configuration and inference code; we have not
+seen the paper's body. Options say where their value comes from: [paper] the abstract or the published model, [digest] a
+summary by others, [choice] ours, as is all of training but the loss. Symbols and metrics that all scripts share:
+README.md.
+
+Choices (ours, marked again where they stand)
+-------
+    C1 start      in the demo HuBERT comes from the CTC baseline: GPT does not learn to listen to one that has learnt
+                  little from so little audio; the paper starts from HuBERT as it was pretrained (--ctc-run none)
+    C2 CNN        frozen, as in the paper; in the demo trained: 1.8 hours give none that is worth freezing
+    C3 CTC        learns characters; the path that compresses is the head's own arg-max, without a gradient, the same in
+                  training and decoding; of an utterance that is all blank, the least blank frame stays
+    C4 padding    HuBERT with layer norm in its CNN reads masked padding; with group norm, as the published one, it
+                  knows no mask: it is scored by equal length, and trained on padding as it comes (common/hubert.py)
+    C5 LoRA       on query_key_value only, alpha = 2 r; everything else is frozen unless its rate says otherwise
+    C6 training   AdamW, a rate for each part, 0: frozen; the first epoch goes from short to long utterances;
+                  checkpoints are chosen by dev WER
+
+Metrics (beside those of all scripts)
+-------
+    lm, ctc         the parts of the loss, nats per piece and per character
+    listening_gap   nats per piece, on 64 dev utterances; near 0 GPT writes what is likely and does not listen
+    unstopped, repetitions    answers that the limit ended; those among them whose repetitions were cut
+    embeddings      vectors GPT was given, over all test sets;  embeddings_per_second
+
+Run
+---
+    python hubert_gpt_bridge.py                       demo world: ctc and gpt side by side, with what is pretrained
+    python hubert_gpt_bridge.py --method gpt --bridge ctc --compression average_remove_blank
+    python hubert_gpt_bridge.py --data DIR --init rinna/nue-asr --lora-rank 8 --lr-hubert 0 --lr-bridge 0
+    python hubert_gpt_bridge.py --init rinna/nue-asr --transcribe a.wav
+    python hubert_gpt_bridge.py --checkpoint runs/x --transcribe a.wav
+"""
+
+# ruff: noqa: E402  (the command line is read before the heavy imports, so that --help answers at once)
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from common.flags import Count, Extent, Positive, Real, RunConfig, Share, Speed, UserError, check_command_line, parse
+
+# ================================================================================================== configuration
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    # -- what to do --
+    score: bool = False  # score --init as it is
+    export: str | None = None  # folder: writes --init or --checkpoint there in the published model's layout
+    # -- data --
+    max_seconds: Positive = 16.0  # longer training utterances are left out [paper]
+    update_seconds: Positive = 1600.0  # audio per update, over all ranks and micro-batches [choice]
+    speeds: tuple[Speed, ...] = (1.0,)  # of the audio, one drawn per utterance and epoch [choice]
+    mask_time: Share = 0.0  # of HuBERT's frames masked in training [choice]
+    layerdrop: Share = 0.0  # of HuBERT's layers left out in training [choice]
+    # -- method --
+    method: Literal["ctc", "gpt"] = "gpt"  # row of the table; ctc: HuBERT with a CTC head, the baseline
+    bridge: Literal["conv", "ctc"] = "conv"  # what makes speech shorter
+    bridge_layers: Count = 2  # convolutions, each of half the rate [paper]
+    compression: Literal["remove_blank", "average", "average_remove_blank"] = "remove_blank"  # [digest] (C3 CTC)
+    ctc_weight: float = 0.5  # w, of CTC beside GPT's loss, both summed over an utterance [choice]
+    hubert: str = "rinna/japanese-hubert-base"  # [paper]: hub name, folder, demo/hubert
+    gpt: str = "rinna/japanese-gpt-neox-3.6b"  # GPT-NeoX [paper]: hub name, folder, demo/gpt
+    untrained_hubert: bool = False  # random weights in place of its own: a control
+    untrained_gpt: bool = False  # the same
+    ctc_run: str = "none"  # finished run of ctc whose HuBERT it starts from; auto: the one beside (C1 start)
+    init: str | None = None  # published model (name or folder) or finished run to start from
+    lora_rank: int = 0  # r of adapters on GPT's self-attention, 8 [choice]; 0: none (C5 LoRA)
+    begin: str = "<s>"  # the piece before the speech [paper]
+    separator: str = "[SEP]"  # the piece between speech and text [paper]
+    end: str = "</s>"  # the piece behind the text [paper]
+    # -- optimisation --
+    ctc_epochs: Count = 20  # passes over the training data by ctc [choice]
+    ctc_lr: Positive = 5e-5  # peak learning rate of ctc [choice], of AdamW (C6 training)
+    epochs: Count = 5  # passes with GPT [choice]
+    lr_hubert: float = 5e-5  # peak learning rate of HuBERT, and of a CTC head, with GPT [choice]; 0: frozen
+    lr_bridge: float = 1e-4  # of the bridge [choice]; 0: frozen
+    lr_llm: float = 1e-5  # of GPT, or with --lora-rank of its adapters [choice]; 0: frozen
+    train_cnn: Literal["no", "yes"] = "no"  # whether HuBERT's waveform CNN learns too [paper] (C2 CNN)
+    weight_decay: float = 1e-2  # [choice]
+    schedule: Literal["inverse-sqrt", "one-cycle"] = "one-cycle"  # of the learning rates [choice]
+    warmup: Positive = 0.05  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [choice]
+    clip: Positive = 1.0  # largest norm of the gradient of each part, by itself [choice]
+    average: Count = 1  # epochs with the lowest dev error whose weights are averaged [choice]
+    # -- how to compute --
+    gradient_checkpointing: bool = False  # less memory, a third more time
+    # -- decoding --
+    decode: Literal["greedy", "beam", "top_k", "top_p"] = "greedy"  # beam also of ctc, with --lm by shallow fusion
+    beam: Extent = 4  # hypotheses kept [choice]
+    top_k: Count = 10  # pieces to draw from [choice]
+    top_p: Share = 0.9  # probability of the pieces to draw from [choice]
+    pieces_per_second: float = 4.0  # of audio, at most so many and --more-pieces [paper]
+    more_pieces: int = 20  # [paper]
+    lm: str | None = None  # causal language model for the beam of ctc, of any pieces: hub name, folder, demo/gpt
+    lm_weight: tuple[float, ...] = (0.3, 0.6, 1.0)  # for ctc, each is tried on 100 dev utterances [choice]
+    bonus: tuple[Real, ...] = (0.0,)  # per character, for ctc, each is tried with each --lm-weight [choice]
+
+    def check(self) -> None:
+        super().check()
+        init = self.init
+        if self.lora_rank and not self.lr_llm:
+            raise UserError("--lora-rank adapts GPT by --lr-llm, which is 0: give one of them a value.")
+        if self.method == "gpt" and not (self.lr_hubert or self.lr_bridge or self.lr_llm):
+            raise UserError("--lr-hubert, --lr-bridge and --lr-llm are all 0: nothing would learn.")
+        if self.method == "gpt" and self.bridge == "ctc" and self.ctc_run == "none" and not init:
+            raise UserError("--bridge ctc starts from a CTC head: give --ctc-run auto, or a finished run of ctc.")
+        if (self.score and not init) or (self.export and not (init or self.checkpoint)):
+            raise UserError("--score and --export need --init, a published model or a finished run.")
+        if self.method == "ctc" and init:
+            raise UserError("--init goes with --method gpt.")
+        if self.export and (self.bridge == "ctc" or self.method == "ctc"):
+            raise UserError("--export writes the published layout, which has GPT and a bridge of convolutions.")
+
+
+DEMO = dict(  # [choice]
+    workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0, methods=("ctc", "gpt"), hubert="demo/hubert",
+    gpt="demo/gpt", ctc_run="auto", ctc_epochs=4, ctc_lr=2e-3, epochs=3, lr_hubert=1e-3, lr_bridge=3e-3, lr_llm=1e-3,
+    train_cnn="yes", warmup=0.2, clip=5.0, pieces_per_second=12.0,
+)  # fmt: skip
+SMOKE = DEMO | dict(
+    data="demo-smoke", hours=0.1, hubert="demo-smoke/hubert", gpt="demo-smoke/gpt", update_seconds=8.0, ctc_epochs=2,
+    epochs=2,
+)  # fmt: skip
+PRESETS = {"smoke": SMOKE, "demo": DEMO}
+
+if __name__ == "__main__":
+    check_command_line(Config, PRESETS, __doc__)
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPTNeoXForCausalLM, HubertModel
+
+from common import ctc, hubert, lora, prompting, published, scoring
+from common.corpora import Corpus, load_corpus, trainable
+from common.data import Batch, read_corpus, read_one
+from common.features import SAMPLE_RATE
+from common.flags import load_config
+from common.place import Place, earlier_run, earlier_stage, first_rank_first, note, reseed, start
+from common.pretrained import CharacterModel, find, load_causal, load_model, load_pieces, mark_supplied
+from common.scoring import Transcript
+from common.text import Characters, Pieces, load_tokenizer
+from common.training import Run
+from common.weights import load_recogniser
+
+# ========================================================================================================== model
+
+FRAME_SECONDS = 0.02  # of HuBERT
+KERNEL, STRIDE = 4, 2  # of the bridge's convolutions [paper]
+ADAPTED = ("query_key_value",)  # linear maps (C5 LoRA)
+
+
+class Recogniser(nn.Module):
+    """HuBERT; with a CTC head, or a bridge and GPT, or all of them. Parts are named as in the published model."""
+
+    def __init__(self, config: Config, encoder: HubertModel, llm: nn.Module | None, tokenizer, characters):
+        """tokenizer: of the texts, `Pieces` beside GPT; characters: of the CTC head, where there is one."""
+        super().__init__()
+        self.config, self.tokenizer, self.characters = config, tokenizer, characters
+        self.audio_encoder, width = encoder, encoder.config.hidden_size
+        hubert.set_dropping(encoder.config, config.layerdrop, config.mask_time)
+        if characters:
+            self.ctc_head = nn.Linear(width, characters.size)
+        if llm and config.bridge == "conv":
+            convolutions = (nn.Conv1d(width, width, KERNEL, STRIDE) for _ in range(config.bridge_layers))
+            self.bridge_convs = nn.ModuleList(convolutions)
+        if llm:
+            self.bridge_proj = nn.Linear(width, llm.config.hidden_size)
+            self.llm = llm
+
+    def shortest(self) -> int:
+        """Samples that give one vector, to which shorter audio is padded: 3280 for the published model."""
+        layers = [(KERNEL, STRIDE)] * len(getattr(self, "bridge_convs", ()))
+        masked = 10 if self.config.mask_time else 1  # frames: so many are masked at a time
+        return hubert.shortest_input(self.audio_encoder.config, layers, masked)
+
+    def log_probs(self, h: Tensor) -> Tensor:
+        """h (B, T, D) -> log p(character or blank | frame) (B, T, V)."""
+        return self.ctc_head(h).float().log_softmax(-1)
+
+    def bridge(self, h: Tensor, lengths: Tensor, log_probs: Tensor | None) -> tuple[Tensor, list[int]]:
+        """h (B, T, D) -> a (B, T', E) and its lengths."""
+        if self.config.bridge == "ctc":
+            h, sizes = compress(h, lengths, log_probs, self.config.compression)
+            return self.bridge_proj(h), sizes
+        h = h.transpose(1, 2)  # (B, D, T)
+        for convolution in self.bridge_convs:
+            h, lengths = F.gelu(convolution(h)), (lengths - KERNEL) // STRIDE + 1
+        return self.bridge_proj(h.transpose(1, 2)), lengths.tolist()
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """h (B, T, D), its lengths (B,), and log-probabilities of characters where there is a CTC head."""
+        h, lengths = hubert.encode(self.audio_encoder, batch.waves, batch.samples, self.shortest())
+        return h, lengths, self.log_probs(h) if self.characters else None
+
+    def symbols(self) -> list[int]:
+        """The ids of the pieces before, between and behind. Raises UserError."""
+        tokenizer, pieces = self.tokenizer.tokenizer, [self.config.begin, self.config.separator, self.config.end]
+        if unknown := [piece for piece in pieces if piece not in tokenizer.get_vocab()]:
+            raise UserError(f"{unknown[0]} is no piece of this GPT's tokenizer: give --begin, --separator and --end.")
+        return tokenizer.convert_tokens_to_ids(pieces)
+
+    def sequences(self, a: Tensor, sizes: list[int], texts: list[list[int]] | None) -> prompting.Sequences:
+        """<s> a [SEP] y; texts: ids; absent: to be written."""
+        begin, separator, end = self.symbols()
+        embedding = self.llm.get_input_embeddings()
+        return prompting.build_sequences(embedding, a, sizes, texts, [begin], [separator], end)
+
+    def limits(self, samples: Tensor) -> list[int]:
+        """Most pieces of an answer, by the seconds of audio."""
+        rate, more = self.config.pieces_per_second, self.config.more_pieces
+        return [int(rate * n / SAMPLE_RATE + more + 0.5) for n in samples.tolist()]
+
+    def transcribe(self, batch: Batch, place: Place, **search) -> list[Transcript]:
+        """search: of ctc.prefix_beam_search; for GPT that it is not to decode greedily but by --decode."""
+        with place.autocast():
+            h, lengths, log_probs = self(batch)
+            if self.config.method == "ctc":
+                return self.transcribe_by_ctc(log_probs, lengths, **search)
+            a, sizes = self.bridge(h, lengths, log_probs)
+            options = {"min_new_tokens": 2}  # [paper]
+            if search:
+                reseed(self.config.seed, int(batch.samples.sum()))
+                options |= prompting.search_options(self.config)
+            sequences, end = self.sequences(a, sizes, None), self.symbols()[-1]
+            answers, counts = prompting.write(self.llm, sequences, self.limits(batch.samples), end, **options)
+        texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]
+        rows = zip(texts, counts, sizes, strict=True)
+        return [Transcript(text, None, count | {"embeddings": float(n)}) for text, count, n in rows]
+
+    def transcribe_by_ctc(self, log_probs: Tensor, lengths: Tensor, beam: int = 1, **search) -> list[Transcript]:
+        paths = ctc.greedy(log_probs, lengths)
+        if search:
+            utterances = [row[:n] for row, n in zip(log_probs, lengths.tolist(), strict=True)]
+            best = [ctc.prefix_beam_search(row, beam, **search)[0].labels for row in utterances]
+            paths = [ctc.align(row, labels) for row, labels in zip(utterances, best, strict=True)]
+        return [scoring.transcript_of(path, self.tokenizer, FRAME_SECONDS) for path in paths]
+
+    def fits(self, samples: int, labels: list[int]) -> bool:
+        """Whether CTC can write the text of these labels in so many samples; GPT always can."""
+        if not self.characters:
+            return True
+        characters = self.characters.encode(self.tokenizer.decode(labels))
+        frames = hubert.frames_of(self.audio_encoder, torch.tensor(max(samples, self.shortest())))
+        return len(characters) + sum(a == b for a, b in pairwise(characters)) <= frames
+
+
+def vectors_of(log_probs: Tensor, mode: str) -> Tensor:
+    """log_probs (T, V) -> (T,) the vector that each frame goes into, counted from 0; -1: into none (C3 CTC).
+
+    remove_blank: every frame whose most probable label is not the blank is a vector; average: a run of frames with the
+    same label is one; average_remove_blank: such a run that is not blank.
+    """
+    path = log_probs.argmax(-1)
+    begins = path != torch.cat([path[:1] - 1, path[:-1]])  # a run
+    kept = path != ctc.BLANK if mode != "average" else torch.ones_like(begins)
+    if not kept.any():
+        kept, begins = torch.zeros_like(kept), begins.clone()
+        kept[log_probs[:, ctc.BLANK].argmin()] = True
+        mode = "remove_blank"
+    counted = kept if mode == "remove_blank" else kept & begins
+    return (counted.cumsum(0) - 1).masked_fill(~kept, -1)
+
+
+def compress(h: Tensor, lengths: Tensor, log_probs: Tensor, mode: str) -> tuple[Tensor, list[int]]:
+    """h (B, T, D) of `lengths`, log_probs (B, T, V) -> (B, T', D), the mean of each vector's frames; lengths."""
+    rows = []
+    for x, lp, n in zip(h, log_probs.detach(), lengths.tolist(), strict=True):
+        into = vectors_of(lp[:n], mode)
+        x, into = x[:n][into >= 0], into[into >= 0]
+        sums = x.new_zeros(int(into[-1]) + 1, x.shape[1]).index_add(0, into, x)
+        rows.append(sums / into.bincount()[:, None].to(x.dtype))
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True), [len(row) for row in rows]
+
+
+# =========================================================================================================== loss
+
+
+def ctc_losses(recogniser: Recogniser, log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+    """-log p_ctc(characters | h) of each utterance (B,)."""
+    labels = [torch.tensor(recogniser.characters.encode(u.text)) for u in batch.utterances]
+    sizes = torch.tensor([len(x) for x in labels], device=lengths.device)
+    targets = nn.utils.rnn.pad_sequence(labels, batch_first=True).to(lengths.device)
+    return ctc.ctc_loss(log_probs, lengths, targets, sizes)
+
+
+def compute_losses(recogniser: Recogniser, batch: Batch, place: Place, lm_only: bool = False) -> dict[str, Tensor]:
+    """{"lm", "ctc"}, those that the method has, of each utterance (B,) in fp32. Networks may run in bf16."""
+    losses = {}
+    with place.autocast():
+        h, lengths, log_probs = recogniser(batch)
+        if recogniser.config.method == "gpt":
+            sequences = recogniser.sequences(*recogniser.bridge(h, lengths, log_probs), prompting.texts_of(batch))
+            losses["lm"] = prompting.answer_loss(recogniser.llm, sequences)
+    if log_probs is not None and not lm_only:
+        losses["ctc"] = ctc_losses(recogniser, log_probs, lengths, batch)
+    return losses
+
+
+def answer_losses(recogniser: Recogniser, batch: Batch, place: Place) -> Tensor:
+    """GPT's part of the loss."""
+    return compute_losses(recogniser, batch, place, lm_only=True)["lm"]
+
+
+def total_loss(losses: dict[str, Tensor], ctc_weight: float) -> Tensor:
+    """lm + w ctc, or ctc alone; summed over utterances."""
+    weights = {"lm": 1.0, "ctc": ctc_weight if "lm" in losses else 1.0}
+    return sum(weights[name] * loss.sum() for name, loss in losses.items())
+
+
+# ======================================================================================================== teacher
+
+
+# Options of the second stage, about which the first need not agree.
+SECOND_STAGE = (
+    "bridge", "bridge_layers", "compression", "ctc_weight", "gpt", "untrained_gpt", "ctc_run", "lora_rank", "begin",
+    "separator", "end", "epochs", "lr_hubert", "lr_bridge", "lr_llm", "max_steps",
+)  # fmt: skip
+
+
+def find_ctc(config: Config, place: Place) -> Recogniser | None:
+    """The first stage: an ordinary run of `ctc`, which is trained first, or gone on with, if it is not finished.
+
+    Raises UserError where it was trained on other data, or is another model than this run's.
+    """
+    if config.ctc_run == "none":
+        return None
+    folder = earlier_run(config, "ctc", config.ctc_run)
+    asked = earlier_stage(config, PRESETS, place, folder, "--ctc-run", SECOND_STAGE, method="ctc")
+    if not (folder / "model.safetensors").exists():
+        if place.first:
+            note(f"CTC first, in {folder}")
+        run_method(asked)
+    return load(replace(asked, checkpoint=str(folder)), place)
+
+
+# ========================================================================================================== train
+
+
+def build(config: Config, corpus: Corpus, place: Place) -> Recogniser:
+    """What is trained, with the weights that it starts from: what is pretrained, a CTC run, or all of --init."""
+    if config.init:
+        recogniser = load_init(config, place)
+    else:
+        first_stage = find_ctc(config, place) if config.method == "gpt" else None
+        encoder, llm, tokenizer = load_pretrained(config, place)
+        characters = first_stage.characters if first_stage and config.bridge == "ctc" else None
+        if config.method == "ctc":
+            tokenizer = characters = Characters.build(u.text for u in corpus.train)
+        reseed(config.seed, int(config.method == "gpt"))
+        recogniser = Recogniser(config, encoder, llm, tokenizer, characters)
+        if first_stage:
+            encoder.load_state_dict(first_stage.audio_encoder.state_dict())
+            if characters:
+                recogniser.ctc_head.load_state_dict(first_stage.ctc_head.state_dict())
+    if config.lora_rank:
+        reseed(config.seed, 2)
+        lora.adapt(recogniser.llm, config.lora_rank, 2 * config.lora_rank, ADAPTED)
+    return recogniser.to(place.device)
+
+
+def load_pretrained(config: Config, place: Place) -> tuple[HubertModel, nn.Module | None, Pieces | None]:
+    """HuBERT, and for the method gpt also GPT and its tokenizer. Raises UserError."""
+    llm = tokenizer = None
+    with first_rank_first(place):
+        encoder = load_model(HubertModel, config.hubert, "--hubert", config.root).requires_grad_(True)
+        if config.method == "gpt":
+            llm = load_causal(config.gpt, "--gpt", config.root, frozen_llm(config))
+            tokenizer = Pieces(load_pieces(config.gpt, "--gpt", config.root))
+    reseed(config.seed, 3)
+    encoder = HubertModel(encoder.config) if config.untrained_hubert else encoder
+    if llm and config.untrained_gpt:
+        llm = GPTNeoXForCausalLM(llm.config)
+        llm = mark_supplied(llm) if frozen_llm(config) else llm
+    return encoder, llm, tokenizer
+
+
+def frozen_llm(config: Config) -> bool:
+    """Whether GPT's own weights stay as they are: then a run does not keep them."""
+    return config.lora_rank > 0 or config.lr_llm == 0
+
+
+def rates_of(config: Config, recogniser: Recogniser) -> dict[str, float]:
+    """{part: peak learning rate}; 0: frozen, in evaluation mode."""
+    if config.method == "ctc":
+        return {"audio_encoder": config.ctc_lr, "ctc_head": config.ctc_lr}
+    rates = {"audio_encoder": config.lr_hubert, "ctc_head": config.lr_hubert, "llm": config.lr_llm}
+    rates |= {"bridge_convs": config.lr_bridge, "bridge_proj": config.lr_bridge}
+    return {name: rates[name] for name, _ in recogniser.named_children()}
+
+
+def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict]:
+    """Returns the recogniser with the average of the best epochs' weights, and what RESULT says of the training."""
+    utterances, is_gpt = trainable(corpus.train, config.max_seconds), config.method == "gpt"
+    recogniser = build(config, replace(corpus, train=utterances), place)
+    if not is_gpt:
+        config = replace(config, epochs=config.ctc_epochs)
+    rates, groups = rates_of(config, recogniser), []
+    models = nn.ModuleDict(dict(recogniser.named_children()))
+    if config.train_cnn == "no":
+        recogniser.audio_encoder.feature_extractor._freeze_parameters()
+    for name, rate in rates.items():
+        if rate:
+            groups.append({"params": [p for p in models[name].parameters() if p.requires_grad], "lr": rate})
+        else:
+            models[name].requires_grad_(False)
+    if config.gradient_checkpointing:
+        for part in (recogniser.audio_encoder, getattr(recogniser, "llm", None)):
+            if part is not None:
+                part.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, recogniser.fits)
+    if place.first:
+        published.keep_shapes(recogniser, Path(config.out))
+    listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
+    for _ in run.epochs():
+        for update in run.updates():
+            for batch in update:
+                losses = compute_losses(recogniser, batch, place)
+                loss = total_loss(losses, config.ctc_weight)
+                loss.backward()
+                update.add(loss, {name: part.sum() for name, part in losses.items()})
+            update.average_gradients()
+            norms = {name: nn.utils.clip_grad_norm_(models[name].parameters(), config.clip).item() for name in rates}
+            update.log |= {"norm": norms, "lr": run.set_learning_rates()}
+            if update.usable(*norms.values()):
+                optimizer.step()
+            optimizer.zero_grad()
+        scores = scoring.dev_scores(recogniser, corpus, config, place)
+        run.end_epoch(recogniser, scores | (listening() if is_gpt else {}))
+    report = {"trained_params": sum(p.numel() for group in groups for p in group["params"])} | run.finish(recogniser)
+    return recogniser, report | (listening() if is_gpt else {})
+
+
+# ======================================================================================================= figures
+
+
+@torch.inference_mode()
+def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
+    """compression.png, with a CTC head: which frames of an utterance each mode keeps, vectors in alternating colours;
+    attention.png, with GPT: from the pieces of the text to the vectors of the speech, the mean over heads.
+    """
+    from common import figures
+
+    batch = read_one(corpus.dev[0], config).to(place.device)
+    h, lengths, log_probs = recogniser.eval()(batch)
+    if log_probs is not None:
+        rows = {"1 - p(blank)": 1 - log_probs[0, :, ctc.BLANK].exp()}
+        for mode in ("remove_blank", "average", "average_remove_blank"):
+            into = vectors_of(log_probs[0], mode)
+            rows[mode] = torch.where(into < 0, 0.0, 0.4 + 0.4 * (into % 2))
+        values = torch.stack(list(rows.values()), 1).cpu().numpy()  # (T, rows)
+        path, text = Path(config.out) / "compression.png", corpus.dev[0].text
+        figures.posteriors(path, values, list(rows), FRAME_SECONDS, text)
+    if config.method == "gpt":
+        a, (n,) = recogniser.bridge(h, lengths, log_probs)
+        ids = [i - 1 for i in recogniser.tokenizer.encode(corpus.dev[0].text)]
+        sequences = recogniser.sequences(a, [n], [ids])
+        attentions = prompting.attentions(recogniser.llm, sequences)
+        some = sorted({round(i * (len(attentions) - 1) / 3) for i in range(4)})
+        panels = {f"layer {i + 1}": attentions[i][n + 1 :, 1 : n + 1] for i in some}
+        figures.matrices(Path(config.out) / "attention.png", panels, "vector of the speech", "piece of the text")
+
+
+# ============================================================================================================ main
+
+
+def load(config: Config, place: Place) -> Recogniser:
+    """The finished model in --checkpoint. Raises UserError."""
+    folder = Path(config.checkpoint)
+    tokenizer = characters = load_tokenizer(folder)
+    encoder, llm = published.networks(published.read_json(folder / published.SHAPES, "--checkpoint"))
+    if config.method == "gpt":
+        characters = load_tokenizer(folder / "characters") if config.bridge == "ctc" else None
+        if frozen_llm(config):
+            llm = load_init(config, place).llm if config.init else load_pretrained(config, place)[1]
+    recogniser = Recogniser(config, encoder, llm, tokenizer, characters)
+    if config.lora_rank:
+        lora.adapt(llm, config.lora_rank, 2 * config.lora_rank, ADAPTED)
+    return load_recogniser(recogniser, folder, place)
+
+
+def load_init(config: Config, place: Place) -> Recogniser:
+    """What --init names, whole: a finished run, or a folder in the published model's layout. Raises UserError."""
+    with first_rank_first(place):
+        folder = Path(find(config.init, "--init", config.root))
+    shapes = published.read_json(folder / "config.json", "--init")
+    if "config" in shapes:
+        stored = load_config(Config, folder, PRESETS)
+        if stored.method != "gpt":
+            raise UserError(f"--init {config.init} is a run of {stored.method}: give it as --ctc-run.")
+        recogniser = load(replace(stored, checkpoint=str(folder), root=config.root), place)
+        lora.merge(recogniser.llm)
+    elif shapes.keys() >= {"audio_encoder_config", "llm_config"}:
+        stored = replace(config, bridge="conv", bridge_layers=len(shapes.get("bridge_conv_kernel_size", "12")))
+        tokenizer = Pieces(load_pieces(str(folder), "--init", config.root))
+        recogniser = Recogniser(stored, *published.networks(shapes), tokenizer, None)
+        published.read_weights(recogniser, folder, "--init")
+    else:
+        raise UserError(f"--init {config.init} is neither a finished run nor laid out as rinna/nue-asr.")
+    differ = [n for n in ("bridge", "bridge_layers") if getattr(stored, n) != getattr(config, n)]
+    if differ:
+        wanted = " ".join(f"--{n.replace('_', '-')} {getattr(stored, n)}" for n in differ)
+        raise UserError(f"--init {config.init} has another bridge: give {wanted}.")
+    recogniser.requires_grad_(True).config = config
+    if hasattr(recogniser.llm, "supplied"):
+        del recogniser.llm.supplied
+    if frozen_llm(config):
+        mark_supplied(recogniser.llm)
+    return recogniser
+
+
+def both_domains(config: Config, corpus: Corpus) -> Corpus:
+    """With the test sets of the run that was adapted: does it forget?"""
+    if not config.init or not (Path(config.init) / published.SHAPES).exists():
+        return corpus
+    first = load_corpus(load_config(Config, config.init, PRESETS).data, config.root, scoring=True)
+    return replace(corpus, tests=first.tests | corpus.tests, homophones=first.homophones | corpus.homophones)
+
+
+def run_method(config: Config) -> dict:
+    """Trains and scores, or with --checkpoint, or --init and what is to be done, only that. What RESULT says."""
+    as_it_is = not config.checkpoint and (config.score or config.export or config.transcribe)
+    if as_it_is:
+        config = replace(config, checkpoint=config.init)
+    place = start(config)
+    read = load_init if as_it_is else load
+    if config.transcribe:
+        return scoring.transcribe_files(read(config, place).to(place.device), config, place)
+    if config.export:
+        recogniser = read(config, place)
+        lora.merge(recogniser.llm)
+        published.write(recogniser, recogniser.tokenizer.tokenizer, Path(config.export))
+        return {}
+    corpus = read_corpus(config, place)
+    if config.checkpoint:
+        recogniser, report = read(config, place).to(place.device), {}
+    else:
+        recogniser, report = train(config, corpus, place)
+    result = {"script": "hubert_gpt_bridge", "method": config.method, "seed": config.seed}
+    lm_class = CharacterModel if config.method == "ctc" else None
+    corpus = both_domains(config, corpus)
+    result |= scoring.evaluate(recogniser, corpus, config, place, lm_class) | report
+    if "embeddings" in result:
+        seconds = sum(u.duration for found in corpus.tests.values() for u in found)
+        result["embeddings_per_second"] = round(result["embeddings"] / seconds, 2)
+    if place.first and not config.checkpoint:
+        draw(config, recogniser, corpus, place)
+    return scoring.report(result, config, place)
+
+
+def print_summary(config: Config) -> dict[str, int]:
+    """Parameters by part, without weights."""
+    shapes = published.shapes_by_name({"--hubert": config.hubert, "--gpt": config.gpt}, config.root)
+    with torch.device("meta"):
+        encoder, llm = published.networks(shapes)
+        recogniser = Recogniser(config, encoder, llm if config.method == "gpt" else None, None, None)
+        if config.lora_rank:
+            lora.adapt(llm, config.lora_rank, 2 * config.lora_rank, ADAPTED)
+    return scoring.print_parameters(nn.ModuleDict({"recogniser": recogniser}))
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """One method: what RESULT says; several, one after the other: {method: what RESULT says}, shown side by side."""
+    configs = parse(Config, PRESETS, __doc__, argv)
+    if configs[0].summary:
+        return print_summary(configs[-1])
+    return scoring.compare(configs, [run_method(config) for config in configs])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,437 @@
+"""hubert_gpt_bridge.py: its equations in plain Python, lengths, freezing, adapters, and the published layout."""
+
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import write_data
+from test_ctc import enumerate_paths
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, HubertModel
+
+import hubert_gpt_bridge as script
+from common import lora, metrics, prompting
+from common.data import MicroBatch, make_batch
+from common.flags import UserError
+from common.place import Place, reseed
+from common.pretrained import CharacterModel, load_pieces
+from common.text import Characters, Pieces
+from common.weights import load_weights, save_weights
+from hubert_gpt_bridge import compress, compute_losses, total_loss, vectors_of
+
+CPU = Place(0, 1, torch.device("cpu"))
+MODES = ("remove_blank", "average", "average_remove_blank")
+TINY = dict(
+    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, conv_dim=(4, 4, 4, 16),
+    conv_kernel=(20, 8, 8, 4), conv_stride=(10, 4, 4, 2), num_feat_extract_layers=4, num_conv_pos_embeddings=8,
+    num_conv_pos_embedding_groups=4, do_stable_layer_norm=True,
+)  # fmt: skip
+PUBLISHED_CNN = dict(
+    conv_dim=(4,) * 7, conv_kernel=(10, 3, 3, 3, 3, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2), num_feat_extract_layers=7
+)
+TEXTS = ["the king had flour", "a sail", "her son"]
+
+
+def read_config(options: str) -> script.Config:
+    return script.parse(script.Config, script.PRESETS, script.__doc__, f"--preset smoke {options}".split())[0]
+
+
+@pytest.fixture
+def made(model):
+    """A tiny recogniser with random weights, and noise with texts of 4, 2 and 2 words."""
+
+    def build(options: str = "", seconds=(1.3, 0.7, 0.9), **sizes) -> SimpleNamespace:
+        config = read_config(f"--method gpt {options}")
+        reseed(1)
+        tokenizer = Pieces(load_pieces(str(model("gpt")), "--gpt", ""))
+        gpt = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+        llm = GPTNeoXForCausalLM(
+            GPTNeoXConfig(**gpt, vocab_size=tokenizer.size - 1, eos_token_id=4, initializer_range=0.2)
+        )
+        characters = Characters.build(TEXTS) if config.bridge == "ctc" else None
+        encoder = HubertModel(HubertConfig(**TINY | {"feat_extract_norm": "layer"} | sizes))
+        recogniser = script.Recogniser(config, encoder, llm, tokenizer, characters).eval()
+        utterances = [SimpleNamespace(id=text, text=text) for text in TEXTS][: len(seconds)]
+        waves = [torch.randn(round(16000 * s)) for s in seconds]
+        labels = [tokenizer.encode(u.text) for u in utterances]
+        batch = make_batch(waves, labels, utterances, {}, 0, MicroBatch([]))
+        return SimpleNamespace(config=config, recogniser=recogniser, llm=llm, tokenizer=tokenizer, batch=batch)
+
+    return build
+
+
+def alone(batch, i: int):
+    n, u = int(batch.samples[i]), int(batch.target_lengths[i])
+    return make_batch([batch.waves[i, :n]], [batch.targets[i, :u].tolist()], [batch.utterances[i]], {}, 0, batch.plan)
+
+
+# ----------------------------------------------------------------------------------------------------------- equations
+
+
+def test_the_equation_map_names_what_exists():
+    rows = re.findall(r" {2,}((?:[\w.]+, )*[\w.]+) {2,}(test_\w+)$", script.__doc__, re.M)
+    assert len(rows) == 8
+    for functions, test in rows:
+        for name in functions.split(", "):
+            found = script
+            for part in name.split("."):
+                found = getattr(found, part)
+            assert callable(found) and callable(globals()[test])
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_t(made, layers):
+    """T' of the bridge, also for what is shorter than it can read."""
+    m = made(f"--bridge-layers {layers}", seconds=(1.3, 0.01))
+    h, lengths, _ = m.recogniser(m.batch)
+    a, sizes = m.recogniser.bridge(h, lengths, None)
+    for samples, n in zip([20800, m.recogniser.shortest()], sizes, strict=True):
+        for kernel, stride in [(20, 10), (8, 4), (8, 4), (4, 2)] + [(4, 2)] * layers:
+            samples = (samples - kernel) // stride + 1
+        assert n == samples >= 1
+    assert sizes[1] == 1 and a.shape == (2, sizes[0], 16)
+
+
+def test_lengths_of_the_published_model(made):
+    recogniser = made("", **PUBLISHED_CNN).recogniser
+    assert recogniser.shortest() == 3280
+    for samples, frames, vectors in ((16000, 49, 10), (16 * 16000, 799, 198), (3280, 10, 1), (3279, 10, 1), (1, 10, 1)):
+        batch = make_batch([torch.randn(samples)], [[]], [], {}, 0, MicroBatch([]))
+        with torch.no_grad():
+            h, lengths, _ = recogniser(batch)
+            assert (lengths.tolist(), recogniser.bridge(h, lengths, None)[1]) == ([frames], [vectors])
+
+
+def test_ctc(made):
+    """Of the characters, against an enumeration of all paths."""
+    m = made("--bridge ctc --ctc-run auto", seconds=(0.13,))
+    m.batch.utterances[0].text = "a a"
+    log_probs = m.recogniser(m.batch)[2]
+    assert 3 < log_probs.shape[1] < 8
+    expected = enumerate_paths(log_probs[0].detach().double(), m.recogniser.characters.encode("a a"))
+    assert compute_losses(m.recogniser, m.batch, CPU)["ctc"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def spoken(path: str) -> torch.Tensor:
+    """log-probabilities (T, 3) whose best path reads so, with - for the blank."""
+    labels = torch.tensor(["-ab".index(c) for c in path])
+    return (torch.nn.functional.one_hot(labels, 3) * 2.0).log_softmax(-1)
+
+
+def test_runs():
+    """a a - a b b - -: what each mode keeps, and means of."""
+    log_probs = spoken("aa-abb--")
+    assert vectors_of(log_probs, "remove_blank").tolist() == [0, 1, -1, 2, 3, 4, -1, -1]
+    assert vectors_of(log_probs, "average").tolist() == [0, 0, 1, 2, 3, 3, 4, 4]
+    assert vectors_of(log_probs, "average_remove_blank").tolist() == [0, 0, -1, 1, 2, 2, -1, -1]
+    h = torch.tensor([1.0, 3, 50, 4, 10, 20, 60, 80])[None, :, None]
+    expected = {"remove_blank": [1, 3, 4, 10, 20], "average": [2, 50, 4, 15, 70], "average_remove_blank": [2, 4, 15]}
+    for mode, values in expected.items():
+        found, sizes = compress(h, torch.tensor([8]), log_probs[None], mode)
+        assert found[0, :, 0].tolist() == values and sizes == [len(values)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_utterance_that_is_all_blank_keeps_its_least_blank_frame(mode):
+    log_probs = torch.stack([spoken("----"), spoken("a-bb")])
+    log_probs[0, 2] = torch.tensor([0.4, 0.3, 0.3]).log()
+    h = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 9]])[..., None].requires_grad_()
+    found, sizes = compress(h, torch.tensor([4, 3]), log_probs.requires_grad_(), mode)
+    assert found[0, : sizes[0], 0].tolist() == ([2.5] if mode == "average" else [3.0])
+    assert found[1, : sizes[1], 0].tolist() == ([5, 6, 7] if mode == "average" else [5, 7])  # the last is padding
+    found.sum().backward()
+    assert h.grad.abs().sum() > 0 and log_probs.grad is None
+
+
+@pytest.mark.parametrize("bridge", ["conv", "ctc"])
+def test_lm(made, bridge):
+    """The cross-entropy of y_1 … y_U </s> behind <s> a [SEP], one piece after the other."""
+    m = made(f"--bridge {bridge} --ctc-run auto")
+    losses = compute_losses(m.recogniser, m.batch, CPU)["lm"]
+    table, (begin, separator, end) = m.llm.get_input_embeddings(), m.recogniser.symbols()
+    assert m.tokenizer.tokenizer.convert_ids_to_tokens([begin, separator, end]) == ["<s>", "[SEP]", "</s>"]
+    with torch.no_grad():
+        h, lengths, log_probs = m.recogniser(m.batch)
+        a, sizes = m.recogniser.bridge(h, lengths, log_probs)
+        for b, n in enumerate(sizes):
+            written, total = [separator], 0.0
+            for y in [*(i - 1 for i in m.tokenizer.encode(TEXTS[b])), end]:
+                row = torch.cat([table(torch.tensor([begin])), a[b, :n], table(torch.tensor(written))])
+                total -= m.llm(inputs_embeds=row[None]).logits[0, -1].log_softmax(-1)[y].item()
+                written.append(y)
+            assert losses[b].item() == pytest.approx(total, rel=1e-5)
+
+
+def test_loss(made):
+    m = made("--bridge ctc --ctc-run auto")
+    losses = compute_losses(m.recogniser, m.batch, CPU)
+    expected = losses["lm"].sum() + 0.3 * losses["ctc"].sum()
+    torch.testing.assert_close(total_loss(losses, 0.3), expected)
+    assert total_loss({"ctc": losses["ctc"]}, 0.3) == losses["ctc"].sum()
+    assert set(compute_losses(made("").recogniser, m.batch, CPU)) == {"lm"}
+
+
+def test_lora(made):
+    """Adapters change nothing at first; on query_key_value alone; merged they compute the same."""
+    m = made("--bridge conv")
+    before = compute_losses(m.recogniser, m.batch, CPU)["lm"]
+    lora.adapt(m.llm, 2, 4, script.ADAPTED)
+    assert torch.equal(compute_losses(m.recogniser, m.batch, CPU)["lm"], before)
+    learning = [name for name, p in m.llm.named_parameters() if p.requires_grad]
+    assert len(learning) == 4 and all(".query_key_value." in name for name in learning)
+    for part in m.llm.modules():
+        if isinstance(part, lora.LoRA):
+            torch.nn.init.normal_(part.B)
+    adapted = compute_losses(m.recogniser, m.batch, CPU)["lm"]
+    assert (adapted - before).abs().min() > 1e-2
+    lora.merge(m.llm)
+    torch.testing.assert_close(compute_losses(m.recogniser, m.batch, CPU)["lm"], adapted, atol=1e-4, rtol=1e-4)
+
+
+def test_gap(made, corpus):
+    """0 where the audio does not matter."""
+    m = made("")
+
+    def losses(recogniser, batch, place):
+        return compute_losses(recogniser, batch, place)["lm"]
+
+    arguments = losses, corpus.dev, m.config, CPU
+    assert prompting.measure_listening(m.recogniser, *arguments)["listening_gap"] != 0
+    m.recogniser.bridge_proj.weight.data.zero_()
+    m.recogniser.bridge_proj.bias.data.zero_()
+    found = prompting.measure_listening(m.recogniser, *arguments)["listening_gap"]
+    assert abs(found) < 0.1  # the number of vectors still tells something
+
+
+def test_limits(made):
+    """As the published code has it, and in the demo 12 a second."""
+    samples = torch.tensor([1, 16000, 40000, 16 * 16000])
+    assert made("--pieces-per-second 4").recogniser.limits(samples) == [20, 24, 30, 84]
+    assert made("").recogniser.limits(samples) == [20, 32, 50, 212]
+
+
+# --------------------------------------------------------------------------------------------------- alone and together
+
+
+@pytest.mark.parametrize(
+    "options", ["", *(f"--bridge ctc --ctc-run auto --compression {mode}" for mode in MODES)], ids=["conv", *MODES]
+)
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_alone_is_as_in_a_batch(made, options, norm):
+    m = made(options, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
+    with torch.no_grad():
+        together = compute_losses(m.recogniser, m.batch, CPU)
+        texts = m.recogniser.transcribe(m.batch, CPU)
+        for i in range(len(m.batch.utterances)):
+            one = alone(m.batch, i)
+            for name, losses in compute_losses(m.recogniser, one, CPU).items():
+                torch.testing.assert_close(losses[0], together[name][i], atol=1e-4, rtol=1e-5)
+            assert m.recogniser.transcribe(one, CPU) == [texts[i]]
+
+
+@pytest.mark.parametrize("decode", ["beam", "top_k", "top_p"])
+def test_other_searches(made, decode):
+    m = made(f"--decode {decode} --beam 3")
+    with torch.no_grad():
+        first, again = (m.recogniser.transcribe(m.batch, CPU, beam=3) for _ in range(2))
+        assert first == again  # drawn from the seed
+        assert first != m.recogniser.transcribe(m.batch, CPU)
+
+
+@pytest.mark.parametrize("options", ["", "--bridge ctc --ctc-run auto"], ids=["conv", "ctc"])
+def test_it_learns_a_few_clips_by_heart(made, options, corpus):
+    """Eight of them, each with its own words."""
+    from common.features import read_audio
+
+    m = made(options, hidden_size=32, conv_dim=(8, 8, 16, 32))
+    some = [corpus.train[i] for i in range(0, 80, 10)]
+    m.recogniser.characters = Characters.build(u.text for u in corpus.train) if m.recogniser.characters else None
+    reseed(1)
+    if m.recogniser.characters:
+        m.recogniser.ctc_head = torch.nn.Linear(32, m.recogniser.characters.size)
+    labels = [m.tokenizer.encode(u.text) for u in some]
+    batch = make_batch([read_audio(u.audio) for u in some], labels, some, {}, 0, MicroBatch([]))
+    optimizer = torch.optim.AdamW(m.recogniser.parameters(), lr=5e-3)
+    for _ in range(150):
+        loss = total_loss(compute_losses(m.recogniser, batch, CPU), 0.5)
+        optimizer.zero_grad()
+        (loss / len(some)).backward()
+        torch.nn.utils.clip_grad_norm_(m.recogniser.parameters(), 1.0)
+        optimizer.step()
+    with torch.no_grad():
+        found = [t.text for t in m.recogniser.transcribe(batch, CPU)]
+    assert metrics.character_errors([u.text for u in some], found).errors == 0
+
+
+# ----------------------------------------------------------------------------------------------------- what is trained
+
+
+@pytest.fixture(scope="module")
+def finished(runs):
+    return runs("hubert_gpt_bridge")
+
+
+def stage(finished):
+    """The CTC run that the finished run began with."""
+    return next(finished.folder.parent.glob("earlier-*"))
+
+
+@pytest.mark.parametrize("part", ["hubert", "bridge", "llm", "cnn"])
+def test_what_is_frozen_stays_as_it_was(finished, tmp_path, part):
+    """Byte by byte; HuBERT in evaluation mode, with masks and dropped layers switched on for what is trained."""
+    first = str(stage(finished))
+    frozen = ["--train-cnn", "no"] if part == "cnn" else [f"--lr-{part}", 0]
+    if part == "cnn":  # the first stage has to agree
+        finished.main(*finished.options("--method", "ctc", *frozen, "--max-steps", 2, "--out", tmp_path / "ctc"))
+        first = str(tmp_path / "ctc")
+    finished.train("--ctc-run", first, "--max-steps", 2, *frozen, "--out", tmp_path / "run")
+    before, after = (load_weights(f"{folder}/model.safetensors") for folder in (first, tmp_path / "run"))
+    names = {"hubert": "audio_encoder.", "cnn": "audio_encoder.feature_extractor."}
+    held = [name for name in after if name.startswith(names.get(part, "-"))]
+    changed = [name for name in before if name in after and not torch.equal(before[name], after[name])]
+    assert not set(held) & set(changed)
+    assert bool(held) == (part in names) and bool(changed) == (part != "hubert")
+    assert ("llm.supplied" in after) == (part == "llm") == (not any("llm.gpt_neox" in name for name in after))
+    if part == "bridge":  # it begins as in any other run of this seed
+        finished.train("--ctc-run", first, "--max-steps", 1, *frozen, "--out", tmp_path / "again")
+        again = load_weights(tmp_path / "again" / "model.safetensors")
+        assert all(torch.equal(after[n], again[n]) for n in after if n.startswith("bridge_"))
+
+
+def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(finished, tmp_path, root):
+    options = ["--preset", "smoke", "--root", root, "--data", "demo-spontaneous-smoke", "--init", finished.folder]
+    adapted = ["--lora-rank", 2, "--lr-hubert", 0, "--lr-bridge", 0, "--lr-llm", 0.05, "--max-steps", 3]
+    result = finished.main(*options, *adapted, "--method", "gpt", "--out", tmp_path / "run")
+    assert set(result["wer"]) == {"test"} and result["trained_params"] < 0.1 * result["params"]
+    weights = load_weights(tmp_path / "run" / "model.safetensors")
+    assert {name.split(".")[-1] for name in weights if name.startswith("llm.")} == {"A", "B", "supplied"}
+    again = finished.main("--checkpoint", tmp_path / "run", "--root", root)
+    assert again["wer"] == result["wer"] and again["cer"] == result["cer"]
+    score = finished.main(*options, "--method", "gpt", "--score", "--out", tmp_path / "score")
+    assert set(score["wer"]) == {"test"} and "train_seconds" not in score
+    other = finished.main(*finished.options("--max-steps", 1, "--out", tmp_path / "other"))
+    assert other["wer"]
+    damaged = json.loads((tmp_path / "run" / "config.json").read_text())
+    damaged["config"]["init"] = str(tmp_path / "other")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(damaged))
+    with pytest.raises(UserError, match="belong to another pretrained model"):
+        finished.main("--checkpoint", tmp_path / "run", "--root", root)
+
+
+def test_ctc_with_the_language_model(finished, tmp_path, model, capsys):
+    search = ["--decode", "beam", "--lm", model("gpt"), "--beam", 3, "--lm-weight", 0.2, 0.5]
+    result = finished.main("--checkpoint", stage(finished), *search, "--out", tmp_path)
+    assert result["lm_weight"] in (0.2, 0.5) and result["greedy_rtf"] > 0
+    assert capsys.readouterr().err.count("dev WER") == 2
+
+
+def test_characters_of_a_language_model_of_pieces(model):
+    """p(next character | prefix) sums to 1, within a word; behind one, the space has all that may follow it."""
+    characters = Characters(" 'abcdefghijklmnopqrstuvwxyz")
+    lm = CharacterModel(str(model("gpt")), "--lm", "", characters, "cpu")
+    prefixes = [tuple(characters.encode(text)) for text in ("the", "the sa")]
+    log_probs = lm(prefixes)
+    assert log_probs.shape == (2, characters.size)
+    behind, within = log_probs[:, 1:].exp().sum(1).tolist()
+    assert 1 <= behind < 1.3 and within == pytest.approx(1, abs=0.02)
+    assert (log_probs[:, 0] < log_probs[:, characters.encode(" ")[0]]).all()
+    assert torch.equal(lm(prefixes[1:])[0], log_probs[1])
+
+
+# ------------------------------------------------------------------------------------------------- the published layout
+
+
+def test_summary_of_the_published_model(capsys):
+    parts = script.main(["--preset", "full", "--summary"])
+    assert parts["audio_encoder"] == 94_371_712 and parts["llm"] == 3_607_245_312
+    assert parts["bridge_convs"] + parts["bridge_proj"] == 6_885_632 and parts["total"] == 3_708_502_656
+    assert "3,708,502,656" in capsys.readouterr().out
+
+
+@pytest.fixture
+def published(finished, tmp_path, corpus):
+    """A folder in the published layout, and what is said with it."""
+    folder = tmp_path / "published"
+    finished.main("--checkpoint", finished.folder, "--export", folder)
+    return folder
+
+
+def said(finished, capsys, corpus, *options) -> str:
+    capsys.readouterr()
+    finished.main(*options, "--method", "gpt", "--preset", "smoke", "--transcribe", corpus.dev[0].audio)
+    return capsys.readouterr().out
+
+
+def test_the_published_layout_comes_back_bit_identical(finished, published, tmp_path, corpus, capsys):
+    state = load_weights(published / "model.safetensors")
+    assert {name.split(".")[0] for name in state} == {"audio_encoder", "bridge_convs", "bridge_proj", "llm"}
+    assert "audio_encoder.encoder.pos_conv_embed.conv.weight_g" in state
+    assert json.loads((published / "config.json").read_text())["bridge_conv_stride"] == [2, 2]
+    text = said(finished, capsys, corpus, "--init", published)
+    finished.main("--init", published, "--method", "gpt", "--preset", "smoke", "--export", tmp_path / "again")
+    again = load_weights(tmp_path / "again" / "model.safetensors")
+    assert state.keys() == again.keys() and all(torch.equal(state[name], again[name]) for name in state)
+    names = sorted(state)
+    parts = {"model-1.safetensors": names[: len(names) // 2], "model-2.safetensors": names[len(names) // 2 :]}
+    for file, some in parts.items():
+        save_weights(published / file, {name: state[name] for name in some})
+    (published / "model.safetensors").unlink()
+    index = {"weight_map": {name: file for file, some in parts.items() for name in some}}
+    (published / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert text and said(finished, capsys, corpus, "--init", published) == text
+    (published / "model-2.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks model-2\.safetensors: copy or download it whole"):
+        said(finished, capsys, corpus, "--init", published)
+
+
+def test_published_folders_that_cannot_be_used(finished, published, corpus, capsys):
+    weights, config = published / "model.safetensors", json.loads((published / "config.json").read_text())
+    content = weights.read_bytes()
+
+    def refused(match: str) -> None:
+        with pytest.raises(UserError, match=match):
+            said(finished, capsys, corpus, "--init", published)
+
+    weights.write_bytes(content[:-1000])
+    refused("damaged")
+    weights.unlink()
+    (published / "pytorch_model.bin").write_bytes(b"x")
+    refused(r"weights as \.bin are not read")
+    weights.write_bytes(content)
+    state = load_weights(weights)
+    save_weights(weights, {name: x for name, x in state.items() if name != "bridge_proj.bias"})
+    refused(r"holds other weights than its config\.json says \(bridge_proj\.bias")
+    (published / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.py"}}))
+    refused("code of its own")
+    (published / "config.json").write_text(json.dumps(config)[:40])
+    refused("no readable")
+    (published / "config.json").write_text("{}")
+    refused("neither a finished run nor")
+    shutil.rmtree(published)
+    refused("no such folder")
+
+
+def test_other_bridges_and_other_symbols_are_refused(finished, tmp_path):
+    options = ["--init", finished.folder, "--max-steps", 1, "--out"]
+    with pytest.raises(UserError, match="has another bridge: give --bridge-layers 2"):
+        finished.train(*options, tmp_path / "a", "--bridge-layers", 3)
+    with pytest.raises(UserError, match=r"<sep> is no piece of this GPT's tokenizer"):
+        finished.train(*options, tmp_path / "b", "--separator", "<sep>")
+    with pytest.raises(SystemExit):
+        script.main(["--method", "gpt", "--lora-rank", "8", "--lr-llm", "0"])
+    with pytest.raises(SystemExit):
+        script.main(["--preset", "full", "--bridge", "ctc"])
+
+
+def test_the_compressing_bridge_and_its_figures(finished, corpus, tmp_path):
+    data = write_data(tmp_path / "data", corpus.train[:8], corpus.dev[:2], corpus.dev[2:4])
+    options = ["--bridge", "ctc", "--compression", "average_remove_blank", "--max-steps", 2, "--out", tmp_path / "run"]
+    result = finished.main(*finished.options(*options, "--ctc-run", tmp_path / "ctc", data=data))
+    files = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"compression.png", "attention.png", "shapes.json", "characters"} <= files
+    assert {"ctc_head", "bridge_proj"} <= {n.split(".")[0] for n in load_weights(tmp_path / "run/model.safetensors")}
+    assert result["embeddings"] > 0 and result["embeddings_per_second"] > 0
+    again = finished.main("--checkpoint", tmp_path / "run")
+    assert again["wer"] == result["wer"]
