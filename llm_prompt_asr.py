@@ -37,7 +37,7 @@ Equations (the names are this file's own; each with its function, and its test i
     y'_u = y_u, or with probability F, in training only, a symbol that says nothing   hide                 test_hide
     LoRA   W x + 2 B A x on q, k, v and o                                             lora.LoRA            test_lora.py
     S_ij = cos(a_i - mean a, e_j - mean e), e_j the embedding of y_j                  alignment            test_s
-    gap  = (loss with the audio of another session - loss) / pieces                   measure_listening    test_gap
+    gap  = (loss with the audio of another session - loss) / pieces          prompting.measure_listening   test_gap
 
     n = --stride-ms / 80;  F --mask-fraction;  A (r, inputs), B (outputs, r), r = --lora-rank, alpha = 2 r
 
@@ -316,30 +316,25 @@ def hidden_symbol(recogniser: Recogniser) -> int:
     return prompting.MASKED if unknown is None or unknown in symbols(recogniser.lm) else unknown
 
 
-def texts_of(batch: Batch) -> list[list[int]]:
-    """The transcripts in the language model's ids."""
-    return [(row[:n] - 1).tolist() for row, n in zip(batch.targets, batch.target_lengths.tolist(), strict=True)]
-
-
-def answer_losses(recogniser: Recogniser, batch: Batch, config: Config, place: Place, training: bool) -> Tensor:
-    """-log p(y </s> | a) of each utterance (B,), in fp32; in training with SpecAugment, and with pieces hidden.
+def answer_losses(recogniser: Recogniser, batch: Batch, place: Place, config: Config | None = None) -> Tensor:
+    """-log p(y </s> | a) of each utterance (B,), in fp32; config: in training, with SpecAugment and pieces hidden.
 
     Which are hidden is drawn from the utterance and its epoch alone.
     """
-    texts, shown = texts_of(batch), None
-    if training and config.mask_fraction:
+    texts, shown = prompting.texts_of(batch), None
+    if config and config.mask_fraction:
         names = (f"{config.seed}-{batch.plan.epoch}-{u.id}-hidden" for u in batch.utterances)
         rows, symbol = zip(texts, names, strict=True), hidden_symbol(recogniser)
         shown = [hide(ids, config.mask_fraction, random.Random(name), symbol) for ids, name in rows]
     with place.autocast():
-        h, lengths = recogniser.encode(batch, (config.frequency_masks, config.time_masks) if training else (0, 0))
+        h, lengths = recogniser.encode(batch, (config.frequency_masks, config.time_masks) if config else (0, 0))
         return prompting.answer_loss(recogniser.lm, recogniser.sequences(h, lengths, texts, shown))
 
 
 def compute_losses(recogniser: Recogniser, batch: Batch, config: Config, place: Place) -> Tensor:
     """The training loss of each utterance (B,), of CTC or of the language model. Networks may run in bf16."""
     if config.method == "llm":
-        return answer_losses(recogniser, batch, config, place, training=True)
+        return answer_losses(recogniser, batch, place, config)
     with place.autocast():
         h, lengths = recogniser.encode(batch, (config.frequency_masks, config.time_masks))
         log_probs = recogniser.log_probs(h)
@@ -420,6 +415,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         report["text_perplexity"] = [text_perplexity(recogniser, corpus, place)]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, partial(fits, config.method))
+    listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
     for _ in run.epochs():
         for update in run.updates():
             if is_llm:
@@ -435,28 +431,13 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 optimizer.step()
             optimizer.zero_grad()
         scores = scoring.dev_scores(recogniser, corpus, config, place)
-        run.end_epoch(recogniser, scores | (measure_listening(recogniser, corpus, config, place) if is_llm else {}))
+        run.end_epoch(recogniser, scores | (listening() if is_llm else {}))
     report |= run.finish(recogniser)
     if is_llm:
         report["text_perplexity"].append(text_perplexity(recogniser, corpus, place))
-        report |= measure_listening(recogniser, corpus, config, place)
+        report |= listening()
         report["alignment"] = measure_alignment(recogniser, corpus, config, place)
     return recogniser, report
-
-
-@torch.inference_mode()
-def measure_listening(recogniser: Recogniser, corpus: Corpus, config: Config, place: Place) -> dict[str, float]:
-    """{"listening_gap"}: by how many nats per piece a transcript is less likely after the audio of another session."""
-    recogniser.eval()
-    sums, pieces, encode = [0.0, 0.0], [0, 0], recogniser.tokenizer.encode
-    for swapped, batch in prompting.listening_batches(corpus.dev, config, encode, partial(fits, "llm")):
-        batch = batch.to(place.device)
-        sums[swapped] += answer_losses(recogniser, batch, config, place, training=False).sum().item()
-        pieces[swapped] += int(batch.target_lengths.sum()) + len(batch.utterances)
-    own, other = (total / max(count, 1) for total, count in zip(sums, pieces, strict=True))
-    if place.first and other - own < 0.1:
-        note(f"listening gap {other - own:.2f}: the model writes likely sentences and does not listen yet")
-    return {"listening_gap": round(other - own, 3)}
 
 
 @torch.inference_mode()
@@ -503,7 +484,7 @@ def measure_alignment(recogniser: Recogniser, corpus: Corpus, config: Config, pl
     for swapped, batch in prompting.listening_batches(corpus.dev, config, encode, partial(fits, "llm")):
         with place.autocast():
             a, sizes = recogniser.prompt(*recogniser.encode(batch.to(place.device)))
-        for vectors, n, ids in zip(a, sizes, texts_of(batch), strict=True):
+        for vectors, n, ids in zip(a, sizes, prompting.texts_of(batch), strict=True):
             if len(ids) < 2:
                 continue
             S = alignment(vectors[:n], table(torch.tensor(ids, device=place.device)))  # (T', U)

@@ -55,10 +55,10 @@ def made(model):
 
 
 def test_the_equation_map_names_what_exists():
-    rows = re.findall(r" {3,}(?:ctc\.|Recogniser\.)?(\w+) {2,}(test_\w+)$", script.__doc__, re.M)
+    rows = re.findall(r" {3,}(?:ctc\.|Recogniser\.|prompting\.)?(\w+) {2,}(test_\w+)$", script.__doc__, re.M)
     assert len(rows) == 7
     for function, test in rows:
-        found = [getattr(place, function, None) for place in (script, script.ctc, script.Recogniser)]
+        found = [getattr(place, function, None) for place in (script, script.ctc, prompting, script.Recogniser)]
         assert any(map(callable, found)) and callable(globals()[test])
 
 
@@ -106,7 +106,7 @@ def test_prompt(made):
 def test_loss(made):
     """The cross-entropy of y_1 … y_U </s>, one piece after the other."""
     m = made("--stride-ms 160")
-    losses = answer_losses(m.recogniser, m.batch, m.config, CPU, training=False)
+    losses = answer_losses(m.recogniser, m.batch, CPU)
     table, (beginning, end) = m.lm.get_input_embeddings(), script.symbols(m.lm)
     with torch.no_grad():
         a, sizes = m.recogniser.prompt(*m.recogniser.encode(m.batch))
@@ -126,8 +126,8 @@ def test_hide(made):
     hidden = hide(list(range(4000)), 0.25, random.Random(1), -1).count(-1)
     assert 900 < hidden < 1100
     m = made("--mask-fraction 0.5")
-    plain = answer_losses(m.recogniser, m.batch, m.config, CPU, training=False)
-    assert torch.equal(plain, answer_losses(m.recogniser, m.batch, replace(m.config, mask_fraction=0.0), CPU, True))
+    plain = answer_losses(m.recogniser, m.batch, CPU)
+    assert torch.equal(plain, answer_losses(m.recogniser, m.batch, CPU, replace(m.config, mask_fraction=0.0)))
     masked = compute_losses(m.recogniser, m.batch, m.config, CPU)
     assert not torch.allclose(masked, plain)
     assert torch.equal(masked, compute_losses(m.recogniser, m.batch, m.config, CPU))  # of the utterance alone
@@ -158,17 +158,17 @@ def test_spearman():
 def test_gap(made, corpus, root):
     """By hand over the same utterances; and 0 for a recogniser that is deaf."""
     m = made(f"--root {root}")
-    few = SimpleNamespace(dev=corpus.dev[:6])
-    found = script.measure_listening(m.recogniser, few, m.config, CPU)["listening_gap"]
+    few = corpus.dev[:6]
+    found = prompting.measure_listening(m.recogniser, answer_losses, few, m.config, CPU)["listening_gap"]
     losses, pieces = [0.0, 0.0], [0, 0]
-    for swapped, batch in prompting.listening_batches(few.dev, m.config, m.tokenizer.encode, lambda *_: True):
+    for swapped, batch in prompting.listening_batches(few, m.config, m.tokenizer.encode, lambda *_: True):
         with torch.no_grad():
-            losses[swapped] += answer_losses(m.recogniser, batch, m.config, CPU, training=False).sum().item()
+            losses[swapped] += answer_losses(m.recogniser, batch, CPU).sum().item()
         pieces[swapped] += int((batch.target_lengths + 1).sum())
     assert found == pytest.approx(losses[1] / pieces[1] - losses[0] / pieces[0], abs=6e-4) and pieces[0] == pieces[1]
     torch.nn.init.zeros_(m.recogniser.projection.weight)
     assert (
-        abs(script.measure_listening(m.recogniser, few, m.config, CPU)["listening_gap"]) < 0.05
+        abs(prompting.measure_listening(m.recogniser, answer_losses, few, m.config, CPU)["listening_gap"]) < 0.05
     )  # lengths differ still
 
 
