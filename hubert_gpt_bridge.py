@@ -36,15 +36,14 @@ Equations (the names are this file's own; each with its function, and its test i
 
 Sources
 -------
-Written from the abstract, a summary by others, and the published model's configuration and inference code; we have not
-seen the paper's body. Options say where their value comes from: [paper] the abstract or the published model, [digest] a
-summary by others, [choice] ours, as is all of training but the loss. Symbols and metrics that all scripts share:
-README.md.
+Written from the abstract, a summary by others, and the published model's configuration and code; we have not seen the
+paper's body. Options say where their value comes from: [paper] the abstract or the published model, [digest] a summary
+by others, [choice] ours, as is most of training. Symbols and metrics that all scripts share: README.md.
 
 Choices (ours, marked again where they stand)
 -------
-    C1 start      in the demo HuBERT comes from the CTC baseline: GPT does not learn to listen to one that has learnt
-                  little from so little audio; the paper starts from HuBERT as it was pretrained (--ctc-run none)
+    C1 start      in the demo, and with the bridge of CTC, HuBERT is that of the CTC baseline; the paper starts from
+                  HuBERT as it was pretrained (--ctc-run none), which takes more audio than the demo has
     C2 CNN        frozen, as in the paper; in the demo trained: 1.8 hours give none that is worth freezing
     C3 CTC        learns characters; the path that compresses is the head's own arg-max, without a gradient, the same in
                   training and decoding; of an utterance that is all blank, the least blank frame stays
@@ -56,7 +55,7 @@ Choices (ours, marked again where they stand)
 
 Metrics (beside those of all scripts)
 -------
-    lm, ctc         the parts of the loss, nats per piece and per character
+    lm, ctc         the parts of the loss; pieces: labels of an utterance, to divide them by
     listening_gap   nats per piece, on 64 dev utterances; near 0 GPT writes what is likely and does not listen
     unstopped, repetitions    answers that the limit ended; those among them whose repetitions were cut
     embeddings      vectors GPT was given, over all test sets;  embeddings_per_second
@@ -205,8 +204,8 @@ class Recogniser(nn.Module):
         if characters:
             self.ctc_head = nn.Linear(width, characters.size)
         if llm and config.bridge == "conv":
-            convolutions = (nn.Conv1d(width, width, KERNEL, STRIDE) for _ in range(config.bridge_layers))
-            self.bridge_convs = nn.ModuleList(convolutions)
+            sizes = [(width, width, KERNEL, STRIDE)] * config.bridge_layers
+            self.bridge_convs = nn.ModuleList(nn.Conv1d(*size) for size in sizes)
         if llm:
             self.bridge_proj = nn.Linear(width, llm.config.hidden_size)
             self.llm = llm
@@ -216,10 +215,6 @@ class Recogniser(nn.Module):
         layers = [(KERNEL, STRIDE)] * len(getattr(self, "bridge_convs", ()))
         masked = 10 if self.config.mask_time else 1  # frames: so many are masked at a time
         return hubert.shortest_input(self.audio_encoder.config, layers, masked)
-
-    def log_probs(self, h: Tensor) -> Tensor:
-        """h (B, T, D) -> log p(character or blank | frame) (B, T, V)."""
-        return self.ctc_head(h).float().log_softmax(-1)
 
     def bridge(self, h: Tensor, lengths: Tensor, log_probs: Tensor | None) -> tuple[Tensor, list[int]]:
         """h (B, T, D) -> a (B, T', E) and its lengths."""
@@ -232,9 +227,9 @@ class Recogniser(nn.Module):
         return self.bridge_proj(h.transpose(1, 2)), lengths.tolist()
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """h (B, T, D), its lengths (B,), and log-probabilities of characters where there is a CTC head."""
+        """h (B, T, D), its lengths (B,), and with a CTC head log p(character or blank | frame) (B, T, V)."""
         h, lengths = hubert.encode(self.audio_encoder, batch.waves, batch.samples, self.shortest())
-        return h, lengths, self.log_probs(h) if self.characters else None
+        return h, lengths, self.ctc_head(h).float().log_softmax(-1) if self.characters else None
 
     def symbols(self) -> list[int]:
         """The ids of the pieces before, between and behind. Raises UserError."""
@@ -340,11 +335,6 @@ def compute_losses(recogniser: Recogniser, batch: Batch, place: Place, lm_only: 
     return losses
 
 
-def answer_losses(recogniser: Recogniser, batch: Batch, place: Place) -> Tensor:
-    """GPT's part of the loss."""
-    return compute_losses(recogniser, batch, place, lm_only=True)["lm"]
-
-
 def total_loss(losses: dict[str, Tensor], ctc_weight: float) -> Tensor:
     """lm + w ctc, or ctc alone; summed over utterances."""
     weights = {"lm": 1.0, "ctc": ctc_weight if "lm" in losses else 1.0}
@@ -447,22 +437,23 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
             groups.append({"params": [p for p in models[name].parameters() if p.requires_grad], "lr": rate})
         else:
             models[name].requires_grad_(False)
-    if config.gradient_checkpointing:
-        for part in (recogniser.audio_encoder, getattr(recogniser, "llm", None)):
-            if part is not None:
-                part.gradient_checkpointing_enable({"use_reentrant": False})
+    for part in ("audio_encoder", "llm") if config.gradient_checkpointing else ():
+        if part in models:
+            models[part].gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, recogniser.fits)
     if place.first:
         published.keep_shapes(recogniser, Path(config.out))
-    listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
+    losses_of = partial(compute_losses, recogniser, place=place, lm_only=True)
+    listening = partial(prompting.measure_listening, recogniser, losses_of, corpus.dev, config, place)
     for _ in run.epochs():
         for update in run.updates():
             for batch in update:
                 losses = compute_losses(recogniser, batch, place)
                 loss = total_loss(losses, config.ctc_weight)
                 loss.backward()
-                update.add(loss, {name: part.sum() for name, part in losses.items()})
+                parts = {name: part.sum() for name, part in losses.items()}
+                update.add(loss, parts | {"pieces": batch.target_lengths.sum()})
             update.average_gradients()
             norms = {name: nn.utils.clip_grad_norm_(models[name].parameters(), config.clip).item() for name in rates}
             update.log |= {"norm": norms, "lr": run.set_learning_rates()}
@@ -541,9 +532,8 @@ def load_init(config: Config, place: Place) -> Recogniser:
         published.read_weights(recogniser, folder, "--init")
     else:
         raise UserError(f"--init {config.init} is neither a finished run nor laid out as rinna/nue-asr.")
-    differ = [n for n in ("bridge", "bridge_layers") if getattr(stored, n) != getattr(config, n)]
-    if differ:
-        wanted = " ".join(f"--{n.replace('_', '-')} {getattr(stored, n)}" for n in differ)
+    if (stored.bridge, stored.bridge_layers) != (config.bridge, config.bridge_layers):
+        wanted = f"--bridge {stored.bridge} --bridge-layers {stored.bridge_layers}"
         raise UserError(f"--init {config.init} has another bridge: give {wanted}.")
     recogniser.requires_grad_(True).config = config
     if hasattr(recogniser.llm, "supplied"):
@@ -563,11 +553,10 @@ def both_domains(config: Config, corpus: Corpus) -> Corpus:
 
 def run_method(config: Config) -> dict:
     """Trains and scores, or with --checkpoint, or --init and what is to be done, only that. What RESULT says."""
-    as_it_is = not config.checkpoint and (config.score or config.export or config.transcribe)
-    if as_it_is:
-        config = replace(config, checkpoint=config.init)
+    read = load
+    if not config.checkpoint and (config.score or config.export or config.transcribe):
+        config, read = replace(config, checkpoint=config.init), load_init
     place = start(config)
-    read = load_init if as_it_is else load
     if config.transcribe:
         return scoring.transcribe_files(read(config, place).to(place.device), config, place)
     if config.export:
@@ -576,10 +565,8 @@ def run_method(config: Config) -> dict:
         published.write(recogniser, recogniser.tokenizer.tokenizer, Path(config.export))
         return {}
     corpus = read_corpus(config, place)
-    if config.checkpoint:
-        recogniser, report = read(config, place).to(place.device), {}
-    else:
-        recogniser, report = train(config, corpus, place)
+    recogniser, report = (read(config, place), {}) if config.checkpoint else train(config, corpus, place)
+    recogniser.to(place.device)
     result = {"script": "hubert_gpt_bridge", "method": config.method, "seed": config.seed}
     lm_class = CharacterModel if config.method == "ctc" else None
     corpus = both_domains(config, corpus)
@@ -598,8 +585,6 @@ def print_summary(config: Config) -> dict[str, int]:
     with torch.device("meta"):
         encoder, llm = published.networks(shapes)
         recogniser = Recogniser(config, encoder, llm if config.method == "gpt" else None, None, None)
-        if config.lora_rank:
-            lora.adapt(llm, config.lora_rank, 2 * config.lora_rank, ADAPTED)
     return scoring.print_parameters(nn.ModuleDict({"recogniser": recogniser}))
 
 

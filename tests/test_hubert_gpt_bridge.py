@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -194,9 +195,7 @@ def test_gap(made, corpus):
     """0 where the audio does not matter."""
     m = made("")
 
-    def losses(recogniser, batch, place):
-        return compute_losses(recogniser, batch, place)["lm"]
-
+    losses = partial(compute_losses, m.recogniser, place=CPU)
     arguments = losses, corpus.dev, m.config, CPU
     assert prompting.measure_listening(m.recogniser, *arguments)["listening_gap"] != 0
     m.recogniser.bridge_proj.weight.data.zero_()
@@ -415,7 +414,7 @@ def test_published_folders_that_cannot_be_used(finished, published, corpus, caps
 
 def test_other_bridges_and_other_symbols_are_refused(finished, tmp_path):
     options = ["--init", finished.folder, "--max-steps", 1, "--out"]
-    with pytest.raises(UserError, match="has another bridge: give --bridge-layers 2"):
+    with pytest.raises(UserError, match="has another bridge: give --bridge conv --bridge-layers 2"):
         finished.train(*options, tmp_path / "a", "--bridge-layers", 3)
     with pytest.raises(UserError, match=r"<sep> is no piece of this GPT's tokenizer"):
         finished.train(*options, tmp_path / "b", "--separator", "<sep>")
