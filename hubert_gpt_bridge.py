@@ -65,7 +65,7 @@ Run
     python hubert_gpt_bridge.py                       demo world: ctc and gpt side by side, with what is pretrained
     python hubert_gpt_bridge.py --method gpt --bridge ctc --compression average_remove_blank
     python hubert_gpt_bridge.py --data DIR --init rinna/nue-asr --lora-rank 8 --lr-hubert 0 --lr-bridge 0
-    python hubert_gpt_bridge.py --init rinna/nue-asr --transcribe a.wav
+    python hubert_gpt_bridge.py --preset full --init rinna/nue-asr --transcribe a.wav
     python hubert_gpt_bridge.py --checkpoint runs/x --transcribe a.wav
 """
 
@@ -146,8 +146,6 @@ class Config(RunConfig):
             raise UserError("--score and --export need --init, a published model or a finished run.")
         if self.method == "ctc" and init:
             raise UserError("--init goes with --method gpt.")
-        if self.export and (self.bridge == "ctc" or self.method == "ctc"):
-            raise UserError("--export writes the published layout, which has GPT and a bridge of convolutions.")
 
 
 DEMO = dict(  # [choice]
@@ -322,17 +320,19 @@ def ctc_losses(recogniser: Recogniser, log_probs: Tensor, lengths: Tensor, batch
     return ctc.ctc_loss(log_probs, lengths, targets, sizes)
 
 
-def compute_losses(recogniser: Recogniser, batch: Batch, place: Place, lm_only: bool = False) -> dict[str, Tensor]:
-    """{"lm", "ctc"}, those that the method has, of each utterance (B,) in fp32. Networks may run in bf16."""
-    losses = {}
+def answer_losses(recogniser: Recogniser, batch: Batch, place: Place, encoded: tuple | None = None) -> Tensor:
+    """-log p(y </s> | a) of each utterance (B,), in fp32. encoded: what the recogniser's forward gave."""
     with place.autocast():
-        h, lengths, log_probs = recogniser(batch)
-        if recogniser.config.method == "gpt":
-            sequences = recogniser.sequences(*recogniser.bridge(h, lengths, log_probs), prompting.texts_of(batch))
-            losses["lm"] = prompting.answer_loss(recogniser.llm, sequences)
-    if log_probs is not None and not lm_only:
-        losses["ctc"] = ctc_losses(recogniser, log_probs, lengths, batch)
-    return losses
+        a, sizes = recogniser.bridge(*(encoded or recogniser(batch)))
+        return prompting.answer_loss(recogniser.llm, recogniser.sequences(a, sizes, prompting.texts_of(batch)))
+
+
+def compute_losses(recogniser: Recogniser, batch: Batch, place: Place) -> dict[str, Tensor]:
+    """{"lm", "ctc"}, those that the method has, of each utterance (B,) in fp32. Networks may run in bf16."""
+    with place.autocast():
+        h, lengths, log_probs = encoded = recogniser(batch)
+    losses = {"lm": answer_losses(recogniser, batch, place, encoded)} if recogniser.config.method == "gpt" else {}
+    return losses | ({"ctc": ctc_losses(recogniser, log_probs, lengths, batch)} if recogniser.characters else {})
 
 
 def total_loss(losses: dict[str, Tensor], ctc_weight: float) -> Tensor:
@@ -444,8 +444,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
     run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, recogniser.fits)
     if place.first:
         published.keep_shapes(recogniser, Path(config.out))
-    losses_of = partial(compute_losses, recogniser, place=place, lm_only=True)
-    listening = partial(prompting.measure_listening, recogniser, losses_of, corpus.dev, config, place)
+    listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
     for _ in run.epochs():
         for update in run.updates():
             for batch in update:
@@ -476,7 +475,7 @@ def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -
     """
     from common import figures
 
-    batch = read_one(corpus.dev[0], config).to(place.device)
+    batch, folder = read_one(corpus.dev[0], config).to(place.device), Path(config.out)
     h, lengths, log_probs = recogniser.eval()(batch)
     if log_probs is not None:
         rows = {"1 - p(blank)": 1 - log_probs[0, :, ctc.BLANK].exp()}
@@ -484,8 +483,7 @@ def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -
             into = vectors_of(log_probs[0], mode)
             rows[mode] = torch.where(into < 0, 0.0, 0.4 + 0.4 * (into % 2))
         values = torch.stack(list(rows.values()), 1).cpu().numpy()  # (T, rows)
-        path, text = Path(config.out) / "compression.png", corpus.dev[0].text
-        figures.posteriors(path, values, list(rows), FRAME_SECONDS, text)
+        figures.posteriors(folder / "compression.png", values, list(rows), FRAME_SECONDS, corpus.dev[0].text)
     if config.method == "gpt":
         a, (n,) = recogniser.bridge(h, lengths, log_probs)
         ids = [i - 1 for i in recogniser.tokenizer.encode(corpus.dev[0].text)]
@@ -493,7 +491,7 @@ def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -
         attentions = prompting.attentions(recogniser.llm, sequences)
         some = sorted({round(i * (len(attentions) - 1) / 3) for i in range(4)})
         panels = {f"layer {i + 1}": attentions[i][n + 1 :, 1 : n + 1] for i in some}
-        figures.matrices(Path(config.out) / "attention.png", panels, "vector of the speech", "piece of the text")
+        figures.matrices(folder / "attention.png", panels, "vector of the speech", "piece of the text")
 
 
 # ============================================================================================================ main
@@ -561,6 +559,8 @@ def run_method(config: Config) -> dict:
         return scoring.transcribe_files(read(config, place).to(place.device), config, place)
     if config.export:
         recogniser = read(config, place)
+        if not hasattr(recogniser, "bridge_convs"):
+            raise UserError("--export writes the published layout, which has GPT and a bridge of convolutions.")
         lora.merge(recogniser.llm)
         published.write(recogniser, recogniser.tokenizer.tokenizer, Path(config.export))
         return {}

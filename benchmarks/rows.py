@@ -122,6 +122,41 @@ ROWS["llm_prompt_asr"] = {
        for lm in ("lm-s", "lm-l", "lm-english", "lm-plain", "lm-untrained")},
     **{f"LoRA r {rank}, 480 ms": f"{LLM} --lora-rank {rank}" for rank in (16, 32)},
 }  # fmt: skip
+BRIDGE = "--method gpt --ctc-run runs/table/hubert_gpt_bridge/ctc-s{seed}"
+ADAPT = "--method gpt --data demo-spontaneous --init runs/table/hubert_gpt_bridge/conv-s{seed}"
+ADAPTERS = f"{ADAPT} --lr-hubert 0 --lr-bridge 0 --lr-llm 1e-2 --epochs 6 --lora-rank"
+ROWS["hubert_gpt_bridge"] = {
+    "ctc": "--method ctc",
+    "conv": BRIDGE,
+    **{mode: f"{BRIDGE} --bridge ctc --compression {mode}" for mode in ("remove_blank", "average_remove_blank")},
+    "ctc + beam + LM": "of ctc: --decode beam --beam 10 --lm demo/gpt --bonus 0 0.5",
+    "conv, not adapted": f"{ADAPT} --score",
+    "conv, adapted by LoRA r 8": f"{ADAPTERS} 8",
+    "conv, all adapted": f"{ADAPT} --epochs 6",
+    "average": f"{BRIDGE} --bridge ctc --compression average",
+    **{f"conv, x{2**layers}": f"{BRIDGE} --bridge-layers {layers}" for layers in (1, 3)},
+    **{
+        f"conv, {name} frozen": f"{BRIDGE} {options}"
+        for name, options in {
+            "HuBERT": "--lr-hubert 0",
+            "GPT": "--lr-llm 0",
+            "bridge": "--lr-bridge 0",
+            "HuBERT and GPT": "--lr-hubert 0 --lr-llm 0",
+            "HuBERT and bridge": "--lr-hubert 0 --lr-bridge 0",
+            "bridge and GPT": "--lr-bridge 0 --lr-llm 0",
+        }.items()
+    },
+    "conv, LoRA r 8": f"{BRIDGE} --lora-rank 8 --lr-llm 5e-3",
+    "conv, HuBERT as pretrained": "--method gpt --ctc-run none",
+    "conv, HuBERT as pretrained, 7 epochs": "--method gpt --ctc-run none --epochs 7",
+    "ctc, untrained HuBERT": "--method ctc --untrained-hubert",
+    "conv, untrained HuBERT": "--method gpt --untrained-hubert "
+    "--ctc-run runs/table/hubert_gpt_bridge/ctc-untrained-hubert-s{seed}",
+    "conv, untrained GPT": f"{BRIDGE} --untrained-gpt",
+    "ctc, CNN frozen": "--method ctc --train-cnn no",
+    **{f"conv, adapted by LoRA r {rank}": f"{ADAPTERS} {rank}" for rank in (1, 2, 32)},
+    **{f"conv, {decode}": f"of conv: --decode {decode}" for decode in ("beam", "top_k", "top_p")},
+}
 PAIRS = {  # what is compared with what, beside every row with the first
     "interaed_kd": [
         ("interaed_kd", "interctc"),  # what decoder and teacher add to the losses at the taps
@@ -147,6 +182,19 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("all trained, 480 ms", "monolingual ctc"),
         ("all trained, lm-l", "all trained, lm-s"),
         ("LM frozen, lm-plain", "LM frozen, 480 ms"),
+    ],
+    "hubert_gpt_bridge": [
+        ("conv", "ctc + beam + LM"),  # does it do more than text helps?
+        ("average_remove_blank", "conv"),
+        ("average_remove_blank", "remove_blank"),
+        ("conv, adapted by LoRA r 8", "conv, not adapted"),  # the paper's claim: cheap adaptation
+        ("conv, all adapted", "conv, adapted by LoRA r 8"),
+        *((f"conv, {part} frozen", "conv") for part in ("HuBERT", "GPT", "bridge")),  # its claim: everything trained
+        ("conv, HuBERT as pretrained, 7 epochs", "conv"),
+        ("ctc, untrained HuBERT", "ctc"),
+        ("conv, untrained HuBERT", "conv"),
+        ("conv, untrained GPT", "conv"),
+        *((f"conv, {decode}", "conv") for decode in ("beam", "top_k", "top_p")),
     ],
     "streaming_aux_kd": [
         ("scratch", "teacher"),  # what streaming costs

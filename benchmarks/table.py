@@ -90,6 +90,10 @@ def count(path: Path) -> dict[str, str]:
 def sessions_and_words(split: str) -> tuple[list[str], np.ndarray]:
     """Of every utterance of a split, in the order of the hypothesis files."""
     data = ROOT / "data"
+    if split == "test":
+        manifest = (data / "demo-spontaneous" / "test.jsonl").read_text().splitlines()
+        entries = [json.loads(line) for line in manifest]
+        return [e["session"] for e in entries], np.array([len(e["text"].split()) for e in entries])
     if (book := data / "demo-mls" / split.replace("test-", "mls_") / "test" / "transcripts.txt").exists():
         lines = book.read_text().replace("\t", " ").splitlines()
     else:
@@ -109,7 +113,8 @@ class Score(NamedTuple):
     out_of: str = ""  # "": words
 
     def of(self, entry: dict) -> float:
-        return float(np.mean([entry[self.rate][split] for split in self.splits]))
+        """Not a number, where the row was not scored on these."""
+        return float(np.mean([entry[self.rate].get(split, np.nan) for split in self.splits]))
 
 
 LANGUAGES = ["english", "german", "dutch", "french", "spanish", "italian", "portuguese", "polish"]
@@ -126,6 +131,8 @@ def scores_of(script: str) -> list[Score]:
         if script == "streaming_aux_kd":
             found.append(Score(f"{split} WER, twins equal", "wer_twins_equal", [split], "audible"))
         found.append(Score(f"{split} homophones", "homophone_error", [split], "twins", "heard"))
+    if script == "hubert_gpt_bridge":
+        found.append(Score("demo-spontaneous WER", "wer", ["test"], "errors"))
     return found
 
 
@@ -136,6 +143,9 @@ def differences(base: dict[int, dict], found: dict[int, dict], scores: list[Scor
     """
     cells, paired = [], sorted(set(base) & set(found))
     for score in scores:
+        if any(np.isnan(score.of(side[seed])) for seed in paired for side in (base, found)):
+            cells.append(("", np.nan))
+            continue
         read = {split: sessions_and_words(split) for split in score.splits}
         sessions = [f"{split} {session}" for split in score.splits for session in read[split][0]]
         languages = [split for split in score.splits for _ in read[split][0]]
@@ -175,6 +185,9 @@ def render(script: str, entries: list[dict]) -> str:
         cells = [row, str(len(results))]
         for score in scores:
             rates = [score.of(e) for e in results.values()]
+            if np.isnan(rates).any():
+                cells.append("")
+                continue
             cells.append(f"{np.mean(rates):.1f}" + (f" ± {np.std(rates, ddof=1):.1f}" if len(rates) > 1 else ""))
         means.append(cells)
         medians = [[e[key] for e in results.values() if key in e] for key in speed]
@@ -184,8 +197,8 @@ def render(script: str, entries: list[dict]) -> str:
     baseline = next(iter(found))
     compared = [(row, baseline) for row in found if row != baseline and "audio" not in row] + PAIRS[script]
     pairs = [(a, b, differences(found[b], found[a], scores)) for a, b in compared if set(found[a]) & set(found[b])]
-    halves = [np.median([cells[i][1] for *_, cells in pairs]) for i in range(len(scores)) if pairs]
-    gaps = ["half an interval, median", "", *(f"{half:.1f}" for half in halves)]
+    widths = [[cells[i][1] for *_, cells in pairs if not np.isnan(cells[i][1])] for i in range(len(scores))]
+    gaps = ["half an interval, median", "", *(f"{np.median(halves):.1f}" if halves else "" for halves in widths)]
     names = [score.name for score in scores]
     return "\n\n".join([
         markdown(["row", "seeds", *names], means),

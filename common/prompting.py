@@ -165,12 +165,12 @@ def measure_listening(
 ) -> dict[str, float]:
     """{"listening_gap"}: by how many nats per piece a transcript is less likely after the audio of another session.
 
-    losses(batch): {"lm": -log p(answer | speech) of each utterance (B,)}.
+    losses(recogniser, batch, place): -log p(answer | speech) of each utterance (B,).
     """
     sums, pieces = [0.0, 0.0], [0, 0]
     recogniser.eval()
     for swapped, batch in listening_batches(utterances, config, recogniser.tokenizer.encode, lambda *_: True):
-        sums[swapped] += losses(batch.to(place.device))["lm"].sum().item()
+        sums[swapped] += losses(recogniser, batch.to(place.device), place).sum().item()
         pieces[swapped] += int(batch.target_lengths.sum()) + len(batch.utterances)
     own, other = (total / max(count, 1) for total, count in zip(sums, pieces, strict=True))
     if place.first and other - own < 0.1:

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -195,8 +194,7 @@ def test_gap(made, corpus):
     """0 where the audio does not matter."""
     m = made("")
 
-    losses = partial(compute_losses, m.recogniser, place=CPU)
-    arguments = losses, corpus.dev, m.config, CPU
+    arguments = script.answer_losses, corpus.dev, m.config, CPU
     assert prompting.measure_listening(m.recogniser, *arguments)["listening_gap"] != 0
     m.recogniser.bridge_proj.weight.data.zero_()
     m.recogniser.bridge_proj.bias.data.zero_()
