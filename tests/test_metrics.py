@@ -62,3 +62,19 @@ def test_side_by_side():
         "HYP: the NIGHT  rode OUT home",
     ]
     assert side_by_side("", "") == "REF: \nHYP: "
+
+
+@pytest.mark.parametrize(
+    ("reference", "hypothesis", "errors", "characters"),
+    [
+        ("東京、大阪。", "東京 大阪", 0, 4),  # punctuation and spaces
+        ("ｶﾞｯｺｳへ行く", "ガッコウへ行く", 0, 7),  # half-width kana, a voiced sign of its own
+        ("１２％の「人々」", "12%の人々", 0, 5),  # full-width digits; signs are not spoken
+        ("ラーメン・カレー〜", "ラーメンカレー", 0, 7),  # the long vowel is a letter
+        ("彼はａＢｃだ！", "彼はabcだ", 0, 6),
+        ("今日は晴れ", "今日晴", 2, 5),
+    ],
+)
+def test_character_errors_of_japanese(reference, hypothesis, errors, characters):
+    found = character_errors([reference], [hypothesis])
+    assert (found.errors, found.words) == (errors, characters)
