@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from common.cache import digest
+from common.corpora import DEMO_MLS_WORLDS, DEMO_WORLDS
 from common.flags import UserError
 from common.text import Characters, Pieces, WordPiece
 
@@ -58,18 +59,22 @@ def resolve(name: str, flag: str, tokenizer_only: bool = False) -> str:
 def find(name: str, flag: str, root: str, tokenizer_only: bool = False) -> str:
     """As `resolve`, and the models of the demo worlds, built in ROOT where they are missing.
 
-    demo, demo-smoke: that world's bert-a; demo/bert-b, demo/lm: another of its models. Raises UserError.
+    demo, demo-smoke: that world's bert-a; demo/bert-b, demo/lm: another of its models; demo-mls, demo-mls-smoke: lm-m.
+    Raises UserError.
     """
     world, _, model = name.partition("/")
-    if world not in ("demo", "demo-smoke") or os.path.isdir(name):
+    if world not in DEMO_WORLDS | DEMO_MLS_WORLDS or os.path.isdir(name):
         return resolve(name, flag, tokenizer_only)
     from common import demo
+    from common.demo import multilingual
 
-    if (model or "bert-a") not in demo.MODELS:
-        raise UserError(f"{flag} {name}: the demo world has {', '.join(demo.MODELS)}.")
-    folder, small = Path(os.path.expanduser(root)) / world, world == "demo-smoke"
-    written = tokenizer_only and model in ("", "bert-a", "bert-b", "lm")  # by rule, before any model is trained
-    return str(demo.build_text(folder, small) if written else demo.build_model(folder, model or "bert-a", small))
+    builder, small = demo if world in DEMO_WORLDS else multilingual, (DEMO_WORLDS | DEMO_MLS_WORLDS)[world]
+    folder, model = Path(os.path.expanduser(root)) / world, model or builder.MODELS[0]
+    if model not in builder.MODELS:
+        raise UserError(f"{flag} {name}: the demo world has {', '.join(builder.MODELS)}.")
+    if tokenizer_only and model in builder.ONE_TOKENIZER:
+        return str(builder.build_tokenizer(folder, small))
+    return str(builder.build_model(folder, model, small))
 
 
 def load_pieces(name: str, flag: str, root: str):

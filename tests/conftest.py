@@ -108,6 +108,18 @@ def build_llama(folder: Path, root: Path) -> None:
     LlamaForCausalLM(LlamaConfig(**sizes, **ids, initializer_range=0.08)).save_pretrained(folder)
 
 
+@pytest.fixture(scope="session")
+def mls_model(mls_root, shared) -> Callable[[str], Path]:
+    """mls_model("lm-s"): the folder of that model of the small multilingual world."""
+    from common.demo.multilingual import build_model
+
+    def built(name: str) -> Path:
+        build_once(shared / f"mls-{name}", lambda _: build_model(mls_root / "demo-mls-smoke", name, small=True))
+        return mls_root / "demo-mls-smoke" / name
+
+    return built
+
+
 # -------------------------------------------------------------------------------------------------------- tiny runs
 
 

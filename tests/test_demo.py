@@ -19,7 +19,7 @@ import soundfile
 import torch
 
 from common import demo
-from common.corpora import MLS_LANGUAGES
+from common.corpora import MLS_LANGUAGES, load_corpus
 from common.demo import MODELS, SHARD, SIZES, build, build_model, grammar, languages, multilingual, plan_utterances
 from common.demo.__main__ import main, read
 from common.demo.building import run_speech
@@ -265,9 +265,9 @@ def test_the_grammars_are_small_and_their_phrases_normalised():
         assert 60 <= len(set(phrases)) <= 70 and all(normalise(phrase) == phrase for phrase in phrases)
         assert all(len(set(some)) == len(some) for scene in language.scenes for some in scene.values())
         known, new = multilingual.speakers_of(name, new=False), multilingual.speakers_of(name, new=True)
-        assert {s.voice for s in known}.isdisjoint(s.voice for s in new) and len({s.id for s in known + new}) == 48
+        assert {s.voice for s in known}.isdisjoint(s.voice for s in new) and len({s.id for s in known + new}) == 64
         voices |= {s.id for s in known + new}
-    assert len(voices) == 8 * 48
+    assert len(voices) == 8 * 64
 
 
 def test_no_held_out_sentence_of_any_language_was_ever_seen(mls_root):
@@ -346,6 +346,70 @@ def test_the_full_teacher_has_eight_layers_and_grows(root):
     for i, layer in enumerate(deep.bert.encoder.layer):
         for one, two in zip(layer.parameters(), shallow.bert.encoder.layer[i % 4].parameters(), strict=True):
             assert torch.equal(one, two)
+
+
+def test_the_multilingual_models_share_a_tokenizer_that_writes_every_text_as_it_is(mls_root, mls_model):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from common.demo import llama
+
+    tokenizer = AutoTokenizer.from_pretrained(mls_model("lm-s").parent / "tokenizer")
+    texts = llama.read_sentences(mls_root / "demo-mls-smoke" / "text.txt")
+    texts += [u.text for u in load_corpus("demo-mls-smoke", str(mls_root)).dev]
+    ids = tokenizer(texts)["input_ids"]
+    assert [tokenizer.decode(row, skip_special_tokens=True) for row in ids] == texts
+    special = [tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    assert special == [0, 1, 2, 3] and min(min(row) for row in ids) > 3 and tokenizer.is_fast
+    for name in ("lm-s", "lm-english"):
+        model = AutoModelForCausalLM.from_pretrained(mls_model(name))
+        assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(mls_model(name))) == llama.PIECES
+        assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (1, 2, 3)
+    with pytest.raises(UserError, match="it has lm-m, lm-s, lm-l"):
+        multilingual.build_model(mls_root / "demo-mls-smoke", "lm", small=True)
+
+
+def test_texts_read_again():
+    from common.demo import pretraining
+
+    rng = random.Random(0)
+    text = list(range(10, 60))
+    stretched = [pretraining.stretch(text, [99], 0, rng) for _ in range(200)]
+    kept = [[i for i, _ in itertools.groupby(i for i in ids if i)] for ids in stretched]
+    assert statistics.mean(map(len, stretched)) == pytest.approx(50 * 0.95 * 1.9, rel=0.03)
+    assert statistics.mean(i == 99 for ids in kept for i in ids) == pytest.approx(0.05 / 0.95, rel=0.3)
+    assert statistics.mean(len(ids) for ids in kept) == pytest.approx(47.5, rel=0.02)
+    assert all([i for i in ids if i != 99] == sorted(i for i in ids if i != 99) for ids in kept)  # in order
+
+
+def test_no_loss_at_what_is_read(mls_model):
+    """Whatever stands before the beginning, the loss is that of the text behind it, alone and padded."""
+    from transformers import AutoModelForCausalLM
+
+    from common.demo import pretraining
+
+    model = AutoModelForCausalLM.from_pretrained(mls_model("lm-s"))
+    rows = [(3, [7, 8, 9, 1, 10, 11, 2]), (0, [1, 12, 2])]
+    log_probs = [model(torch.tensor([ids])).logits[0].log_softmax(-1) for _, ids in rows]
+    expected = [-log_probs[0][i][x] for i, x in ((3, 10), (4, 11), (5, 2))]
+    expected += [-log_probs[1][i][x] for i, x in ((0, 12), (1, 2))]
+    assert pretraining.causal_loss(model, rows).item() == pytest.approx(sum(expected).item() / 5, rel=1e-5)
+
+
+def test_a_causal_model_of_any_family_is_trained():
+    from transformers import GPTNeoXConfig
+
+    from common.demo import pretraining
+
+    config = GPTNeoXConfig(vocab_size=30, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                           intermediate_size=64, bos_token_id=2, eos_token_id=3)  # fmt: skip
+    texts = [[5, 6, 7, 8], [9, 10, 11]]
+    rows = [(0, [2, *text, 3]) for text in texts]
+    losses = []
+    for steps in (0, 40):
+        model = pretraining.train_causal(config, texts, steps, seed=1, again=0.5, blank=1, tokens=60, lr=1e-2)
+        losses.append(pretraining.causal_loss(model, rows).item())
+        assert type(model).__name__ == "GPTNeoXForCausalLM" and not model.training
+    assert losses[1] < 0.5 < losses[0]
 
 
 def test_pretraining_teaches(root, tmp_path):

@@ -34,7 +34,8 @@ from common.files import write_atomically
 from common.flags import UserError
 from common.text import WordPiece
 
-MODELS = ("bert-a", "bert-b", "lm", "gpt", "hubert")
+MODELS = ("bert-a", "bert-b", "lm", "gpt", "hubert")  # the first where none is named
+ONE_TOKENIZER = ("bert-a", "bert-b", "lm")  # share one, which is there before they are
 VERSION = 1  # of the recipe: raise it whenever the same seed would give another world
 HOURS = 1.8  # training speech by default
 SHARD = 100  # utterances: what one process of the synthesiser speaks
@@ -57,7 +58,7 @@ def build(
     if not hours > 0:
         raise UserError(f"--hours must be more than 0, not {hours}.")
     folder, sizes = Path(folder).absolute(), SIZES[small]
-    build_text(folder, small, seed)
+    build_tokenizer(folder, small, seed)
     training = [f"train-{i:03d}" for i in range(max(1, round(hours / SHARD_HOURS)))]
     subsets = [*grammar.HELD_OUT, *training]
     missing = {s: sizes.get(s, SHARD) for s in subsets if not (folder / "LibriSpeech" / s).exists()}
@@ -68,7 +69,7 @@ def build(
     return training
 
 
-def build_text(folder: str | Path, small: bool = False, seed: int = 0) -> Path:
+def build_tokenizer(folder: str | Path, small: bool = False, seed: int = 0) -> Path:
     """Builds what needs no speech, the text and the tokenizer; returns the tokenizer's folder. Raises UserError."""
     folder = Path(folder).absolute()
     claim(folder, {"version": VERSION, "seed": seed, "small": small}, "LibriSpeech/*")
@@ -100,7 +101,7 @@ def build_model(folder: str | Path, model: str, small: bool = False, seed: int =
     if model not in MODELS:
         raise UserError(f"the demo world has no model {model!r}: it has {', '.join(MODELS)}.")
     folder = Path(folder).absolute()
-    build_text(folder, small, seed)
+    build_tokenizer(folder, small, seed)
     if not (folder / model / "model.safetensors").exists():
         _write_text(folder, "text-b" if model == "bert-b" else "text", small, seed)
         _pretrain(folder, model, small, seed, progress)

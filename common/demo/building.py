@@ -65,7 +65,7 @@ def speak(
             waiting[subset] -= 1
             if not waiting[subset]:
                 list_them(work / subset, subsets[subset])
-                _publish(work / subset, folder / subset)
+                publish(work / subset, folder / subset)
     except OSError as error:
         raise UserError(f"The demo world cannot be kept in {folder} ({error.strerror}): free some space.") from None
     finally:
@@ -74,7 +74,7 @@ def speak(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _publish(finished: Path, target: Path) -> None:
+def publish(finished: Path, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     try:
         finished.rename(target)

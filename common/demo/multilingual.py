@@ -26,6 +26,8 @@ from common.demo.speakers import PITCH_AND_RATE, Speaker, conditions
 from common.files import write_atomically
 from common.flags import UserError
 
+MODELS = ("lm-m", "lm-s", "lm-l", "lm-english", "lm-plain")  # the first where none is named
+ONE_TOKENIZER = MODELS
 VERSION = 1  # of the recipe: raise it whenever the same seed would give another world
 # Training utterances [choice]: in MLS's order, but MLS has 400 times as much English as Polish.
 TRAIN = {"english": 480, "german": 400, "dutch": 350, "french": 310, "spanish": 280, "italian": 250, "portuguese": 220,
@@ -75,6 +77,30 @@ def build_text(folder: str | Path, small: bool = False, seed: int = 0) -> None:
         random.Random(f"{seed} text").shuffle(mixed)
         for name, documents in {"english": texts["english"], "text": mixed}.items():  # text.txt last
             write_atomically(folder / f"{name}.txt", "\n\n".join(map("\n".join, documents)) + "\n")
+
+
+def build_tokenizer(folder: str | Path, small: bool = False, seed: int = 0) -> Path:
+    """The tokenizer of all its language models, built once; returns its folder. Raises UserError."""
+    folder = Path(folder).absolute()
+    build_text(folder, small, seed)
+    from common.demo import llama
+
+    return llama.build_tokenizer(folder)
+
+
+def build_model(folder: str | Path, model: str, small: bool = False, seed: int = 0, progress: bool = True) -> Path:
+    """Trains one of MODELS on the text of the world (see llama.py), once; returns its folder.
+
+    Raises UserError for another name.
+    """
+    if model not in MODELS:
+        raise UserError(f"the multilingual demo world has no model {model!r}: it has {', '.join(MODELS)}.")
+    folder = build_tokenizer(folder, small, seed).parent
+    if not (folder / model / "model.safetensors").exists():
+        from common.demo import llama
+
+        llama.pretrain(folder, model, small, seed, progress)
+    return folder / model
 
 
 def plan_utterances(seed: int, language: str, split: str, small: bool) -> list[dict]:

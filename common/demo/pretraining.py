@@ -4,6 +4,8 @@
     bert-b   4 layers, on text-b.txt, which speaks of half the scenes only: a teacher from another domain
     lm       4 layers, causal, on text.txt: for decoding by beam search
 
+and `train_causal`, which makes a causal language model from any configuration: see llama.py.
+
 All have the world's written vocabulary and are saved as Hugging Face folders. BERT learns to fill masked tokens in
 single sentences and in whole conversations, in turn: a conversation tells more about its scene, and without it the
 model needs several times as long to find out which words belong together. The LM reads [CLS] sentence [SEP].
@@ -20,7 +22,7 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +30,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PretrainedConfig,
+)
 
 from common.pretrained import quiet_bars
 from common.text import WordPiece
@@ -69,7 +78,7 @@ def pretrain(world: Path, model: str, small: bool, seed: int, progress: bool) ->
 
 
 @contextmanager
-def reproducible(seed: int):
+def reproducible(seed: int) -> Iterator[None]:
     """Inside, torch's random numbers follow from the seed, and sums do not depend on the number of threads."""
     threads = torch.get_num_threads()
     # The order of additions, and with it every byte, depends on the number of threads. One is nearly as fast as two for
@@ -192,3 +201,64 @@ def gpt2_loss(network: GPT2LMHeadModel, ids: Tensor) -> Tensor:
     """Cross-entropy of every next token of ids (N, L), [SEP] included."""
     logits = network(ids[:, :-1]).logits
     return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=PAD)
+
+
+# ------------------------------------------------------------------------------------------- causal language models
+
+# Texts read again [choice]: each piece is lost or another one now and then, stands there once or more often, and may be
+# followed by a blank, much as what CTC says of 80-ms frames: about 1.8 as long as the text.
+LOST, WRONG, BLANK = 0.05, 0.05, 0.4
+REPEATS, REPEAT_WEIGHTS = (1, 2, 3), (6, 3, 1)
+NO_TARGET = -100
+
+
+def train_causal(
+    config: PretrainedConfig, texts: list[list[int]], steps: int, seed: int, again: float, blank: int,
+    tokens: int = 1500, lr: float = 3e-3, progress: str = "",
+) -> nn.Module:  # fmt: skip
+    """A causal language model of any family, trained from scratch on the ids of texts: `<s> X </s>`.
+
+    again: share of texts read again, `X' <s> X </s>` where X' is X as `stretch` makes it, without loss at X'. A tiny
+    frozen model can only say what it reads if it has learnt to, as large ones have [choice]. blank: an id that stands
+    for no text, such as the unknown piece. tokens: per step, about; lr: peak; progress: title of a bar, none without.
+    """
+    rng, known = random.Random(seed), sorted({i for ids in texts for i in ids})
+    with reproducible(seed):
+        network = AutoModelForCausalLM.from_config(config).train()
+        optimizer = adamw(network)
+        for step in tqdm(range(steps), progress, unit="step", disable=None if progress else True):
+            rows, read_again = [], rng.random() < again
+            while sum(len(ids) for _, ids in rows) < 8 * tokens:  # of which one batch of similar lengths is taken
+                text = rng.choice(texts)
+                before = stretch(text, known, blank, rng) if read_again else []
+                rows.append((len(before), [*before, config.bos_token_id, *text, config.eos_token_id]))
+            rows.sort(key=lambda row: len(row[1]))
+            first = rng.randrange(8) * len(rows) // 8
+            rows = rows[first : first + len(rows) // 8]
+            optimizer.param_groups[0]["lr"] = lr * one_cycle((step + 1) / steps, 0.1)
+            causal_loss(network, rows).backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    return network.eval()
+
+
+def stretch(ids: list[int], known: list[int], blank: int, rng: random.Random) -> list[int]:
+    """The text as a recogniser might put it, frame by frame. known: pieces that may stand for another."""
+    stretched = []
+    for i in ids:
+        draw = rng.random()
+        if draw >= LOST:
+            piece = i if draw >= LOST + WRONG else rng.choice(known)
+            stretched += [piece] * rng.choices(REPEATS, REPEAT_WEIGHTS)[0] + [blank] * (rng.random() < BLANK)
+    return stretched
+
+
+def causal_loss(network: nn.Module, rows: list[tuple[int, list[int]]]) -> Tensor:
+    """Mean cross-entropy of every next id of N rows (n, ids), but for the first n of each."""
+    # Causal: no position sees what is padded on its right, so nothing has to be masked.
+    inputs = nn.utils.rnn.pad_sequence([torch.tensor(ids[:-1]) for _, ids in rows], batch_first=True)  # (N, L)
+    targets = [torch.tensor([*[NO_TARGET] * n, *ids[n + 1 :]]) for n, ids in rows]
+    targets = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=NO_TARGET)
+    logits = network(inputs, use_cache=False).logits.float()
+    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET)
