@@ -1,17 +1,21 @@
-"""What can be known about the demo world's homophones: python benchmarks/demo_world.py [--root data] [--data demo]
+"""What can be known about a demo world's dev sentences: python benchmarks/demo_world.py [--root data] [--data demo]
 
-On the dev sentences: how often the right twin is chosen by its frequency in the transcripts, by a trigram model of
-them, and by the scene of every cue word; then by the text models, which are asked about every token in turn.
+demo: how often the right twin of a homophone is chosen by its frequency in the transcripts, by a trigram model of them,
+and by the scene of every cue word; then by the text models, which are asked about every token in turn.
+
+demo-mls: hours and frames per label of the training speech; perplexity per piece of every language model, alone and
+where the text stands before it, stretched (see `pretraining.stretch`), and the word error rate when it then writes it.
 """
 
 import argparse
 import math
+import random
 import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 import torch
 from torch import nn
@@ -19,9 +23,14 @@ from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common.corpora import load_corpus
+from common.corpora import Utterance, load_corpus
+from common.demo import multilingual
+from common.demo.pretraining import causal_loss, stretch
+from common.demo.speech import frames
+from common.demo.vocabulary import frames_needed
 from common.demo.words import CUES, SECOND, TWIN, USUAL
-from common.pretrained import MaskedLM, load_model, load_vocabulary
+from common.metrics import word_errors
+from common.pretrained import MaskedLM, load_model, load_pieces, load_vocabulary
 from common.text import WordPiece
 
 
@@ -100,14 +109,52 @@ def perplexity(model: nn.Module, sentences: list[str], encode: Callable[[str], l
     return math.exp(-total / tokens), mean(chosen)
 
 
+def show_speech(train: list[Utterance], tokenizer) -> None:
+    ratios: dict[str, list[float]] = {}
+    for u in train:
+        needed = frames_needed(tokenizer(u.text)["input_ids"])
+        ratios.setdefault(u.language, []).append(frames(round(16000 * u.duration)) / needed)
+    print("language     utterances   hours  seconds  frames per label: least, median")
+    for language, some in [*ratios.items(), ("all", sum(ratios.values(), []))]:
+        seconds = sum(u.duration for u in train if language in (u.language, "all"))
+        print(f"{language:<12} {len(some):>10} {seconds / 3600:>7.2f} {seconds / len(some):>8.1f}  "
+              f"{min(some):.2f}, {median(some):.2f}")  # fmt: skip
+
+
+@torch.inference_mode()
+def show_language_models(dev: list[Utterance], data: str, root: str, models: list[str]) -> None:
+    for name in models:
+        model = load_model(AutoModelForCausalLM, f"{data}/{name}", "--data", root)
+        tokenizer = load_pieces(f"{data}/{name}", "--data", root)
+        bos, eos, unk = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id
+        rng, rows, read_again, written = random.Random(0), [], [], []
+        for u in dev:
+            ids = tokenizer(u.text)["input_ids"]
+            before = stretch(ids, range(4, len(tokenizer)), unk, rng)
+            rows.append((0, [bos, *ids, eos]))
+            read_again.append((len(before), [*before, bos, *ids, eos]))
+        for u, (n, ids) in list(zip(dev, read_again, strict=True))[::4]:
+            new = model.generate(torch.tensor([ids[: n + 1]]), max_new_tokens=80, do_sample=False, pad_token_id=eos)
+            written.append((u.text, tokenizer.decode(new[0, n + 1 :], skip_special_tokens=True)))
+        alone, again = (math.exp(causal_loss(model, some)) for some in (rows, read_again))
+        size = sum(p.numel() for p in model.parameters())
+        print(f"{name:<10} {size:>9,} parameters   perplexity {alone:.2f}, read again {again:.2f}; written: "
+              f"{word_errors(*zip(*written, strict=True)).rate:.1f} % of words wrong", flush=True)  # fmt: skip
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", default="data")
-    parser.add_argument("--data", default="demo", choices=["demo", "demo-smoke"])
+    parser.add_argument("--data", default="demo", choices=["demo", "demo-smoke", "demo-mls", "demo-mls-smoke"])
     parser.add_argument("--hours", type=float, help="of transcripts (absent: 1.8)")
+    parser.add_argument("--models", nargs="+", help="of demo-mls (absent: all)", default=multilingual.MODELS)
     arguments = parser.parse_args(argv)
     root, data = arguments.root, arguments.data
     corpus = load_corpus(data, root, arguments.hours)
+    if data.startswith("demo-mls"):
+        show_speech(corpus.train, load_pieces(data, "--data", root))
+        show_language_models(corpus.dev, data, root, arguments.models)
+        return
     train, dev = [u.text for u in corpus.train], [u.text for u in corpus.dev]
     shares = {"frequency": chosen_by_counts(train, dev, trigram=False)}
     shares |= {"a trigram": chosen_by_counts(train, dev, trigram=True), "the cues": chosen_by_cues(dev)}
