@@ -3,6 +3,7 @@
     lm-s lm-m lm-l   a family of three sizes, on text.txt, half of it read again (see `pretraining.train_causal`)
     lm-english       as lm-m, on english.txt
     lm-plain         as lm-m, without texts read again
+    lm-untrained     as lm-m, as it was before: a control
 
 The tokenizer is a SentencePiece unigram model of the text, written down for Hugging Face.
 """
@@ -35,6 +36,7 @@ RECIPES = {
     "lm-l": Recipe(6, 96),
     "lm-english": Recipe(4, 64, text="english.txt"),
     "lm-plain": Recipe(4, 64, again=0.0),
+    "lm-untrained": Recipe(4, 64, steps=0),
 }
 SMALL = {"layers": 2, "dim": 32, "steps": 60}  # for the smoke world
 

@@ -26,7 +26,7 @@ from common.demo.speakers import PITCH_AND_RATE, Speaker, conditions
 from common.files import write_atomically
 from common.flags import UserError
 
-MODELS = ("lm-m", "lm-s", "lm-l", "lm-english", "lm-plain")  # the first where none is named
+MODELS = ("lm-m", "lm-s", "lm-l", "lm-english", "lm-plain", "lm-untrained")  # the first where none is named
 ONE_TOKENIZER = MODELS
 VERSION = 1  # of the recipe: raise it whenever the same seed would give another world
 # Training utterances [choice]: in MLS's order, but MLS has 400 times as much English as Polish.
