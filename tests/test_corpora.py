@@ -107,7 +107,7 @@ def test_missing_corpora_say_what_to_do(root, tmp_path):
     with pytest.raises(UserError, match="train-clean-100.*--download"):
         load_corpus("librispeech", str(root / "demo-smoke"), hours=100)
     for name in ("librispech", "x" * 300):
-        with pytest.raises(UserError, match="no such folder, and not demo, demo-smoke, librispeech"):
+        with pytest.raises(UserError, match="no such folder, and not demo, demo-smoke, .*librispeech"):
             load_corpus(name, str(tmp_path))
     (tmp_path / "LibriSpeech" / "train-clean-100").mkdir(parents=True)
     with pytest.raises(UserError, match=r"trans\.txt"):
