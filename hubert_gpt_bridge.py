@@ -155,7 +155,7 @@ DEMO = dict(  # [choice]
 )  # fmt: skip
 SMOKE = DEMO | dict(
     data="demo-smoke", hours=0.1, hubert="demo-smoke/hubert", gpt="demo-smoke/gpt", update_seconds=8.0, ctc_epochs=2,
-    epochs=2,
+    epochs=2, pieces_per_second=6.0, more_pieces=5,
 )  # fmt: skip
 PRESETS = {"smoke": SMOKE, "demo": DEMO}
 

@@ -397,7 +397,7 @@ def list_mls(subset: Path, language: str) -> list[Utterance]:
 def _list_manifests(folder: Path, scoring: bool) -> dict[str, Listing]:
     wanted = "train.jsonl, dev.jsonl and test*.jsonl"
     if not os.path.isdir(folder):
-        known = ", ".join([*DEMO_WORLDS, *SPONTANEOUS, "librispeech", *DEMO_MLS_WORLDS, "mls"])
+        known = ", ".join([*DEMO_WORLDS, "librispeech", *SPONTANEOUS, *DEMO_MLS_WORLDS, "mls"])
         raise UserError(f"--data {printable(folder)}: no such folder, and not {known}: give a folder with {wanted}.")
     tests, dev = sorted(folder.glob("test*.jsonl")), folder / "dev.jsonl"
     if not tests:

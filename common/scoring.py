@@ -345,7 +345,7 @@ def transcribe_files(recogniser: nn.Module, config: RunConfig, place: Place, lm_
         for word in transcript.words:
             print(f"{printable(path)}\t{word.start:.2f}\t{word.end:.2f}\t{word.text}", flush=True)
     if failed:
-        raise UserError(f"{failed} of {len(config.transcribe)} files could not be read.")
+        raise UserError(f"{failed} of {len(config.transcribe)} files could not be read, or have subtitles already.")
     return {}
 
 

@@ -261,6 +261,24 @@ def test_transcribing_any_file(finished, talkative, corpus, tmp_path, capsys):
     assert all(len(row) == 2 and row[1] for row in rows)
 
 
+def test_subtitles(finished, talkative, corpus, tmp_path, capsys):
+    """Beside the file, one block per stretch of speech, in order; a file that is there is not touched."""
+    talk = joined(corpus.train[:6], tmp_path / "talk.flac")
+    rows = transcribe(finished, capsys, "--checkpoint", talkative, "--srt", "--transcribe", talk.audio)
+    assert rows == [[talk.audio, str(tmp_path / "talk.srt")]]
+    text, before = (tmp_path / "talk.srt").read_text(), 0.0
+    for i, block in enumerate(text.split("\n\n"), start=1):
+        number, times, words = block.strip().split("\n")
+        found = re.fullmatch(r"00:00:(\d\d),(\d{3}) --> 00:00:(\d\d),(\d{3})", times).groups()
+        start, end = int(found[0]) + int(found[1]) / 1000, int(found[2]) + int(found[3]) / 1000
+        assert number == str(i) and words and before <= start < end <= min(start + 6.1, talk.duration + 0.1)
+        before = end
+    assert i >= 2
+    with pytest.raises(UserError, match="1 of 1 files"):
+        finished.main("--checkpoint", talkative, "--srt", "--transcribe", talk.audio)
+    assert (tmp_path / "talk.srt").read_text() == text
+
+
 @pytest.mark.parametrize("search", [[], ["--decode", "beam", "--beam", "3", "--bonus", "0"]], ids=["greedy", "beam"])
 def test_word_times_and_unreadable_files(finished, talkative, corpus, tmp_path, capsys, search):
     if not finished.script.times:

@@ -226,7 +226,7 @@ def test_methods_side_by_side(corpus, config, tmp_path, capsys):
     configs, results = [], []
     for method, has_last in (("short", 0.0), ("whole", 1.0)):
         configs.append(replace(config, method=method, out=str(tmp_path / method), decode="beam", bonus=(has_last,)))
-        result = {"method": method} | scoring.evaluate(Echo(), corpus, configs[-1], CPU)
+        result = {"method": method} | scoring.evaluate(Echo(), corpus, configs[-1], CPU, object)
         results.append(scoring.report(result, configs[-1], CPU))
         assert json.loads((tmp_path / method / "result.json").read_text()) == result
     lines = capsys.readouterr().out.splitlines()

@@ -219,10 +219,12 @@ def train_causal(
     """A causal language model of any family, trained from scratch on the ids of texts: `<s> X </s>`.
 
     again: share of texts read again, `X' <s> X </s>` where X' is X as `stretch` makes it, without loss at X'. A tiny
-    frozen model can only say what it reads if it has learnt to, as large ones have [choice]. blank: an id that stands
-    for no text, such as the unknown piece. tokens: per step, about; lr: peak; progress: title of a bar, none without.
+    frozen model can only say what it reads if it has learnt to, as large ones have [choice]; where the configuration
+    has a separator, `<s> X' [SEP] X </s>`. blank: an id that stands for no text, such as the unknown piece. tokens: per
+    step, about; lr: peak; progress: title of a bar, none without.
     """
     rng, known = random.Random(seed), sorted({i for ids in texts for i in ids})
+    bos, separator = config.bos_token_id, getattr(config, "sep_token_id", None)
     with reproducible(seed):
         network = AutoModelForCausalLM.from_config(config).train()
         optimizer = adamw(network)
@@ -231,7 +233,10 @@ def train_causal(
             while sum(len(ids) for _, ids in rows) < 8 * tokens:  # of which one batch of similar lengths is taken
                 text = rng.choice(texts)
                 before = stretch(text, known, blank, rng) if read_again else []
-                rows.append((len(before), [*before, config.bos_token_id, *text, config.eos_token_id]))
+                if read_again and separator is not None:
+                    before = [bos, *before]
+                middle = separator if before and before[0] == bos else bos
+                rows.append((len(before), [*before, middle, *text, config.eos_token_id]))
             rows.sort(key=lambda row: len(row[1]))
             first = rng.randrange(8) * len(rows) // 8
             rows = rows[first : first + len(rows) // 8]
