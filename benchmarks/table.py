@@ -60,7 +60,8 @@ def run_one(script: str, row: str, seed: int, threads: int) -> dict:
     log = folder / "log.jsonl"
     if log.exists():
         dev = [entry for entry in map(json.loads, log.read_text().splitlines()) if "dev" in entry]
-        kept["dev"] = [[round(entry[key], 2) for key in ("dev", "dev_homophone_error")] for entry in dev]
+        keys = ("dev", "dev_homophone_error", "listening_gap")
+        kept["dev"] = [[round(entry[key], 2) for key in keys if key in entry] for entry in dev]
     return kept | result | {"seed": seed, "counts": {s: count(folder / f"hyp_{s}.tsv") for s in result["wer"]}}
 
 
