@@ -298,6 +298,14 @@ def test_the_multilingual_layout_is_that_of_openslr(mls_root):
         assert len(list(subset.rglob("*.flac"))) == len(rows)
 
 
+def test_command_line_of_the_multilingual_world(mls_root, capsys):
+    main(["--world", "mls", "--small", "--out", str(mls_root / "demo-mls-smoke")])
+    out = capsys.readouterr().out
+    assert re.search(r"english +30, 2\.\d +4, 0\.\d +6, 0\.\d\n", out) and len(out.splitlines()) == 10
+    with pytest.raises(SystemExit, match="error: .* another demo world"):
+        main(["--world", "mls", "--out", str(mls_root / "demo-mls-smoke")])
+
+
 def test_a_language_is_built_alone_with_the_same_bytes(mls_root, tmp_path):
     assert multilingual.build(tmp_path, ["polish"], small=True, progress=False) == ["polish"]
     built = contents(tmp_path)

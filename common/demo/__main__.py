@@ -1,4 +1,4 @@
-"""Builds the demo world and says what is in it: `python -m common.demo --hours 1.8 --out data/demo`."""
+"""Builds a demo world and says what is in it: `python -m common.demo --hours 1.8 --out data/demo`, or `--world mls`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import soundfile
 
-from common.demo import HOURS, MODELS, build, build_model
+from common import demo
+from common.demo import HOURS, multilingual
 from common.demo.grammar import HELD_OUT
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
@@ -20,8 +21,13 @@ from common.text import WordPiece
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m common.demo", description=__doc__.split(":")[0] + ".")
-    parser.add_argument("--hours", type=float, default=HOURS, help=f"training speech [{HOURS}]; more adds shards")
-    parser.add_argument("--out", default="data/demo", metavar="DIR", help="where it is kept [data/demo]")
+    parser.add_argument(
+        "--world", default="english", choices=["english", "mls"], help="of how many languages [english]"
+    )
+    parser.add_argument(
+        "--hours", type=float, default=HOURS, help=f"English training speech [{HOURS}]; more adds shards"
+    )
+    parser.add_argument("--out", metavar="DIR", help="where it is kept [data/demo, data/demo-mls]")
     parser.add_argument("--models", action="store_true", help="build the text models too")
     parser.add_argument("--small", action="store_true", help="few text, dev and test sentences: for quick tests")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another world [0]")
@@ -30,11 +36,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
+    world = multilingual if args.world == "mls" else demo
+    out = args.out or {"english": "data/demo", "mls": "data/demo-mls"}[args.world]
     try:
-        training = build(args.out, args.hours, args.small, args.seed)
-        print(report(Path(args.out), training), flush=True)
-        for name in MODELS if args.models else ():
-            print(f"{name}: {build_model(args.out, name, args.small, args.seed)}", flush=True)
+        if args.world == "mls":
+            print(report_languages(Path(out), multilingual.build(out, small=args.small, seed=args.seed)), flush=True)
+        else:
+            print(report(Path(out), demo.build(out, args.hours, args.small, args.seed)), flush=True)
+        for name in world.MODELS if args.models else ():
+            print(f"{name}: {world.build_model(out, name, args.small, args.seed)}", flush=True)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -56,6 +66,18 @@ def report(folder: Path, training: list[str]) -> str:
     lines.append(f"{len(CUES)} cue words, {len(PAIRS)} homophone pairs, {tokenizer.size - 1} pieces")
     lines.append(f"it is in {folder}: LibriSpeech/, text.txt, bert-a/")
     return "\n".join(lines)
+
+
+def report_languages(folder: Path, languages: list[str]) -> str:
+    """How much there is of every language."""
+    lines = ["language       train: utterances, minutes         dev        test"]
+    for language in languages:
+        row = []
+        for split in ("train", "dev", "test"):
+            seconds = [soundfile.info(path).duration for path in (folder / f"mls_{language}" / split).rglob("*.flac")]
+            row.append(f"{len(seconds)}, {sum(seconds) / 60:.1f}")
+        lines.append(f"{language:<12}{row[0]:>29}{row[1]:>12}{row[2]:>12}")
+    return "\n".join([*lines, f"it is in {folder}: mls_<language>/, text.txt, english.txt"])
 
 
 def read(subset: Path) -> list[tuple[str, int]]:
