@@ -124,7 +124,7 @@ ROWS["llm_prompt_asr"] = {
 }  # fmt: skip
 BRIDGE = "--method gpt --ctc-run runs/table/hubert_gpt_bridge/ctc-s{seed}"
 ADAPT = "--method gpt --data demo-spontaneous --init runs/table/hubert_gpt_bridge/conv-s{seed}"
-ADAPTERS = f"{ADAPT} --lr-hubert 0 --lr-bridge 0 --lr-llm 1e-2 --epochs 6 --lora-rank"
+ADAPTERS = f"{ADAPT} --lr-hubert 0 --lr-bridge 0 --lr-llm 2e-3 --epochs 6 --lora-rank"
 ROWS["hubert_gpt_bridge"] = {
     "ctc": "--method ctc",
     "conv": BRIDGE,
