@@ -203,10 +203,12 @@ def test_gap(made, corpus):
 
 
 def test_limits(made):
-    """As the published code has it, and in the demo 12 a second."""
+    """As the published code has it, and with the demo's 12 a second."""
     samples = torch.tensor([1, 16000, 40000, 16 * 16000])
-    assert made("--pieces-per-second 4").recogniser.limits(samples) == [20, 24, 30, 84]
-    assert made("").recogniser.limits(samples) == [20, 32, 50, 212]
+    for rate, expected in ((4, [20, 24, 30, 84]), (12, [20, 32, 50, 212])):
+        assert made(f"--pieces-per-second {rate} --more-pieces 20").recogniser.limits(samples) == expected
+    full = script.parse(script.Config, script.PRESETS, script.__doc__, ["--preset", "full"])[0]
+    assert (full.pieces_per_second, full.more_pieces) == (4, 20)
 
 
 # --------------------------------------------------------------------------------------------------- alone and together
