@@ -197,7 +197,6 @@ PAIRS = {  # what is compared with what, beside every row with the first
         *((f"conv, {decode}", "conv") for decode in ("beam", "top_k", "top_p")),
     ],
     "streaming_aux_kd": [
-        ("scratch", "teacher"),  # what streaming costs
         ("aux_kd", "scratch"),  # the paper's claims: better than without teacher, and than token-level distillation
         ("token_kd", "scratch"),
         ("aux_kd", "token_kd"),
