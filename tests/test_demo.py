@@ -20,7 +20,7 @@ import torch
 
 from common import demo
 from common.corpora import MLS_LANGUAGES, load_corpus
-from common.demo import MODELS, SHARD, SIZES, build, build_model, grammar, languages, multilingual, plan_utterances
+from common.demo import SHARD, SIZES, build, build_model, grammar, languages, multilingual, plan_utterances
 from common.demo.__main__ import main, read
 from common.demo.building import run_speech
 from common.demo.speakers import ACCENTS, NEW_SPEAKERS, SPEAKERS
@@ -324,7 +324,7 @@ def test_models_are_hugging_face_folders(root):
     """Each loads with the library's own classes, offline, and has an output for every piece of its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-    for name in MODELS:
+    for name in ("bert-a", "bert-b", "lm"):  # gpt and hubert: test_demo_bridge.py
         folder = build_model(root / "demo-smoke", name, small=True, progress=False)
         before = (folder / "model.safetensors").stat().st_mtime_ns
         assert build_model(root / "demo-smoke", name, small=True) == folder  # built once

@@ -261,7 +261,7 @@ def test_eight_utterances_are_learnt_by_listening(runs, corpus, tmp_path):
     run = runs("llm_prompt_asr")
     data = write_data(tmp_path / "data", corpus.train[:8], corpus.train[:8], corpus.train[:8])
     result = run.train(
-        "--encoder", "scratch", "--epochs", 60, "--update-seconds", 40, "--lr-lm", 5e-3, "--lr-encoder", 3e-3,
+        "--encoder", "scratch", "--epochs", 40, "--update-seconds", 40, "--lr-lm", 5e-3, "--lr-encoder", 3e-3,
         "--stride-ms", 320, "--speeds", 1, "--out", tmp_path / "run", data=data, plain=True,
     )  # fmt: skip
     assert result["wer"]["test"] == 0 and result["listening_gap"] > 0.3
@@ -288,7 +288,7 @@ def test_shallow_fusion_with_the_same_language_model(runs, tmp_path, model):
 
 
 @pytest.mark.parametrize("options, message", [
-    ("--stride-ms 100", "--stride-ms is a multiple of 80"), ("--lr-lm 0", "--lora-rank adapts the language model"),
+    ("--stride-ms 100", "--stride-ms is a multiple of 80"), ("--lora-rank 8 --lr-lm 0", "--lora-rank adapts the language model"),
     ("--lora-rank 0 --lr-lm 0 --lr-encoder 0 --lr-projection 0", "nothing would learn"),
 ])  # fmt: skip
 def test_what_cannot_be(options, message, capsys):
