@@ -288,7 +288,8 @@ def test_shallow_fusion_with_the_same_language_model(runs, tmp_path, model):
 
 
 @pytest.mark.parametrize("options, message", [
-    ("--stride-ms 100", "--stride-ms is a multiple of 80"), ("--lora-rank 8 --lr-lm 0", "--lora-rank adapts the language model"),
+    ("--stride-ms 100", "--stride-ms is a multiple of 80"),
+    ("--lora-rank 8 --lr-lm 0", "--lora-rank adapts the language model"),
     ("--lora-rank 0 --lr-lm 0 --lr-encoder 0 --lr-projection 0", "nothing would learn"),
 ])  # fmt: skip
 def test_what_cannot_be(options, message, capsys):
