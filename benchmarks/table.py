@@ -255,7 +255,7 @@ if __name__ == "__main__":
     finished = {(entry["row"], entry["seed"]) for entry in read_results(script)}
     wanted = [(row, seed) for row in rows for seed in arguments.seeds or SEEDS.get(row, range(1, 6))]
     missing = sorted((run for run in wanted if run not in finished), key=lambda run: run[1])  # seed by seed
-    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)  # `taskset -c 0` leaves one
     results_file(script).parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         runs = {pool.submit(run_one, script, row, seed, threads): (row, seed) for row, seed in missing}
