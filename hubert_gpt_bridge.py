@@ -176,7 +176,7 @@ from common.corpora import Corpus, load_corpus, trainable
 from common.data import Batch, read_corpus, read_one
 from common.features import SAMPLE_RATE
 from common.flags import load_config
-from common.place import Place, earlier_run, earlier_stage, first_rank_first, note, reseed, start
+from common.place import Place, earlier_stage, first_rank_first, reseed, start
 from common.pretrained import CharacterModel, find, load_causal, load_model, load_pieces, mark_supplied
 from common.scoring import Transcript
 from common.text import Characters, Pieces, load_tokenizer
@@ -347,7 +347,7 @@ def total_loss(losses: dict[str, Tensor], ctc_weight: float) -> Tensor:
 # Options of the second stage, about which the first need not agree.
 SECOND_STAGE = (
     "bridge", "bridge_layers", "compression", "ctc_weight", "gpt", "untrained_gpt", "ctc_run", "lora_rank", "begin",
-    "separator", "end", "epochs", "lr_hubert", "lr_bridge", "lr_llm", "max_steps",
+    "separator", "end", "epochs", "lr_hubert", "lr_bridge", "lr_llm",
 )  # fmt: skip
 
 
@@ -358,13 +358,7 @@ def find_ctc(config: Config, place: Place) -> Recogniser | None:
     """
     if config.ctc_run == "none":
         return None
-    folder = earlier_run(config, "ctc", config.ctc_run)
-    asked = earlier_stage(config, PRESETS, place, folder, "--ctc-run", SECOND_STAGE, method="ctc")
-    if not (folder / "model.safetensors").exists():
-        if place.first:
-            note(f"CTC first, in {folder}")
-        run_method(asked)
-    return load(replace(asked, checkpoint=str(folder)), place)
+    return load(earlier_stage(config, PRESETS, place, "--ctc-run", SECOND_STAGE, run_method, method="ctc"), place)
 
 
 # ========================================================================================================== train

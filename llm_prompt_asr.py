@@ -186,7 +186,7 @@ from common.conformer import Conformer, length_mask, subsampled
 from common.corpora import Corpus, Utterance, trainable
 from common.data import Batch, read_corpus, sample_waves
 from common.features import SAMPLE_RATE, LogMel, num_frames, spec_augment
-from common.place import Place, earlier_run, earlier_stage, first_rank_first, note, reseed, start
+from common.place import Place, earlier_stage, first_rank_first, reseed, start
 from common.pretrained import LanguageModel, load_causal, load_pieces
 from common.scoring import Transcript
 from common.text import Pieces, SentencePiece, load_tokenizer
@@ -347,7 +347,7 @@ def compute_losses(recogniser: Recogniser, batch: Batch, config: Config, place: 
 # Options of the second stage, about which the first need not agree.
 SECOND_STAGE = (
     "encoder", "lora_rank", "stride_ms", "mask_fraction", "epochs", "lr_encoder", "lr_projection", "lr_lm",
-    "freeze_encoder_steps", "warmup", "max_steps",
+    "freeze_encoder_steps", "warmup",
 )  # fmt: skip
 
 
@@ -358,14 +358,8 @@ def find_encoder(config: Config, place: Place) -> Recogniser | None:
     """
     if config.encoder == "scratch":
         return None
-    folder = earlier_run(config, "ctc", config.encoder)
     differ = SECOND_STAGE if config.units_of == "lm" else (*SECOND_STAGE, "lm")
-    asked = earlier_stage(config, PRESETS, place, folder, "--encoder", differ, method="ctc")
-    if not (folder / "model.safetensors").exists():
-        if place.first:
-            note(f"CTC first, in {folder}")
-        run_method(asked)
-    return load(replace(asked, checkpoint=str(folder)), place)
+    return load(earlier_stage(config, PRESETS, place, "--encoder", differ, run_method, method="ctc"), place)
 
 
 # ========================================================================================================== train

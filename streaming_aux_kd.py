@@ -84,7 +84,7 @@ Run
 # ruff: noqa: E402  (the command line is read before the heavy imports, so that --help answers at once)
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from common.flags import Count, Positive, RunConfig, Share, Speed, UserError, check_command_line, parse
@@ -204,7 +204,7 @@ from common.corpora import Corpus, trainable
 from common.ctc import BLANK
 from common.data import Batch, read_corpus, read_one, sample_waves
 from common.features import LogMel, num_frames, spec_augment
-from common.place import Place, earlier_run, earlier_stage, note, reseed, start
+from common.place import Place, earlier_stage, reseed, start
 from common.scoring import Transcript
 from common.streaming import dependencies, stream_words
 from common.text import SentencePiece, load_tokenizer
@@ -422,15 +422,8 @@ def find_teacher(config: Config, place: Place) -> Recogniser:
 
     Raises UserError where it was trained on other data, or is another model than this run's.
     """
-    folder = earlier_run(config, "teacher", config.teacher)
-    asked = earlier_stage(
-        config, PRESETS, place, folder, "--teacher", PART_OF_STUDENTS, method="teacher", teacher="auto"
-    )
-    if not (folder / "model.safetensors").exists():
-        if place.first:
-            note(f"the teacher first, in {folder}")
-        run_method(asked)
-    teacher = load(replace(asked, checkpoint=str(folder)), place)
+    stage = PRESETS, place, "--teacher", PART_OF_STUDENTS, run_method
+    teacher = load(earlier_stage(config, *stage, method="teacher", teacher="auto"), place)
     if config.control == "random":
         reseed(config.seed, 2)
         teacher.encoder.apply(lambda part: part.reset_parameters() if hasattr(part, "reset_parameters") else None)

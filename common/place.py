@@ -14,7 +14,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -172,31 +172,37 @@ def _lock(folder: Path) -> None:
         _locks[folder] = file
 
 
-def earlier_run(config: RunConfig, method: str, named: str) -> Path:
-    """The folder of a run of another method that this run builds on: as named; for "auto" the one beside this run, or
-    where it is by default."""
-    if named != "auto":
-        return Path(named)
-    beside, script = Path(config.out).with_name(method), Path(sys.modules[type(config).__module__].__file__).stem
-    default = Path("runs") / f"{script}-{Path(config.data).name}-{method}-s{config.seed}"
-    return beside if (beside / "config.json").exists() else default
-
-
 def earlier_stage(
-    config: RunConfig, presets: dict, place: Place, folder: Path, flag: str, may_differ: Sequence[str], **changes
-) -> RunConfig:
-    """The configuration of the run in `folder`, begun or not, that this run builds on: an ordinary run of its own.
+    config: RunConfig, presets: dict, place: Place, flag: str, may_differ: Sequence[str],
+    run_method: Callable[[RunConfig], object], **changes,
+) -> RunConfig:  # fmt: skip
+    """The configuration, with --checkpoint, of an earlier run that this one builds on: an ordinary run of its own.
 
-    flag: that names it; changes: what makes it that run (its method); may_differ: options on which the two need not
-    agree. Raises UserError where a run in the folder differs in another one.
+    flag: names its folder; with auto it is the one beside this run, or where it is by default. Trained first by
+    run_method, or gone on with, if it is not finished. changes: what makes it that run (its method); may_differ:
+    options on which the two need not agree. Raises UserError where the run in the folder differs in another one; what
+    --max-steps cut short serves only what is cut short too.
     """
+    named, method = getattr(config, flag.removeprefix("--").replace("-", "_")), changes["method"]
+    folder = _earlier_folder(config, method) if named == "auto" else Path(named)
     begun = gather((folder / "config.json").exists(), place)[0]  # asked before the first rank makes one
     asked = replace(config, out=str(folder), resume=begun, **changes)
     if begun:
         stored = load_config(type(config), folder, presets)
         asked = replace(asked, **{name: getattr(stored, name) for name in may_differ})
+        asked = replace(asked, max_steps=stored.max_steps if config.max_steps or not stored.max_steps else None)
         if changed := differences(stored, asked):
             raise UserError(
-                f"the {asked.method} in {folder} was trained otherwise ({'; '.join(changed)}): give another {flag}."
+                f"the {method} in {folder} was trained otherwise ({'; '.join(changed)}): give another {flag}."
             )
-    return asked
+    if not (folder / "model.safetensors").exists():
+        if place.first:
+            note(f"{method} first, in {folder}")
+        run_method(asked)
+    return replace(asked, checkpoint=str(folder))
+
+
+def _earlier_folder(config: RunConfig, method: str) -> Path:
+    beside, script = Path(config.out).with_name(method), Path(sys.modules[type(config).__module__].__file__).stem
+    default = Path("runs") / f"{script}-{Path(config.data).name}-{method}-s{config.seed}"
+    return beside if (beside / "config.json").exists() else default

@@ -261,9 +261,10 @@ def test_the_grammars_are_small_and_their_phrases_normalised():
     assert list(multilingual.TRAIN.values()) == sorted(multilingual.TRAIN.values(), reverse=True)
     voices = set()
     for name, language in languages.LANGUAGES.items():
-        phrases = [phrase for scene in language.scenes for some in scene.values() for phrase in some]
-        assert 60 <= len(set(phrases)) <= 70 and all(normalise(phrase) == phrase for phrase in phrases)
-        assert all(len(set(some)) == len(some) for scene in language.scenes for some in scene.values())
+        groups = [language.persons, language.places, language.times, *itertools.chain.from_iterable(language.scenes)]
+        assert [len(group) for group in groups] == [16, 12, 6, *[4] * 8]
+        phrases = list(itertools.chain.from_iterable(groups))
+        assert len(set(phrases)) == len(phrases) == 66 and all(normalise(phrase) == phrase for phrase in phrases)
         known, new = multilingual.speakers_of(name, new=False), multilingual.speakers_of(name, new=True)
         assert {s.voice for s in known}.isdisjoint(s.voice for s in new) and len({s.id for s in known + new}) == 64
         voices |= {s.id for s in known + new}

@@ -238,13 +238,15 @@ def test_another_language_model_is_noticed(runs, tmp_path, model):
 def test_the_first_stage_is_found_refused_or_left_out(runs, tmp_path, capsys):
     run = runs("llm_prompt_asr")
     run.train("--max-steps", 2, "--encoder", tmp_path / "ctc", "--out", tmp_path / "llm")
-    assert "CTC first, in" in capsys.readouterr().err
+    assert "ctc first, in" in capsys.readouterr().err
     run.train("--max-steps", 1, "--encoder", tmp_path / "ctc", "--out", tmp_path / "again", "--stride-ms", 320)
-    assert "CTC first" not in capsys.readouterr().err
+    assert "ctc first" not in capsys.readouterr().err
     with pytest.raises(UserError, match=r"the ctc in .* was trained otherwise \(--seed 1 -> 2.*another --encoder"):
         run.train("--max-steps", 1, "--encoder", tmp_path / "ctc", "--out", tmp_path / "other", "--seed", 2)
+    with pytest.raises(UserError, match=r"the ctc in .* was trained otherwise \(--max-steps 2 -> "):
+        run.train("--encoder", tmp_path / "ctc", "--out", tmp_path / "whole")
     run.train("--max-steps", 1, "--encoder", "scratch", "--out", tmp_path / "scratch")
-    assert "CTC first" not in capsys.readouterr().err
+    assert "ctc first" not in capsys.readouterr().err
     stage = load_weights(tmp_path / "ctc" / "model.safetensors")
     assert "ctc_head.weight" in stage and "ctc_head.weight" not in load_weights(tmp_path / "llm" / "model.safetensors")
 
