@@ -67,9 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     names, title = [f"left {left} ms" for left in LEFTS], f"trained with {config.chunk_ms} + {config.left_ms} ms"
     figures.bars(arguments.run / "context.png", names, bars, "word error rate, %", title)
     student = script.load(config, place)
-    teacher = script.load(
-        replace(config, method="teacher", checkpoint=str(script.earlier_run(config, "teacher", config.teacher))), place
-    )
+    teacher = script.find_teacher(replace(config, control="none"), place)
     late, until = delays(student, teacher, utterances, config, place)
     edges = np.arange(-200, 241, 40)
     counts = np.histogram(late, [-np.inf, *edges, np.inf])[0] / max(len(late), 1)
