@@ -154,7 +154,7 @@ class Config(RunConfig):
 DEMO = dict(  # [choice]
     workers=0, max_seconds=10.0, batch_seconds=60.0, update_seconds=48.0, speeds=(1.0,), frequency_masks=0,
     time_masks=0, methods=("ctc", "llm"), units_of="lm", lm="demo-mls/lm-m", stride_ms=160, layers=4, dim=128, heads=4,
-    ff_dim=512, channels=16, dropout=0.0, ctc_epochs=8, ctc_lr=4e-3, ctc_warmup=0.3, epochs=8, lr_encoder=1e-3,
+    ff_dim=512, channels=16, dropout=0.0, ctc_epochs=6, ctc_lr=4e-3, ctc_warmup=0.3, epochs=6, lr_encoder=1e-3,
     lr_projection=4e-3, lr_lm=5e-4, lora_rank=0, schedule="one-cycle", warmup=0.1, average=1, mask_fraction=0.0,
 )  # fmt: skip
 SMOKE = DEMO | dict(

@@ -104,7 +104,7 @@ ROWS["streaming_aux_kd"] = {
     },
 }
 LLM = "--method llm --encoder runs/table/llm_prompt_asr/ctc-s{seed}"
-ALL, LORA, FROZEN = f"{LLM} --lora-rank 0", f"{LLM} --lora-rank 8", f"{LLM} --lora-rank 0 --lr-lm 0"
+ALL, LORA, FROZEN = f"{LLM} --lora-rank 0", f"{LLM} --lora-rank 8 --lr-lm 5e-3", f"{LLM} --lora-rank 0 --lr-lm 0"
 ROWS["llm_prompt_asr"] = {
     "ctc": "--method ctc",
     "all trained, 480 ms": f"{ALL} --stride-ms 480",
@@ -113,14 +113,14 @@ ROWS["llm_prompt_asr"] = {
     "all trained, 160 ms": f"{ALL} --stride-ms 160",
     "all trained, 960 ms": f"{ALL} --stride-ms 960",
     "ctc + beam + LM": "of ctc: --decode beam",
-    "ctc, as many further updates": "--method ctc --ctc-epochs 16",
+    "ctc, as many further updates": "--method ctc --ctc-epochs 12",
     "monolingual ctc": "--method monolingual_ctc",  # as many updates each as its share of the audio
     "all trained, encoder from scratch": "--method llm --lora-rank 0 --encoder scratch --stride-ms 480",
     **{f"all trained, masked {share}": f"{ALL} --stride-ms 480 --mask-fraction {share}" for share in (0.25, 0.5)},
     **{f"{name}, {lm}": f"{options} --stride-ms 480 --lm demo-mls/{lm}"
        for name, options in (("all trained", ALL), ("LM frozen", FROZEN))
        for lm in ("lm-s", "lm-l", "lm-english", "lm-plain", "lm-untrained")},
-    **{f"LoRA r {rank}, 480 ms": f"{LLM} --stride-ms 480 --lora-rank {rank}" for rank in (16, 32)},
+    **{f"LoRA r {rank}, 480 ms": f"{LLM} --stride-ms 480 --lr-lm 5e-3 --lora-rank {rank}" for rank in (16, 32)},
 }  # fmt: skip
 BRIDGE = "--method gpt --ctc-run runs/table/hubert_gpt_bridge/ctc-s{seed}"
 ADAPT = "--method gpt --data demo-spontaneous --init runs/table/hubert_gpt_bridge/conv-s{seed}"

@@ -3,9 +3,9 @@
     build("data/demo-spontaneous")     train.jsonl, dev.jsonl, test.jsonl, homophones.txt, audio/, world.json
 
 The sentences are of the same grammar, but of the second half of its scenes only, and of their cue words three in ten
-are such as the demo world never has (NEW). They are spoken as people do: faster, with fillers ("uh", "you know"), words said
-twice, and words begun and given up ("the doc doctor"), all of which the transcripts have. The speakers are those of the
-demo world. No sentence of dev or test is one of train, with or without what came between.
+are such as the demo world never has (NEW). They are spoken as people do: faster, with fillers ("uh", "you know"), words
+said twice, and words begun and given up ("the doc doctor"), all of which the transcripts have. The speakers are those
+of the demo world. No sentence of dev or test is one of train, with or without what came between.
 """
 
 from __future__ import annotations
