@@ -18,11 +18,11 @@ from common.demo import SHARD, grammar, speakers, words
 from common.demo.building import claim, speak
 from common.files import write_atomically
 
-VERSION = 2  # of the recipe: raise it whenever the same seed would give another world
+VERSION = 3  # of the recipe: raise it whenever the same seed would give another world
 FILLERS = ["uh", "um", "well", "you know", "i mean", "like", "so", "yeah"]
-FILLER, REPEAT, BREAK_OFF = 0.14, 0.06, 0.05  # probability of each before a word [choice]
+FILLER, REPEAT, BREAK_OFF = 0.1, 0.03, 0.03  # probability of each before a word [choice]
 NEW_SHARE = 0.3  # of the cue words [choice]
-FASTER = 25  # words per minute more than in the demo world
+FASTER = 10  # words per minute more than in the demo world
 NEW = {  # scene: as in words.py
     "school": "dean janitor lecturer / cheated graduated lectured / canteen dormitory hostel / gifted studious dreamy",
     "hospital": "midwife orderly paramedic / sneezed recovered shivered / "
