@@ -54,8 +54,8 @@ Choices (ours, marked again where they stand)
     C2 masking    by the model's <unk>; where it has none, or its <unk> is its end, by the mean of all embeddings
     C3 languages  are drawn in proportion to hours ^ --language-power, in both stages
     C4 pieces     CTC learns SentencePiece units of the transcripts; in the demo those of the language model
-    C5 rereading  half of what the demo's language models learn from are texts written twice, so that a small frozen one
-                  may say again what it reads, as large ones can; it does so badly yet, see RESULTS.md
+    C5 rereading  most of what the demo's language models learn from are texts written twice, so that a small frozen one
+                  may say again what it reads, as large ones can
     C6 training   AdamW; each part with a rate of its own, 0: frozen; in each stage the first epoch goes from short to
                   long utterances; checkpoints are chosen by dev WER, the mean over languages
 
