@@ -124,7 +124,7 @@ ROWS["llm_prompt_asr"] = {
 }  # fmt: skip
 BRIDGE = "--method gpt --ctc-run runs/table/hubert_gpt_bridge/ctc-s{seed}"
 ADAPT = "--method gpt --data demo-spontaneous --init runs/table/hubert_gpt_bridge/conv-s{seed}"
-ADAPTERS = f"{ADAPT} --lr-hubert 0 --lr-bridge 0 --lr-llm 2e-3 --epochs 6 --lora-rank"
+ADAPTERS = f"{ADAPT} --lr-hubert 0 --lr-bridge 0 --lr-llm 5e-4 --lora-rank"
 ROWS["hubert_gpt_bridge"] = {
     "ctc": "--method ctc",
     "conv": BRIDGE,
@@ -132,7 +132,7 @@ ROWS["hubert_gpt_bridge"] = {
     "ctc + beam + LM": "of ctc: --decode beam --beam 10 --lm demo/gpt --bonus 0 0.5",
     "conv, not adapted": f"{ADAPT} --score",
     "conv, adapted by LoRA r 8": f"{ADAPTERS} 8",
-    "conv, all adapted": f"{ADAPT} --epochs 6",
+    "conv, all adapted": f"{ADAPT} --lr-hubert 1e-4 --lr-bridge 3e-4 --lr-llm 1e-4",
     "average": f"{BRIDGE} --bridge ctc --compression average",
     **{f"conv, x{2**layers}": f"{BRIDGE} --bridge-layers {layers}" for layers in (1, 3)},
     **{
