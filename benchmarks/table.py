@@ -39,7 +39,7 @@ SPEED = {"train_seconds": "training, s", "audio_seconds_per_second": "audio-s/s"
 def run_one(script: str, row: str, seed: int, threads: int) -> dict:
     """Runs a row with one seed, or goes on with it, and returns what the results file keeps. Raises RuntimeError."""
     runs, what = ROOT / "runs" / "table" / script, ROWS[script][row]
-    folder = runs / f"{re.sub('[^a-z0-9_.]+', '-', row)}-s{seed}"
+    folder = runs / f"{re.sub('[^a-z0-9_.]+', '-', row.lower())}-s{seed}"
     options = shlex.split(what.replace("{seed}", str(seed)))
     if options[0] == "of":
         of, options = what.removeprefix("of ").split(":")
@@ -62,7 +62,8 @@ def run_one(script: str, row: str, seed: int, threads: int) -> dict:
         dev = [entry for entry in map(json.loads, log.read_text().splitlines()) if "dev" in entry]
         keys = ("dev", "dev_homophone_error", "listening_gap")
         kept["dev"] = [[round(entry[key], 2) for key in keys if key in entry] for entry in dev]
-    return kept | result | {"seed": seed, "counts": {s: count(folder / f"hyp_{s}.tsv") for s in result["wer"]}}
+    texts = {split: next(folder.rglob(f"hyp_{split}.tsv")) for split in result["wer"]}  # of each language, below
+    return kept | result | {"seed": seed, "counts": {split: count(path) for split, path in texts.items()}}
 
 
 def commit() -> str:
