@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     show_languages(arguments.runs)
     for run in arguments.runs:
-        if json.loads((run / "config.json").read_text())["method"] == "llm":
+        if json.loads((run / "result.json").read_text())["method"] == "llm":
             show_costs(run, arguments.root, arguments.utterances)
 
 
