@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +54,7 @@ def show_costs(run: Path, root: str, count: int) -> None:
     (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, options)
     place = start(config)
     recogniser = script.load(config, place)
-    utterances = list(islice(next(iter(read_corpus(config, place).tests.values())), count))
+    utterances = next(iter(read_corpus(config, place).tests.values()))[:count]
     utterances.sort(key=lambda u: u.duration)  # as everywhere, those of a batch are of similar length
     pairs = [[decode(recogniser, utterances, size, config, place) for size in (1, BATCH)] for _ in range(REPEATS)]
     ratio, same = np.median([one[0] / many[0] for one, many in pairs]), pairs[0][0][1] == pairs[0][1][1]

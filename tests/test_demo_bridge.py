@@ -25,7 +25,9 @@ def test_how_people_talk(tmp_path):
     assert not plain["train"] & (plain["dev"] | plain["test"]) and not plain["dev"] & plain["test"]
     words = " ".join(u["text"] for u in planned["train"]).split()
     assert all(words.count(filler.split()[0]) > 20 for filler in spontaneous.FILLERS)
-    assert sum(word in new for word in words) > 150
+    bodies = [word.partition("'")[0] for u in planned["train"] for word in u["plain"].split()]
+    cues, others = (sum(word in some for word in bodies) for some in (CUES, new))
+    assert abs(others / (cues + others) - spontaneous.NEW_SHARE) < 0.03
     for folder in (tmp_path / "a", tmp_path / "b"):
         spontaneous.build(folder, small=True, progress=False)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())

@@ -1,6 +1,6 @@
 """Sentences of the multilingual demo world: eight small grammars, and which sentences only dev and test may hold.
 
-    documents(seed, "train", "dutch") -> ["op zondag waste de boer het bruine paard in de wei", ...], [...], ...
+    documents(seed, "train", "dutch") -> ["op zondag waste de boer het paard in de wei", ...], [...], ...
 
 Mostly plain data, written for this project. The languages are those of MLS, from the one with most audio there to that
 with least. A slot is filled by a whole phrase, article and ending included, so that no rule of grammar is needed: a
