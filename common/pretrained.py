@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -283,10 +284,12 @@ class WordModel:
         self.longest = getattr(config, "max_position_embeddings", 1024)  # ids that it can read at once
         # id -> "sa", "##iling", "Ġthe", …
         self.written = {i: piece for piece, i in self.pieces.get_vocab().items() if i < config.vocab_size}
-        self.order = torch.tensor(sorted(self.written, key=self.written.get))
-        self.alphabetical = sorted(self.written.values())  # the pieces of these ids
+        order = sorted(self.written, key=self.written.get)
+        self.order, self.rank = torch.tensor(order), {i: n for n, i in enumerate(order)}
+        self.alphabetical = [self.written[i] for i in order]
         self.tokenizer, self.device = tokenizer, device
-        self.following: dict[tuple[int, ...], Tensor] = {}  # ids so far -> (V,) log p of the next, as asked before
+        # ids so far -> their log p, and (V,) the next one's, in the alphabetical order of the pieces; as asked before
+        self.following: dict[tuple[int, ...], tuple[float, np.ndarray]] = {}
 
     def __call__(self, prefixes: list[tuple[int, ...]], ended: bool) -> list[float]:
         """ended: of these very texts, and their end. Of one too long for the model, only what it can read costs."""
@@ -314,25 +317,29 @@ class WordModel:
         inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.bos).to(self.device)
         states = self.model.base_model(inputs, use_cache=False).last_hidden_state  # (N, L, D)
         last = states[range(len(rows)), [len(row) - 1 for row in rows]]
-        log_probs = self.model.get_output_embeddings()(last).float().log_softmax(-1).cpu()
-        self.following |= zip(new, log_probs, strict=True)
+        log_probs = self.model.get_output_embeddings()(last).double().log_softmax(-1).cpu()[:, self.order].numpy()
+        for ids, following in sorted(zip(new, log_probs, strict=True), key=lambda item: len(item[0])):
+            self.following[ids] = self.sum_of(ids), following
+
+    def sum_of(self, ids: tuple[int, ...]) -> float:
+        """log p of all texts that begin with these pieces, the last of which it may not have read."""
+        if not ids:
+            return 0.0
+        so_far, following = self.following[ids[:-1]]
+        return so_far + following[self.rank[ids[-1]]]
 
     def log_p(self, ids: tuple[int, ...], first: int) -> float:
         """log p of all texts that begin with these pieces, of which those from `first` on are an unfinished word's."""
-        known = min(len(ids), self.longest - 1)  # as many as it can read
-        log_p = [0.0]  # of the first n pieces
-        for n in range(known):
-            log_p.append(log_p[-1] + self.following[ids[:n]][ids[n]].item())
-        if first == len(ids) or known < len(ids):
-            return log_p[-1]
-        cuts = [log_p[n] + self.begin(ids[n:], self.following[ids[:n]]) for n in range(first, len(ids))]
-        return torch.tensor(cuts, dtype=torch.float64).logsumexp(0).item()
+        known = ids[: self.longest - 1]  # as many as it can read
+        if first == len(ids) or len(known) < len(ids):
+            return self.sum_of(known)
+        return np.logaddexp.reduce([self.begin(ids[n:], *self.following[ids[:n]]) for n in range(first, len(ids))])
 
-    def begin(self, ids: tuple[int, ...], log_probs: Tensor) -> float:
-        """log p of all pieces that begin with what these write together; log_probs (V,)."""
+    def begin(self, ids: tuple[int, ...], so_far: float, following: np.ndarray) -> float:
+        """log p of all texts that go on with a piece that begins with what these write together."""
         letters = self.written[ids[0]] + "".join(self.written[i].removeprefix("##") for i in ids[1:])
         first, end = (bisect.bisect_left(self.alphabetical, bound) for bound in (letters, letters + chr(0x10FFFF)))
-        return log_probs[self.order[first:end]].logsumexp(0).item()
+        return so_far + np.logaddexp.reduce(following[first:end])
 
 
 class CharacterModel:
