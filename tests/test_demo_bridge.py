@@ -10,6 +10,8 @@ from transformers import AutoTokenizer, GPTNeoXForCausalLM, HubertModel
 
 from common.corpora import load_corpus
 from common.demo import spontaneous
+from common.demo.gpt import spoken
+from common.demo.grammar import split_of
 from common.demo.hubert import Recipe, configuration, k_means, loss_of, targets_of
 from common.demo.words import CUES, DETERMINERS, ONE_HOMOPHONE, TWIN, TWO_HOMOPHONES
 from common.features import LogMel, read_audio
@@ -35,6 +37,19 @@ def test_how_people_talk(tmp_path):
     corpus = load_corpus(str(tmp_path / "a"), "")
     assert (len(corpus.train), len(corpus.dev), len(corpus.tests["test"])) == (40, 12, 20)
     assert [u.text for u in corpus.tests["test"]] == [u["text"] for u in spontaneous.plan(0, "test", 20)]
+
+
+def test_gpt_reads_how_people_talk_but_no_held_out_sentence():
+    line, held_out = "that student revised in bright school with her role", 0
+    new = {word for slots in spontaneous.NEW.values() for word in slots.replace("/", " ").split()}
+    read = re.findall("[a-z]+", " ".join(spoken(line, random.Random(seed)) for seed in range(300)))
+    assert "uh" in read and len(set(read) & new) > 9  # of the twelve of the school
+    for seed in range(300):
+        if split_of(spontaneous.with_new_words(line, random.Random(seed))) != "known":
+            said = set(re.findall("[a-z]+", spoken(line, random.Random(seed))))
+            assert set(line.split()) <= said and not said & new
+            held_out += 1
+    assert held_out
 
 
 def test_hubert_of_the_world(model):

@@ -3,6 +3,7 @@
     <s> the salty captain had her sail </s>                                    half of the documents
     <s> the the sal [UNK] captain had h sail [SEP] the salty captain … </s>    the other half: see `train_causal`
 
+A quarter of its sentences are as people talk (see spontaneous.py), so that a filler or a new word is not impossible.
 [SEP] is what later stands between speech and text, as in rinna/nue-asr. The pieces are those of the world's BERTs,
 homophones whole; but words are split at spaces alone, so that apostrophes come back where they were.
 """
@@ -10,23 +11,27 @@ homophones whole; but words are split at spaces alone, so that apostrophes come 
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from transformers import GPTNeoXConfig, PreTrainedTokenizerFast
 
+from common.demo.grammar import split_of
 from common.demo.pretraining import INITIAL, publish, train_causal
+from common.demo.spontaneous import as_people_talk, with_new_words
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "<s>", "sep_token": "[SEP]", "eos_token": "</s>"}
 AGAIN = 0.5  # share of the documents that are a text read again [choice]
+TALK = 0.25  # share of the sentences as people talk [choice]
 
 
 class Recipe(NamedTuple):
     layers: int = 4
     dim: int = 96
     heads: int = 4
-    steps: int = 900
+    steps: int = 1200
 
 
 SMALL = {"layers": 2, "dim": 32, "heads": 2, "steps": 60}  # for the smoke world
@@ -43,6 +48,8 @@ def pretrain_gpt(world: Path, model: str, small: bool, seed: int, progress: bool
         use_parallel_residual=False, hidden_dropout=0.0, attention_dropout=0.0, initializer_range=INITIAL, **ids,
     )  # fmt: skip
     lines = [line for line in (world / "text.txt").read_text(encoding="utf-8").splitlines() if line]
+    rng = random.Random(seed)
+    lines = [spoken(line, rng) if rng.random() < TALK else line for line in lines]
     texts = tokenizer(lines, add_special_tokens=False)["input_ids"]
     title = f"pretraining {model}" if progress else ""
     trained = train_causal(config, texts, recipe.steps, seed, AGAIN, ids["unk_token_id"], progress=title)
@@ -50,6 +57,12 @@ def pretrain_gpt(world: Path, model: str, small: bool, seed: int, progress: bool
     tokenizer.save_pretrained(draft)
     publish(trained, world, model, draft.iterdir())
     shutil.rmtree(draft)
+
+
+def spoken(sentence: str, rng: random.Random) -> str:
+    """As somebody might say it, with a new word now and then, unless the sentence were then one of dev or test."""
+    plain = with_new_words(sentence, rng)
+    return as_people_talk(plain if split_of(plain) == "known" else sentence, rng)
 
 
 def build_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:

@@ -31,6 +31,12 @@ NEW = {  # scene: as in words.py
     "theatre": "juggler usher fiddler / rehearsed whistled bowed / balcony ballroom circus / dazzling solemn magic",
     "forest": "forester poacher botanist / wandered camped whispered / clearing thicket meadow / mossy shady gloomy",
 }
+KINDS = {  # cue word -> the new ones of its kind
+    word: slot.split()
+    for scene, slots in NEW.items()
+    for some, slot in zip(words.SCENES[scene].values(), slots.split("/"), strict=True)
+    for word in some
+}
 SIZES = {False: {"train": 1000, "dev": 60, "test": 250}, True: {"train": 40, "dev": 12, "test": 20}}  # utterances
 SPLITS = {"train": "known", "dev": "dev-clean", "test": "test-clean"}  # of grammar.py
 
@@ -61,7 +67,7 @@ def plan(seed: int, subset: str, count: int) -> list[dict]:
         speaker, scene = everybody[session], rng.choice(list(NEW))
         until = len(planned) + rng.choice(grammar.SENTENCES_PER_CONVERSATION)
         while len(planned) < until:
-            plain = with_new_words(grammar.draw(rng, scene), scene, rng)
+            plain = with_new_words(grammar.draw(rng, scene), rng)
             if grammar.split_of(plain) != SPLITS[subset] or plain in seen:
                 continue
             seen |= {plain} if subset != "train" else set()
@@ -78,14 +84,12 @@ def plan(seed: int, subset: str, count: int) -> list[dict]:
     return planned[:count]
 
 
-def with_new_words(sentence: str, scene: str, rng: random.Random) -> str:
+def with_new_words(sentence: str, rng: random.Random) -> str:
     """Some cue words make room for a new one of their kind."""
-    slots = dict(zip(words.SCENES[scene], (slot.split() for slot in NEW[scene].split("/")), strict=True))
-    kinds = {word: slots[kind] for kind, some in words.SCENES[scene].items() for word in some}
 
     def change(word: str) -> str:
         body, apostrophe, rest = word.partition("'")
-        return rng.choice(kinds[body]) + apostrophe + rest if body in kinds and rng.random() < NEW_SHARE else word
+        return rng.choice(KINDS[body]) + apostrophe + rest if body in KINDS and rng.random() < NEW_SHARE else word
 
     return " ".join(change(word) for word in sentence.split())
 
