@@ -173,7 +173,6 @@ class RunConfig:
                 raise UserError(f"{_flag(field.name)} needs at least one value.")
         get = vars(self).get  # not every script has every field
         beam, schedule = get("decode") == "beam", get("schedule")
-        searches = len(get("bonus", (0,))) * (len(get("lm_weight", (0,))) if get("lm") else 1)
         wrong = {
             "--device must be auto, cpu, cuda or cuda:N": not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device),
             "--transcribe needs --checkpoint, the folder of a finished run": self.transcribe
@@ -181,10 +180,6 @@ class RunConfig:
             "--times goes with --transcribe": self.times and not self.transcribe,
             "--srt goes with --transcribe, and without --times": self.srt and (self.times or not self.transcribe),
             "--lm goes with --decode beam": getattr(type(self), "lm", "") is None and get("lm") and not beam,
-            "--transcribe needs one --lm-weight and one --bonus": self.transcribe
-            and beam
-            and searches > 1
-            and get("method") != "llm",
             "--kernel must be odd": get("kernel", 1) % 2 == 0,
             "--heads must divide --dim": get("dim", 0) % get("heads", 1) != 0,
             "--warmup is a share of the run, below 1, for --schedule one-cycle": schedule == "one-cycle"

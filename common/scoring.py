@@ -319,7 +319,10 @@ def transcribe_files(recogniser: nn.Module, config: RunConfig, place: Place, lm_
     """
     if not place.first:
         return {}
-    (search,), failed = searches(config, recogniser, place, lm_class), 0
+    search, *others = searches(config, recogniser, place, lm_class)
+    if others:
+        raise UserError("--transcribe needs one --lm-weight and one --bonus.")
+    failed = 0
     for path in config.transcribe:
         try:
             wave = read_audio(path)

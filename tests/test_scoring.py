@@ -268,6 +268,14 @@ def test_what_cannot_be_transcribed(say, config, tmp_path, capsys):
         )
 
 
+def test_transcribing_needs_one_search(config):
+    beam = replace(config, transcribe=("a.wav",), decode="beam")
+    with pytest.raises(UserError, match="--transcribe needs one --lm-weight and one --bonus"):
+        scoring.transcribe_files(Echo(), beam, CPU, lambda *_: "an lm")  # of two weights and two bonuses
+    # A recogniser that is itself a language model has nothing to weigh.
+    assert scoring.transcribe_files(Echo(), replace(beam, transcribe=()), CPU) == {}
+
+
 def test_a_recording_is_transcribed_as_it_is_scored(say, config):
     long = say("long", "the night rides home sea " * 12)
     cut = replace(config, cut_seconds=4.1)
