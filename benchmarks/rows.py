@@ -129,6 +129,7 @@ ROWS["hubert_gpt_bridge"] = {
     "ctc": "--method ctc",
     "conv": BRIDGE,
     **{mode: f"{BRIDGE} --bridge ctc --compression {mode}" for mode in ("remove_blank", "average_remove_blank")},
+    "ctc, as many further updates": "--method ctc --ctc-epochs 7",
     "ctc + beam + LM": "of ctc: --decode beam --beam 10 --lm demo/gpt --bonus 0 0.5",
     "conv, not adapted": f"{ADAPT} --score",
     "conv, adapted by LoRA r 8": f"{ADAPTERS} 8",
@@ -184,6 +185,7 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("LM frozen, lm-plain", "LM frozen, 480 ms"),
     ],
     "hubert_gpt_bridge": [
+        ("conv", "ctc, as many further updates"),
         ("conv", "ctc + beam + LM"),  # does it do more than text helps?
         ("average_remove_blank", "conv"),
         ("average_remove_blank", "remove_blank"),
