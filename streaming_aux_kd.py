@@ -15,9 +15,9 @@ Diagram
 -------
     wave (B, N) --LogMel--> (B, F, 80) ---+--> causal subsampling --> block 1 … l … L (full context)    teacher, frozen
                                           |                                 |
-                                          |                           h_l (B, T, D);  its Q, K, V (B, T, 3, H, D/H)
+                                          |                      h_l (B, T, D);  block l's Q, K, V (B, T, 3, H, D/H)
                                           |                                 |
-                                          |     L_dis(h_l, z_l), L_kld(Q K V), L_apc(h_l one way ahead, r_l)
+                                          |     L_dis(h_l, z_l), L_kld(Q K V), L_apc(h_l N frames ahead, r_l)
                                           |                                 |
                                           |                 z_l --LSTM--> r_l (B, T, D)                 training only
                                           |                  |
@@ -33,33 +33,37 @@ Equations (the names are this file's own; each with its function, and its test i
 ---------
     M(i, j)  = frame i attends frame j iff 0 <= floor(i/c) - floor(j/c) <= left/c    conformer.chunk_mask      test_mask
     L_rnnt   = -log sum over alignments of prod p(blank or y_{u+1} | t, u)           rnnt.transducer_loss      test_rnnt
-    d(h, z)  = |h - z|_1 / D - log sigmoid(cos(h, z)), h and z normalised            feature_distance          test_d
+    d(h, z)  = |h - z|_1 / D - log sigmoid(cos(h, z)), h and z normalised; 0.31 where they are equal
+                                                                                     feature_distance          test_d
     L_dis    = sum_t d(h_t, z_t)                                                     branch_losses             test_dis
-    L_kld    = sum_{X in Q,K,V} 1/A sum_{a,t} KL( softmax_k(x_at . x_ak / sqrt d) teacher || branch )
+    L_kld    = sum_{X in Q,K,V} 1/A sum_{a,t} KL( softmax_k(x_at . x_ak / sqrt e) teacher || branch )
                                                                                      relation_loss             test_kld
     L_apc    = sum_{t < T-N} d(h_{t+N}, r_t)                                          branch_losses             test_apc
     loss     = L_rnnt + lam sum_l (alpha L_dis + beta L_kld + gamma L_apc)           compute_losses            test_loss
     comparators: layer_kd, the same with s_l in place of z_l and the block's own Q, K, V: no branch
     token_kd, with q(t,u) = (p(y_{u+1}), p(blank), the rest):
-    L_token  = sum_{t,u} KL( q_teacher(t,u) || q_student(t+d,u) )                    token_loss               test_token
+    L_token  = sum_{t,u} KL( q_teacher(t,u) || q_student(t+tau,u) )                  token_loss               test_token
 
-    c chunk, in encoder frames of 40 ms;  A attention heads, d their width;  N --apc-steps;  lam --kd-weight
+    c chunk, in encoder frames of 40 ms;  A attention heads, e their width;  N --apc-steps;  lam --kd-weight
+    tau of 0 … --token-kd-delay the one with the smallest mean; the sum is then scaled to all nodes (C7 token)
 
 Sources
 -------
 Written from the abstract, a summary by others and a second-hand account of the losses; we have not seen the paper's
-body. Options say where their value comes from: [paper] the abstract, [digest] a summary by others, [peer] a toolkit's
-recipe or a neighbouring paper, [choice] ours, as are all sizes of the demo. Symbols and metrics that all scripts share:
-README.md.
+body. Options say where their value comes from: [digest] a summary by others, [peer] a toolkit's recipe, [choice] ours,
+as are all sizes of the demo. Symbols and metrics that all scripts share: README.md.
 
 Choices (ours, marked again where they stand)
 -------
     C1 frames     teacher and student share subsampling, depth and width, so that frames and layers line up
-    C2 branches   on every 4th layer; teacher layer l teaches student layer l [digest]
+    C2 branches   on every 4th layer [choice]; teacher layer l teaches student layer l [digest]
     C3 norm       our blocks end without a norm and h_l grows with depth: h, z, s, r pass a LayerNorm without parameters
     C4 relations  softmax over all real frames; Q, K, V before rotation. They are projections of s_l and never pass the
-                  branch's attention, so L_kld compares streaming context with full context
-    C5 hole       in the branch, frame t may not attend t+1 … t+N: else the LSTM could copy what it has to predict
+                  branch's attention, so L_kld compares streaming context with full context; the teacher's are made
+                  before layer l attends, so those of layer 1 have no context either
+    C5 hole       in the branch, frame t may not attend t+1 … t+N, whatever the losses: the LSTM should not simply copy
+                  its target. It still can by way of earlier frames, which attend beyond their own hole; with
+                  --aux-mask causal it cannot
     C6 apc        with chunks of four frames, 3/4 of its targets (N 1), 1/2 (N 2), none (N 4) lie inside the chunk that
                   s_t has heard anyway: logged apart
     C7 token      three classes as in Panchapagesan et al. 2020 (arXiv 2011.06110); with --token-kd-delay the shift with
@@ -70,7 +74,7 @@ Metrics (beside those of all scripts)
 -------
     rnnt    the transducer's share of the loss;  kd: dis, kld, apc_inside, apc_beyond (the chunk), token
     emission_delay    ms by which words that both get right end later than the teacher's, mean over test-clean or the
-                      first test set; a chunk's words come when it is complete, up to --chunk-ms after that
+                      first test set, if there are any; a chunk's words come when it is complete, up to --chunk-ms later
 
 Run
 ---
@@ -130,24 +134,24 @@ class Config(RunConfig):
     # -- method --
     method: Literal["teacher", "scratch", "token_kd", "layer_kd", "aux_kd"] = "aux_kd"  # row of the table
     losses: tuple[Literal["dis", "kld", "apc"], ...] = ("dis", "kld", "apc")  # of layer_kd and aux_kd
-    kd_weight: float = 1.0  # lam; the others are relative to sums over frames [digest]
+    kd_weight: float = 1.0  # lam; the others [digest] are relative to sums over frames [choice]
     dis_weight: float = 0.01  # alpha, of the distance between features [digest]
     kld_weight: float = 0.0005  # beta, of the attention's relations [digest]
     apc_weight: float = 0.005  # gamma, of the prediction of the teacher's future [digest]
-    apc_steps: Count = 2  # N, frames ahead (C6 apc)
+    apc_steps: Count = 2  # N, frames ahead, and the width of the hole [choice] (C6 apc)
     kd_every: Count = 4  # every so many layers, one is taught (C2 branches)
     aux_mask: Literal["hole", "causal", "none"] = "hole"  # what a branch's attention may not see (C5 hole)
     token_weight: float = 0.001  # of token_kd, on the sum over nodes [choice]
     token_kd_delay: int = 0  # frames by which the student may be late, the best per utterance (C7 token)
     # -- teacher --
-    teacher: str = "auto"  # finished run of the row teacher; auto: the one beside this run, trained there if absent
+    teacher: str = "auto"  # finished run; auto: the one beside, else runs/…-teacher-s<seed>, trained if absent
     control: Literal["none", "shuffle", "random"] = "none"  # states of another utterance, or of an untrained teacher
     # -- streaming --
     chunk_ms: Count = 160  # audio that is heard at once [digest]
     left_ms: int = 640  # past that attention sees, before the chunk [digest]
     # -- model --
     size: Literal["S", "M", "demo", "smoke"] = "S"  # of encoder, prediction and joint network: 14 or 31 million
-    dropout: Share = 0.1  # of the encoder, but not on its attention weights [peer]
+    dropout: Share = 0.1  # of encoder and branches, but not on attention weights [peer]
     # -- optimisation --
     epochs: Count = 60  # passes over the training data [choice]
     lr: Positive = 1e-3  # peak learning rate, of AdamW [peer] (C8 training)
@@ -182,6 +186,7 @@ if __name__ == "__main__":
     check_command_line(Config, PRESETS, __doc__)
 
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -200,7 +205,7 @@ from common.conformer import (
     rotary_table,
     subsampled,
 )
-from common.corpora import Corpus, trainable
+from common.corpora import Corpus, Utterance, trainable
 from common.ctc import BLANK
 from common.data import Batch, read_corpus, read_one, sample_waves
 from common.features import LogMel, num_frames, spec_augment
@@ -222,8 +227,8 @@ class Recogniser(nn.Module):
         size, self.tokenizer = SIZES[config.size], tokenizer
         self.masks = config.frequency_masks, config.time_masks
         streaming = dict(chunk=config.chunk_ms // FRAME_MS, left=config.left_ms // FRAME_MS)
-        self.frontend = LogMel()
         streaming = {} if config.method == "teacher" else streaming
+        self.frontend = LogMel()
         sizes = size.dim, size.layers, size.heads, size.ff_dim, size.kernel, config.dropout, 4, size.channels
         self.encoder = Conformer(*sizes, causal_subsampling=True, **streaming)  # (C1 frames)
         self.predictor = rnnt.Predictor(vocabulary, size.embedding_dim, size.predictor_dim)
@@ -350,10 +355,8 @@ def collapse(joint: rnnt.Joint, encoded: Tensor, predicted: Tensor, targets: Ten
         log_probs = joint(encoded[:, :, None], predicted[:, None]).float().log_softmax(-1)  # (B, t, U+1, V)
         index = labels.expand(*log_probs.shape[:3], 1)
         label = log_probs.gather(-1, index)[..., 0].masked_fill(labels[..., 0] == BLANK, -1e4)
-        rest = log_probs.scatter(-1, index, -torch.inf).index_fill(
-            -1, torch.tensor(BLANK, device=index.device), -torch.inf
-        )
-        return torch.stack([label, log_probs[..., BLANK], rest.logsumexp(-1)], -1)
+        rest = log_probs.scatter(-1, index, -torch.inf)[..., BLANK + 1 :].logsumexp(-1)  # the blank is the first
+        return torch.stack([label, log_probs[..., BLANK], rest], -1)
 
     return torch.cat([checkpoint(part, x, use_reentrant=False) for x in encoded.split(tile, 1)], 1)
 
@@ -390,15 +393,18 @@ def compute_losses(
         predicted = joint.predict(student.predictor.all_states(batch.targets))
         losses, _ = rnnt.transducer_loss(joint, joint.encode(encoded.output), predicted, *sizes)
         if teacher:  # hears the same augmented features
-            shift = len(features) > 1 and config.control == "shuffle"
+            shift = int(config.control == "shuffle")
             with torch.no_grad():
-                full = teacher.encoder(features.roll(int(shift), 0), frames.roll(int(shift), 0), layers)
+                full = teacher.encoder(features.roll(shift, 0), frames.roll(shift, 0), layers)
             lengths = torch.minimum(lengths, full.lengths)  # another utterance's, with --control shuffle
+            if shift and len(features) == 1:  # nobody else is there to teach
+                lengths = lengths * 0
         for layer, tap, target in zip(layers, encoded.taps, full.taps if teacher else [], strict=True):
             branch = models["branches"][str(layer)] if "branches" in models else None
             z, qkv = branch(tap.raw, lengths) if config.method == "aux_kd" else (tap.raw, tap.qkv)
             lstm = branch.lstm if config.method == "aux_kd" else branch
-            r = lstm(z)[0] if "apc" in config.losses else None
+            with torch.autocast(z.device.type, enabled=False):  # cuDNN's LSTM would take fp16 for bf16
+                r = lstm(z.float())[0] if "apc" in config.losses else None
             for name, cost in branch_losses(target, z, qkv, r, lengths, config).items():
                 costs[name] = costs.get(name, 0.0) + cost
         if config.method == "token_kd":
@@ -420,7 +426,7 @@ def compute_losses(
 def find_teacher(config: Config, place: Place) -> Recogniser:
     """The teacher, frozen: an ordinary run of that row, which is trained first, or gone on with, if it is not finished.
 
-    Raises UserError where it was trained on other data, or is another model than this run's.
+    Raises UserError where it was trained with other options, or is another model than this run's.
     """
     stage = PRESETS, place, "--teacher", PART_OF_STUDENTS, run_method
     teacher = load(earlier_stage(config, *stage, method="teacher", teacher="auto"), place)
@@ -443,11 +449,15 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
     """Returns the recogniser with the average of the best epochs' weights, and what RESULT says of the training."""
     utterances = trainable(corpus.train, config.max_seconds)
     teacher = find_teacher(config, place) if config.method in ("token_kd", "layer_kd", "aux_kd") else None
-    tokenizer = SentencePiece.build((u.text for u in utterances), config.units)
+    # A student writes its teacher's pieces and hears its features, even if the data have changed since.
+    tokenizer = teacher.tokenizer if teacher else SentencePiece.build((u.text for u in utterances), config.units)
     reseed(config.seed, int(config.method != "teacher"))
     models = build_models(config, tokenizer.size, tokenizer).to(place.device)
     recogniser = models["recogniser"]
-    recogniser.frontend.fit(sample_waves(utterances, config))
+    if teacher:
+        recogniser.frontend.load_state_dict(teacher.frontend.state_dict())
+    else:
+        recogniser.frontend.fit(sample_waves(utterances, config))
     groups = [{"params": list(part.parameters()), "lr": config.lr} for part in models.values()]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     run = Run(config, place, models, optimizer, utterances, tokenizer.encode, fits)
@@ -465,24 +475,27 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 optimizer.step()
             optimizer.zero_grad()
         run.end_epoch(recogniser, scoring.dev_scores(recogniser, corpus, config, place))
+    if place.first and config.method == "aux_kd":  # the branches are those of the last epoch, not of the best
+        draw_features(config, models, teacher, utterances[0], place)
     report = run.finish(recogniser)
-    if place.first and config.method == "aux_kd":
-        draw_features(config, models, teacher, corpus, place)
     if teacher and config.control == "none":
         report["emission_delay"] = emission_delay(recogniser, teacher, corpus, config, place)
     return recogniser, report
 
 
-def emission_delay(student: Recogniser, teacher: Recogniser, corpus: Corpus, config: Config, place: Place) -> float:
+def emission_delay(
+    student: Recogniser, teacher: Recogniser, corpus: Corpus, config: Config, place: Place
+) -> float | None:
     """ms by which words end later than the teacher's, mean over words of the first test set that both get right."""
     utterances, ends = next(iter(corpus.tests.values())), []
     for recogniser in (student, teacher):
         found = scoring.decode(recogniser, utterances, config, place)
         ends.append({})
-        for u in (u for u in utterances if u.id in found):
-            ends[-1] |= {(u.id, i): found[u.id].words[j].end for i, j in metrics.hits(u.text, found[u.id].text)}
+        for u in utterances:
+            if u.id in found:
+                ends[-1] |= {(u.id, i): found[u.id].words[j].end for i, j in metrics.hits(u.text, found[u.id].text)}
     delays = [1000 * (end - ends[1][word]) for word, end in ends[0].items() if word in ends[1]]
-    return round(sum(delays) / max(len(delays), 1), 1)
+    return round(fmean(delays), 1) if delays else None
 
 
 # ======================================================================================================= figures
@@ -506,19 +519,18 @@ def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -
 
 
 @torch.inference_mode()
-def draw_features(config: Config, models: nn.ModuleDict, teacher: Recogniser, corpus: Corpus, place: Place) -> None:
-    """features.png: the last taught layer of teacher, student and branch over one training utterance."""
+def draw_features(config: Config, models: nn.ModuleDict, teacher: Recogniser, spoken: Utterance, place: Place) -> None:
+    """features.png: the last taught layer of teacher, student and branch over an utterance."""
     from common import figures
 
-    batch, layer = (
-        read_one(trainable(corpus.train, config.max_seconds)[0], config).to(place.device),
-        taught_layers(config)[-1],
-    )
+    batch, layer = read_one(spoken, config).to(place.device), taught_layers(config)[-1]
+    if not batch.utterances:  # it cannot be read
+        return
     features, frames = models.eval()["recogniser"].features(batch)
-    (student,), lengths = (x := models["recogniser"].encoder(features, frames, [layer])).taps, x.lengths
-    (full,) = teacher.encoder(features, frames, [layer]).taps
-    z, _ = models["branches"][str(layer)](student.raw, lengths)
-    panels = {"teacher": full.raw, "branch": z, "student": student.raw}
+    student = models["recogniser"].encoder(features, frames, [layer])
+    full = teacher.encoder(features, frames, [layer])
+    z, _ = models["branches"][str(layer)](student.taps[0].raw, student.lengths)
+    panels = {"teacher": full.taps[0].raw, "branch": z, "student": student.taps[0].raw}
     panels = {name: F.layer_norm(x[0], x.shape[-1:]).T.cpu().numpy() for name, x in panels.items()}
     figures.matrices(Path(config.out) / "features.png", panels, "frame", f"layer {layer}, dimension")
 
