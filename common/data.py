@@ -48,6 +48,7 @@ def plan_epoch(
     rank: int = 0,
     ranks: int = 1,
     language_power: float = 1.0,
+    by_length: bool = True,
 ) -> list[MicroBatch]:
     """The micro-batches of this rank for one epoch, a function of the arguments alone.
 
@@ -56,12 +57,15 @@ def plan_epoch(
     shuffled. What an update holds does not depend on `batch_seconds` or `ranks`: those only split it into micro-batches
     of at most `batch_seconds`, padding included, before speed perturbation. Epoch 0 goes from short to long, from which
     CTC finds its alignments sooner (SortaGrad, Amodei et al. 2016). language_power: see `balance`; 1: every utterance
-    once.
+    once. by_length False: an update is a random sample, at the cost of more padding; for a model that has learnt
+    already, and would forget the short ones over the long, which differ in more than length.
     """
     rng = random.Random(f"{seed}-{epoch}")
     order = list(utterances) if language_power == 1 else balance(utterances, language_power, rng)
     rng.shuffle(order)
-    if epoch == 0:
+    if not by_length:
+        updates = _cut(order, update_seconds)
+    elif epoch == 0:
         order.sort(key=lambda u: u.duration)
         updates = _cut(order, update_seconds)
     else:

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 
 import pytest
 import soundfile
@@ -187,6 +188,17 @@ def test_what_is_drawn_depends_on_the_utterance_and_the_epoch_alone(config, utte
     assert len({round(share, 1) for share in shares}) == 3  # every speed was drawn
     assert once != all_of(9, 1, replace(config, seed=2))
     assert any(once[0, u.id] != once[1, u.id] for u in utterances if (0, u.id) in once)
+
+
+def test_an_update_may_be_a_random_sample():
+    """Every utterance once, in updates of mixed lengths, in another order in every epoch."""
+    utterances, means = made_up(1500), {}
+    plans = [plan_epoch(utterances, epoch, 1, 400, 1e9, by_length=False) for epoch in (0, 1)]
+    assert ids(plans[0]) != ids(plans[1])
+    for name, plan in (("random", plans[0]), ("sorted", plan_epoch(utterances, 0, 1, 400, 1e9))):
+        assert sorted(u.id for part in plan for u in part.utterances) == sorted(u.id for u in utterances)
+        means[name] = [fmean(u.duration for u in part.utterances) for part in plan]
+    assert stdev(means["random"]) < stdev(means["sorted"]) / 3
 
 
 def test_batches_come_in_the_order_of_the_plan(config, utterances):
