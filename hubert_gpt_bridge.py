@@ -46,16 +46,16 @@ Choices (ours, marked again where they stand)
                   HuBERT as it was pretrained (--ctc-run none), which takes more audio than the demo has
     C2 CNN        frozen, as in the paper; in the demo trained: 1.8 hours give none that is worth freezing
     C3 CTC        learns characters; the path that compresses is the head's own arg-max, without a gradient, the same in
-                  training and decoding; of an utterance that is all blank, the least blank frame stays
+                  training and decoding; where all is blank, the least blank frame stays, of `average` all
     C4 padding    HuBERT with layer norm in its CNN reads masked padding; with group norm, as the published one, it
                   knows no mask: it is scored by equal length, and trained on padding as it comes (common/hubert.py)
     C5 LoRA       on query_key_value only, alpha = 2 r; everything else is frozen unless its rate says otherwise
-    C6 training   AdamW, a rate for each part, 0: frozen; the first epoch goes from short to long utterances;
-                  checkpoints are chosen by dev WER
+    C6 training   AdamW, a rate for each part, 0: frozen; the first epoch goes from short to long utterances, but with
+                  --init, where updates are random samples; checkpoints are chosen by dev WER
 
 Metrics (beside those of all scripts)
 -------
-    lm, ctc         the parts of the loss; pieces: labels of an utterance, to divide them by
+    lm, ctc         the parts of the loss; pieces: of an utterance and its end, to divide them by
     listening_gap   nats per piece, on 64 dev utterances; near 0 GPT writes what is likely and does not listen
     unstopped, repetitions    answers that the limit ended; those among them whose repetitions were cut
     embeddings      vectors GPT was given, over all test sets;  embeddings_per_second
@@ -64,9 +64,8 @@ Run
 ---
     python hubert_gpt_bridge.py                       demo world: ctc and gpt side by side, with what is pretrained
     python hubert_gpt_bridge.py --method gpt --bridge ctc --compression average_remove_blank
-    python hubert_gpt_bridge.py --data DIR --init rinna/nue-asr --lora-rank 8 --lr-hubert 0 --lr-bridge 0
+    python hubert_gpt_bridge.py --data DIR --init rinna/nue-asr --lora-rank 8 --lr-hubert 0 --lr-bridge 0 --lr-llm 1e-4
     python hubert_gpt_bridge.py --preset full --init rinna/nue-asr --transcribe a.wav
-    python hubert_gpt_bridge.py --checkpoint runs/x --transcribe a.wav
 """
 
 # ruff: noqa: E402  (the command line is read before the heavy imports, so that --help answers at once)
@@ -121,7 +120,7 @@ class Config(RunConfig):
     clip: Positive = 1.0  # largest norm of the gradient of each part, by itself [choice]
     average: Count = 1  # epochs with the lowest dev error whose weights are averaged [choice]
     # -- how to compute --
-    gradient_checkpointing: bool = False  # less memory, a third more time
+    gradient_checkpointing: bool = False  # of what learns: less memory, a third more time
     # -- decoding --
     decode: Literal["greedy", "beam", "top_k", "top_p"] = "greedy"  # beam also of ctc, with --lm by shallow fusion
     beam: Extent = 4  # hypotheses kept [choice]
@@ -144,8 +143,10 @@ class Config(RunConfig):
             raise UserError("--bridge ctc starts from a CTC head: give --ctc-run auto, or a finished run of ctc.")
         if (self.score and not init) or (self.export and not (init or self.checkpoint)):
             raise UserError("--score and --export need --init, a published model or a finished run.")
-        if self.method == "ctc" and init:
-            raise UserError("--init goes with --method gpt.")
+        if self.method == "ctc" and (init or self.decode.startswith("top")):
+            raise UserError("--init, --decode top_k and --decode top_p go with --method gpt.")
+        if self.method == "gpt" and self.lm:
+            raise UserError("--lm goes with --method ctc.")
 
 
 DEMO = dict(  # [choice]
@@ -176,8 +177,8 @@ from common.corpora import Corpus, load_corpus, trainable
 from common.data import Batch, read_corpus, read_one
 from common.features import SAMPLE_RATE
 from common.flags import load_config
-from common.place import Place, earlier_stage, first_rank_first, reseed, start
-from common.pretrained import CharacterModel, find, load_causal, load_model, load_pieces, mark_supplied
+from common.place import Place, earlier_stage, first_rank_first, note, reseed, start
+from common.pretrained import CharacterModel, find, forget_supplied, load_causal, load_model, load_pieces, mark_supplied
 from common.scoring import Transcript
 from common.text import Characters, Pieces, load_tokenizer
 from common.training import Run
@@ -211,8 +212,8 @@ class Recogniser(nn.Module):
     def shortest(self) -> int:
         """Samples that give one vector, to which shorter audio is padded: 3280 for the published model."""
         layers = [(KERNEL, STRIDE)] * len(getattr(self, "bridge_convs", ()))
-        masked = 10 if self.config.mask_time else 1  # frames: so many are masked at a time
-        return hubert.shortest_input(self.audio_encoder.config, layers, masked)
+        masked = 10 if self.config.mask_time else 1  # frames of HuBERT: so many are masked at a time
+        return max(hubert.shortest_input(self.audio_encoder.config, *x) for x in ((layers, 1), ([], masked)))
 
     def bridge(self, h: Tensor, lengths: Tensor, log_probs: Tensor | None) -> tuple[Tensor, list[int]]:
         """h (B, T, D) -> a (B, T', E) and its lengths."""
@@ -291,7 +292,7 @@ def vectors_of(log_probs: Tensor, mode: str) -> Tensor:
     begins = path != torch.cat([path[:1] - 1, path[:-1]])  # a run
     kept = path != ctc.BLANK if mode != "average" else torch.ones_like(begins)
     if not kept.any():
-        kept, begins = torch.zeros_like(kept), begins.clone()
+        kept = torch.zeros_like(kept)
         kept[log_probs[:, ctc.BLANK].argmin()] = True
         mode = "remove_blank"
     counted = kept if mode == "remove_blank" else kept & begins
@@ -439,6 +440,8 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
     if place.first:
         published.keep_shapes(recogniser, Path(config.out))
     listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
+    if config.init:
+        note(f"before: dev {scoring.dev_scores(recogniser, corpus, config, place)['dev']:.1f} %")
     for _ in run.epochs():
         for update in run.updates():
             for batch in update:
@@ -446,7 +449,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 loss = total_loss(losses, config.ctc_weight)
                 loss.backward()
                 parts = {name: part.sum() for name, part in losses.items()}
-                update.add(loss, parts | {"pieces": batch.target_lengths.sum()})
+                update.add(loss, parts | {"pieces": (batch.target_lengths + 1).sum()})
             update.average_gradients()
             norms = {name: nn.utils.clip_grad_norm_(models[name].parameters(), config.clip).item() for name in rates}
             update.log |= {"norm": norms, "lr": run.set_learning_rates()}
@@ -518,18 +521,19 @@ def load_init(config: Config, place: Place) -> Recogniser:
         recogniser = load(replace(stored, checkpoint=str(folder), root=config.root), place)
         lora.merge(recogniser.llm)
     elif shapes.keys() >= {"audio_encoder_config", "llm_config"}:
-        stored = replace(config, bridge="conv", bridge_layers=len(shapes.get("bridge_conv_kernel_size", "12")))
+        stored = replace(config, bridge="conv", bridge_layers=len(shapes.get("bridge_conv_kernel_size", [KERNEL] * 2)))
         tokenizer = Pieces(load_pieces(str(folder), "--init", config.root))
         recogniser = Recogniser(stored, *published.networks(shapes), tokenizer, None)
         published.read_weights(recogniser, folder, "--init")
     else:
         raise UserError(f"--init {config.init} is neither a finished run nor laid out as rinna/nue-asr.")
-    if (stored.bridge, stored.bridge_layers) != (config.bridge, config.bridge_layers):
-        wanted = f"--bridge {stored.bridge} --bridge-layers {stored.bridge_layers}"
-        raise UserError(f"--init {config.init} has another bridge: give {wanted}.")
+    same = "bridge", "bridge_layers", "compression", "begin", "separator", "end"
+    if wanted := [name for name in same if getattr(stored, name) != getattr(config, name)]:
+        wanted = " ".join(f"--{name.replace('_', '-')} {getattr(stored, name)}" for name in wanted)
+        raise UserError(f"--init {config.init} is another model: give {wanted}.")
     recogniser.requires_grad_(True).config = config
-    if hasattr(recogniser.llm, "supplied"):
-        del recogniser.llm.supplied
+    hubert.set_dropping(recogniser.audio_encoder.config, config.layerdrop, config.mask_time)
+    forget_supplied(recogniser.llm)
     if frozen_llm(config):
         mark_supplied(recogniser.llm)
     return recogniser
@@ -539,8 +543,11 @@ def both_domains(config: Config, corpus: Corpus) -> Corpus:
     """With the test sets of the run that was adapted: does it forget?"""
     if not config.init or not (Path(config.init) / published.SHAPES).exists():
         return corpus
-    first = load_corpus(load_config(Config, config.init, PRESETS).data, config.root, scoring=True)
-    return replace(corpus, tests=first.tests | corpus.tests, homophones=first.homophones | corpus.homophones)
+    data = load_config(Config, config.init, PRESETS).data
+    first = load_corpus(data, config.root, scoring=True)
+    tests = {f"{Path(data).name}-{name}" if name in corpus.tests else name: x for name, x in first.tests.items()}
+    tests = tests | corpus.tests if data != config.data else corpus.tests
+    return replace(corpus, tests=tests, homophones=first.homophones | corpus.homophones)
 
 
 def run_method(config: Config) -> dict:
@@ -552,11 +559,7 @@ def run_method(config: Config) -> dict:
     if config.transcribe:
         return scoring.transcribe_files(read(config, place).to(place.device), config, place)
     if config.export:
-        recogniser = read(config, place)
-        if not hasattr(recogniser, "bridge_convs"):
-            raise UserError("--export writes the published layout, which has GPT and a bridge of convolutions.")
-        lora.merge(recogniser.llm)
-        published.write(recogniser, recogniser.tokenizer.tokenizer, Path(config.export))
+        published.write(read(config, place), Path(config.export))
         return {}
     corpus = read_corpus(config, place)
     recogniser, report = (read(config, place), {}) if config.checkpoint else train(config, corpus, place)

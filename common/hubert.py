@@ -47,3 +47,4 @@ def set_dropping(config: HubertConfig, layerdrop: float, mask_time: float) -> No
     """Of layers and of stretches of ten frames in training, which the library does by default."""
     config.layerdrop, config.apply_spec_augment = layerdrop, mask_time > 0
     config.mask_time_prob = mask_time or config.mask_time_prob  # 0 would take a parameter away
+    config.mask_time_min_masks = 0  # of two and more stretches short audio would be masked too much

@@ -150,11 +150,18 @@ def load_causal(name: str, flag: str, root: str, frozen: bool, dtype: torch.dtyp
 
 def mark_supplied(model: nn.Module) -> nn.Module:
     """A frozen causal language model with its buffer `supplied`, see `load_causal`."""
-    table = model.get_input_embeddings().weight.detach().float().cpu().numpy().tobytes()
+    # Rounded, so that it is the same whatever the type that the model was loaded in.
+    table = model.get_input_embeddings().weight.detach().bfloat16().float().cpu().numpy().tobytes()
     sizes = {key: value for key, value in model.config.to_dict().items() if isinstance(value, int | float)}
     digits = bytes.fromhex(digest(repr(sorted(sizes.items())), table))
     model.register_buffer("supplied", torch.tensor(list(digits), dtype=torch.uint8))
     return model.requires_grad_(False)
+
+
+def forget_supplied(model: nn.Module) -> None:
+    """Before all of its weights are to be kept."""
+    if hasattr(model, "supplied"):
+        del model.supplied
 
 
 class MaskedLM:

@@ -57,11 +57,13 @@ def build_sequences(
     says nothing and is a symbol of no model.
     """
     rows, targets = [], []
+    nothing = embedding.weight.mean(0).to(speech.dtype) if shown else None
     answers = [[] for _ in lengths] if texts is None else texts
     for vectors, n, answer, ids in zip(speech, lengths, answers, shown or answers, strict=True):
         ids = torch.tensor([*before, *after, *ids], device=speech.device)
         vectors_of = embedding(ids.clamp(min=0)).to(speech.dtype)
-        vectors_of = torch.where((ids == MASKED)[:, None], embedding.weight.mean(0).to(speech.dtype), vectors_of)
+        if shown:
+            vectors_of = torch.where((ids == MASKED)[:, None], nothing, vectors_of)
         first = len(before)
         rows.append(torch.cat([vectors_of[:first], vectors[:n], vectors_of[first:]]))  # (S, D)
         targets.append(torch.tensor([*[NONE] * (len(rows[-1]) - len(answer) - 1), *answer, end], device=speech.device))
@@ -99,6 +101,7 @@ def write(
     def at_limit(ids: Tensor, scores: Tensor, **_) -> Tensor:  # (B beams, new ids)
         return ids.shape[1] >= per_row.repeat_interleave(len(ids) // len(limits))
 
+    lm.generation_config = GenerationConfig()  # nothing of the model's own, such as a penalty for repetition
     options = dict(max_new_tokens=max(limits), do_sample=False, eos_token_id=end, pad_token_id=end) | search
     new = lm.generate(
         inputs_embeds=sequences.inputs, attention_mask=sequences.mask.long(),

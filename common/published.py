@@ -4,7 +4,7 @@
     model.safetensors    audio_encoder.*  bridge_convs.{0,1}.*  bridge_proj.*  llm.*; or parts, with an index
     tokenizer files      of GPT
 
-    model = ...; read_weights(model, folder, "--init");  write(model, tokenizer, folder)
+    model = ...; read_weights(model, folder, "--init");  write(model, folder)
 
 A model here has parts of these names. Only safetensors are read, and no folder's code is run.
 """
@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, HubertModel
 
+from common import lora
 from common.files import write_atomically
 from common.flags import UserError
-from common.pretrained import find
+from common.pretrained import find, forget_supplied
 from common.weights import save_weights
 
 # Older versions of torch name the two parts of a normalised weight so, as the published model does.
@@ -103,13 +104,17 @@ def networks(shapes: dict) -> tuple[HubertModel, GPTNeoXForCausalLM | None]:
     return HubertModel(HubertConfig(**shapes["audio_encoder_config"])), llm
 
 
-def write(model: nn.Module, tokenizer, folder: Path) -> None:
-    """Writes the whole layout; tokenizer: of transformers. Raises UserError."""
+def write(model: nn.Module, folder: Path) -> None:
+    """Writes the whole layout, adapters merged. Raises UserError where it is another kind of model."""
+    if not hasattr(model, "bridge_convs"):
+        raise UserError("--export writes the published layout, which has GPT and a bridge of convolutions.")
+    lora.merge(model.llm)
+    forget_supplied(model.llm)
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
     for new, old in WEIGHT_NORM.items():
         state = {name.replace(new, old): tensor for name, tensor in state.items()}
-    tokenizer.save_pretrained(folder)
+    model.tokenizer.tokenizer.save_pretrained(folder)
     shapes = {"model_type": "nue_asr", "architectures": ["NueASRModel"]} | shapes_of(model)
     write_atomically(folder / "config.json", json.dumps(shapes, indent=1) + "\n")
     save_weights(folder / "model.safetensors", state)

@@ -303,13 +303,17 @@ def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(finis
     options = ["--preset", "smoke", "--root", root, "--data", "demo-spontaneous-smoke", "--init", finished.folder]
     adapted = ["--lora-rank", 2, "--lr-hubert", 0, "--lr-bridge", 0, "--lr-llm", 0.05, "--max-steps", 3]
     result = finished.main(*options, *adapted, "--method", "gpt", "--out", tmp_path / "run")
-    assert set(result["wer"]) == {"test"} and result["trained_params"] < 0.1 * result["params"]
+    both = {"test", f"{finished.data.name}-test"}  # each domain calls its own "test"
+    assert set(result["wer"]) == both and result["trained_params"] < 0.1 * result["params"]
     weights = load_weights(tmp_path / "run" / "model.safetensors")
     assert {name.split(".")[-1] for name in weights if name.startswith("llm.")} == {"A", "B", "supplied"}
     again = finished.main("--checkpoint", tmp_path / "run", "--root", root)
     assert again["wer"] == result["wer"] and again["cer"] == result["cer"]
     score = finished.main(*options, "--method", "gpt", "--score", "--out", tmp_path / "score")
-    assert set(score["wer"]) == {"test"} and "train_seconds" not in score
+    assert set(score["wer"]) == both and "train_seconds" not in score
+    finished.main("--checkpoint", tmp_path / "run", "--root", root, "--export", tmp_path / "whole")
+    whole = finished.main(*options[:-1], tmp_path / "whole", "--method", "gpt", "--score", "--out", tmp_path / "merged")
+    assert whole["wer"] == {"test": result["wer"]["test"]}
     other = finished.main(*finished.options("--max-steps", 1, "--out", tmp_path / "other"))
     assert other["wer"]
     damaged = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -414,14 +418,17 @@ def test_published_folders_that_cannot_be_used(finished, published, corpus, caps
 
 def test_other_bridges_and_other_symbols_are_refused(finished, tmp_path):
     options = ["--init", finished.folder, "--max-steps", 1, "--out"]
-    with pytest.raises(UserError, match="has another bridge: give --bridge conv --bridge-layers 2"):
-        finished.train(*options, tmp_path / "a", "--bridge-layers", 3)
+    with pytest.raises(UserError, match="is another model: give --bridge-layers 2 --end </s>"):
+        finished.train(*options, tmp_path / "a", "--bridge-layers", 3, "--end", "<s>")
     with pytest.raises(UserError, match=r"<sep> is no piece of this GPT's tokenizer"):
-        finished.train(*options, tmp_path / "b", "--separator", "<sep>")
+        finished.train("--max-steps", 1, "--out", tmp_path / "b", "--separator", "<sep>")
     with pytest.raises(SystemExit):
         script.main(["--method", "gpt", "--lora-rank", "8", "--lr-llm", "0"])
     with pytest.raises(SystemExit):
         script.main(["--preset", "full", "--bridge", "ctc"])
+    for options in (["ctc", "--decode", "top_p"], ["gpt", "--decode", "beam", "--lm", "demo/gpt"]):
+        with pytest.raises(SystemExit):
+            script.main(["--method", *options])
 
 
 def test_the_compressing_bridge_and_its_figures(finished, corpus, tmp_path):
