@@ -36,7 +36,7 @@ Equations (the names are this file's own; each with its function, and its test i
     loss = - sum_{u=1}^{U+1} log p(y_u | a, <s>, y'_1 … y'_{u-1}), y_{U+1} = </s>     answer_losses        test_loss
     y'_u = y_u, or with probability F, in training only, a symbol that says nothing   hide                 test_hide
     LoRA   W x + 2 B A x on q, k, v and o                                             lora.LoRA            test_lora.py
-    S_ij = cos(a_i - mean a, e_j - mean e), e_j the embedding of y_j                  alignment            test_s
+    S_ij = cos(a_i - mean a, e_j - mean e), e_j of y_j as the table has it            alignment            test_s
     gap  = (loss with the audio of another session - loss) / pieces          prompting.measure_listening   test_gap
 
     n = --stride-ms / 80;  F --mask-fraction;  A (r, inputs), B (outputs, r), r = --lora-rank, alpha = 2 r
@@ -51,12 +51,14 @@ share: README.md.
 Choices (ours, marked again where they stand)
 -------
     C1 prompt     no instruction and no language tag; the tail of an utterance is padded with zeros
-    C2 masking    by the model's <unk>; where it has none, or its <unk> is its end, by the mean of all embeddings
+    C2 masking    by the model's <unk>; where it has none, or its <unk> begins or ends, by the mean of all embeddings
     C3 languages  are drawn in proportion to hours ^ --language-power, in both stages
     C4 pieces     CTC learns SentencePiece units of the transcripts; in the demo those of the language model
     C5 rereading  most of what the demo's language models learn from are texts written twice, so that a small frozen one
                   may say again what it reads, as large ones can
-    C6 training   AdamW; each part with a rate of its own, 0: frozen; in each stage the first epoch goes from short to
+    C6 rank       --lora-rank 0 has no adapters: then --lr-lm trains all of the language model, as the demo does, whose
+                  models are tiny, and --lr-lm 0 freezes it
+    C7 training   AdamW; each part with a rate of its own, 0: frozen; in each stage the first epoch goes from short to
                   long utterances; checkpoints are chosen by dev WER, the mean over languages
 
 Metrics (beside those of all scripts)
@@ -64,7 +66,7 @@ Metrics (beside those of all scripts)
     listening_gap   nats per piece, on 64 dev utterances; near 0 the model writes what is likely and does not listen
     alignment       of S: rho, Spearman's correlation of j and the i with the largest S_ij; non_decreasing, the share of
                     steps from j to j+1 at which that i does not fall, and its chance; swapped: beside another's audio
-    text_perplexity of the dev transcripts per piece without audio: before training, and after
+    text_perplexity of 50 to 100 dev transcripts per piece without audio: before training, and after
     unstopped, repetitions    answers that the limit ended; those among them whose repetitions were cut
 
 Run
@@ -81,7 +83,19 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from common.flags import Count, Extent, Positive, Real, RunConfig, Share, Speed, UserError, check_command_line, parse
+from common.flags import (
+    Count,
+    Extent,
+    Positive,
+    Real,
+    RunConfig,
+    Seconds,
+    Share,
+    Speed,
+    UserError,
+    check_command_line,
+    parse,
+)
 
 # ================================================================================================== configuration
 
@@ -110,7 +124,7 @@ class Config(RunConfig):
     method: Literal["monolingual_ctc", "ctc", "llm"] = "llm"  # row of the table
     encoder: str = "auto"  # finished run of ctc, or scratch; auto: the one beside this run, trained there if absent
     lm: str = "huggyllama/llama-7b"  # causal language model [paper]: hub name, folder, demo-mls/lm-m
-    lora_rank: int = 8  # r of the adapters on q, k, v, o; 0: none [digest]
+    lora_rank: int = 8  # r of the adapters on q, k, v, o [digest]; 0: none (C6 rank)
     stride_ms: Count = 240  # audio per vector of the prompt, a multiple of 80 [choice]; "almost 1 second" works [paper]
     mask_fraction: Share = 0.25  # F, of the text that the model reads in training [recall] (C2 masking)
     # -- model --
@@ -123,7 +137,7 @@ class Config(RunConfig):
     dropout: Share = 0.1  # of the encoder, but not on its attention weights [peer]
     # -- optimisation --
     ctc_epochs: Count = 30  # passes over the training data by CTC [choice]
-    ctc_lr: Positive = 1e-3  # peak learning rate of CTC [recall], of AdamW (C6 training)
+    ctc_lr: Positive = 1e-3  # peak learning rate of CTC [recall], of AdamW (C7 training)
     ctc_warmup: Positive = 20000.0  # as --warmup, of CTC [recall]
     epochs: Count = 10  # passes with the language model [choice]
     lr_encoder: float = 5e-4  # peak learning rate of the encoder with the language model [recall]; 0: frozen
@@ -135,6 +149,8 @@ class Config(RunConfig):
     warmup: Positive = 5000.0  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [recall]
     clip: Positive = 5.0  # largest norm of the gradient of each part, by itself [peer]
     average: Count = 5  # epochs with the lowest dev error whose weights are averaged [choice]
+    # -- how to compute --
+    cut_seconds: Seconds = 20.0  # longer recordings are cut at pauses: an answer has at most 200 pieces
     # -- decoding --
     decode: Literal["greedy", "beam"] = "greedy"  # beam: of llm, or of ctc with --lm by shallow fusion, the comparator
     beam: Extent = 4  # hypotheses kept [choice]
@@ -149,6 +165,12 @@ class Config(RunConfig):
             raise UserError("--lora-rank adapts the language model by --lr-lm, which is 0: give one of them a value.")
         if self.method == "llm" and not (self.lr_encoder or self.lr_projection or self.lr_lm):
             raise UserError("--lr-encoder, --lr-projection and --lr-lm are all 0: nothing would learn.")
+        if self.freeze_encoder_steps and not (self.lr_projection or self.lr_lm):
+            raise UserError("--freeze-encoder-steps: nothing but the encoder learns, so nothing would.")
+        if self.decode == "beam" and self.method != "llm" and self.units_of != "lm":
+            raise UserError("--decode beam fuses --lm with a CTC that writes its pieces: train it with --units-of lm.")
+        if (self.schedule == "one-cycle") != (self.ctc_warmup < 1):
+            raise UserError("--ctc-warmup is a share below 1 for --schedule one-cycle, else a number of updates.")
 
 
 DEMO = dict(  # [choice]
@@ -176,6 +198,7 @@ import math
 import random
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -186,7 +209,7 @@ from common.conformer import Conformer, length_mask, subsampled
 from common.corpora import Corpus, Utterance, trainable
 from common.data import Batch, read_corpus, sample_waves
 from common.features import SAMPLE_RATE, LogMel, num_frames, spec_augment
-from common.place import Place, earlier_stage, first_rank_first, reseed, start
+from common.place import Place, earlier_stage, first_rank_first, gather, reseed, start
 from common.pretrained import LanguageModel, load_causal, load_pieces
 from common.scoring import Transcript
 from common.text import Pieces, SentencePiece, load_tokenizer
@@ -238,6 +261,7 @@ class Recogniser(nn.Module):
             seconds = batch.samples / SAMPLE_RATE
             limits = [min(200, int(12 * s) + 20) for s in seconds.tolist()]  # pieces; 200 [recall], the rest [choice]
             answers, counts = prompting.write(self.lm, self.sequences(h, lengths, None), limits, end, num_beams=beam)
+            answers = [ids if n else [] for ids, n in zip(answers, lengths.tolist(), strict=True)]  # too short to hear
         texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]
         return [Transcript(text, None, count) for text, count in zip(texts, counts, strict=True)]
 
@@ -319,11 +343,12 @@ def hidden_symbol(recogniser: Recogniser) -> int:
 def answer_losses(recogniser: Recogniser, batch: Batch, place: Place, config: Config | None = None) -> Tensor:
     """-log p(y </s> | a) of each utterance (B,), in fp32; config: in training, with SpecAugment and pieces hidden.
 
-    Which are hidden is drawn from the utterance and its epoch alone.
+    Which are hidden is drawn from the utterance, its epoch and its update, for a language may come around again.
     """
     texts, shown = prompting.texts_of(batch), None
     if config and config.mask_fraction:
-        names = (f"{config.seed}-{batch.plan.epoch}-{u.id}-hidden" for u in batch.utterances)
+        when = f"{config.seed}-{batch.plan.epoch}-{batch.plan.update}"
+        names = (f"{when}-{u.id}-hidden" for u in batch.utterances)
         rows, symbol = zip(texts, names, strict=True), hidden_symbol(recogniser)
         shown = [hide(ids, config.mask_fraction, random.Random(name), symbol) for ids, name in rows]
     with place.autocast():
@@ -347,7 +372,7 @@ def compute_losses(recogniser: Recogniser, batch: Batch, config: Config, place: 
 # Options of the second stage, about which the first need not agree.
 SECOND_STAGE = (
     "encoder", "lora_rank", "stride_ms", "mask_fraction", "epochs", "lr_encoder", "lr_projection", "lr_lm",
-    "freeze_encoder_steps", "warmup",
+    "freeze_encoder_steps", "warmup", "lm",
 )  # fmt: skip
 
 
@@ -358,8 +383,7 @@ def find_encoder(config: Config, place: Place) -> Recogniser | None:
     """
     if config.encoder == "scratch":
         return None
-    differ = SECOND_STAGE if config.units_of == "lm" else (*SECOND_STAGE, "lm")
-    return load(earlier_stage(config, PRESETS, place, "--encoder", differ, run_method, method="ctc"), place)
+    return load(earlier_stage(config, PRESETS, place, "--encoder", SECOND_STAGE, run_method, method="ctc"), place)
 
 
 # ========================================================================================================== train
@@ -413,7 +437,8 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
     for _ in run.epochs():
         for update in run.updates():
             if is_llm:
-                models["encoder"].requires_grad_(config.lr_encoder > 0 and update.step > config.freeze_encoder_steps)
+                learns = config.lr_encoder > 0 and update.step > config.freeze_encoder_steps
+                models["encoder"].requires_grad_(learns).train(learns)
             for batch in update:
                 loss = compute_losses(recogniser, batch, config, place).sum()
                 loss.backward()
@@ -436,7 +461,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
 
 @torch.inference_mode()
 def text_perplexity(recogniser: Recogniser, corpus: Corpus, place: Place) -> float:
-    """Per piece, of 100 dev transcripts without audio, their ends included."""
+    """Per piece, of 50 to 100 dev transcripts without audio, their ends included."""
     lm, total, pieces = recogniser.lm, 0.0, 0
     (beginning, end), embedding = symbols(lm), lm.get_input_embeddings()
     nothing = torch.zeros(1, 0, embedding.embedding_dim, device=place.device)
@@ -467,18 +492,18 @@ def spearman(x: Tensor, y: Tensor) -> float:
 
 @torch.inference_mode()
 def measure_alignment(recogniser: Recogniser, corpus: Corpus, config: Config, place: Place) -> dict[str, float]:
-    """Over 64 dev utterances, and for the same texts beside another utterance's audio; draws alignment.png of the last.
+    """Over 64 dev utterances, and for the same texts beside another utterance's audio; draws alignment.png of one.
 
     A text of one piece says nothing.
     """
     from common import figures
 
-    found, panels, encode = {}, {}, recogniser.tokenizer.encode
+    found, panels, drawn, encode = {}, {}, None, recogniser.tokenizer.encode
     table = recogniser.lm.get_input_embeddings()
     for swapped, batch in prompting.listening_batches(corpus.dev, config, encode, partial(fits, "llm")):
         with place.autocast():
             a, sizes = recogniser.prompt(*recogniser.encode(batch.to(place.device)))
-        for vectors, n, ids in zip(a, sizes, prompting.texts_of(batch), strict=True):
+        for vectors, n, ids, u in zip(a, sizes, prompting.texts_of(batch), batch.utterances, strict=True):
             if len(ids) < 2:
                 continue
             S = alignment(vectors[:n], table(torch.tensor(ids, device=place.device)))  # (T', U)
@@ -487,7 +512,9 @@ def measure_alignment(recogniser: Recogniser, corpus: Corpus, config: Config, pl
             scores |= {"non_decreasing": (best.diff() >= 0).double().mean().item(), "chance": (n + 1) / (2 * n)}
             for name, score in scores.items():
                 found.setdefault(name + suffix, []).append(score)
-            panels["audio of another session" if swapped else "its own audio"] = S.cpu().numpy()
+            drawn = drawn if swapped else u.id  # the last of those beside their own audio
+            if u.id == drawn:
+                panels["audio of another session" if swapped else "its own audio"] = S.cpu().numpy()
     if place.first and panels:
         figures.matrices(Path(config.out) / "alignment.png", panels, "piece of the transcript", "vector of the prompt")
         figures.log_curves(Path(config.out) / "listening.png", "listening_gap", "nats per piece")
@@ -505,16 +532,29 @@ def load(config: Config, place: Place) -> Recogniser:
 
 
 def one_by_one(config: Config) -> dict:
-    """monolingual_ctc: a recogniser for each language, in a folder of its own; and their mean."""
-    place = start(config)
+    """monolingual_ctc: a recogniser for each language, in a folder of its own; and what they have together."""
+    if config.transcribe:
+        raise UserError(f"--transcribe takes one language: give --checkpoint {config.checkpoint}/LANGUAGE.")
+    place, out = start(config), Path(config.out)
     corpus = read_corpus(config, place)
     languages = sorted({u.language for u in corpus.dev})
-    single = [replace(config, languages=(language,), out=str(Path(config.out) / language)) for language in languages]
-    results = [run_method(one) for one in single]
-    merged = {name: {k: v for r in results for k, v in r[name].items()} for name in ("wer", "cer")}
-    merged |= {f"{name}_mean": round(sum(x.values()) / len(x), 2) for name, x in merged.items()}
-    merged["train_seconds"] = sum(r.get("train_seconds", 0.0) for r in results)
-    return scoring.report(results[0] | merged, config, place)
+    if mixed := [name for name, found in corpus.tests.items() if len({u.language for u in found}) > 1]:
+        raise UserError(f"{mixed[0]}.jsonl holds several languages: split it into {mixed[0]}-LANGUAGE.jsonl.")
+    begun = gather([(out / language / "config.json").exists() for language in languages], place)[0]
+    results = []
+    for language, has_begun in zip(languages, begun, strict=True):
+        finished = config.checkpoint and f"{config.checkpoint}/{language}"
+        one = replace(config, languages=(language,), out=str(out / language), checkpoint=finished)
+        results.append(run_method(replace(one, resume=config.resume and has_begun)))
+    first, counts = results[0], ("not_scored", "train_seconds", "skipped_updates", "infeasible", "bad_files")
+    merged = {name: first[name] for name in ("script", "method", "seed", "decode", "normaliser")}
+    for name, value in first.items():
+        if isinstance(value, dict):
+            merged[name] = {k: v for result in results for k, v in result[name].items()}
+        elif name in counts:
+            merged[name] = sum(result[name] for result in results)
+    merged |= {f"{name}_mean": round(fmean(merged[name].values()), 2) for name in ("wer", "cer")}
+    return scoring.report(merged, config, place)
 
 
 def run_method(config: Config) -> dict:

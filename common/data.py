@@ -200,7 +200,7 @@ class _Reader(Dataset):
                 continue
             target = []
             if self.encode:
-                draw = random.Random(f"{self.seed}-{plan.epoch}-{utterance.id}")
+                draw = random.Random(f"{self.seed}-{plan.epoch}-{plan.update}-{utterance.id}")
                 wave = change_speed(wave, draw.choice(self.speeds))
                 target = self.encode(utterance.text)
                 if not self.fits(len(wave), target):

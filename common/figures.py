@@ -84,7 +84,7 @@ def log_curves(path: Path, key: str, y: str) -> None:
 def matrices(path: Path, panels: dict[str, np.ndarray], x: str, y: str) -> None:
     """Matrices (rows, columns) beside each other, rows from top to bottom, all in one scale."""
     figure = Figure(figsize=(3.6 * len(panels), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=len({len(m) for m in panels.values()}) == 1)[0]
     low, high = min(np.min(m) for m in panels.values()), max(np.max(m) for m in panels.values())
     for axis, (name, matrix) in zip(axes, panels.items(), strict=True):
         axis.imshow(matrix, aspect="auto", cmap="magma_r", vmin=low, vmax=high, interpolation="nearest")

@@ -51,13 +51,13 @@ class LoRA(nn.Module):
 def adapt(lm: nn.Module, rank: int, alpha: float, names: tuple[str, ...] | None = None) -> None:
     """Freezes the model and gives the linear maps whose names end so an adapter; absent: all of self-attention.
 
-    Raises UserError where it has none of that name.
+    Raises UserError where it has none of such a name.
     """
     names = names or ATTENTION.get(lm.config.model_type, LLAMA)
     lm.requires_grad_(False)
     found = [name for name, part in lm.named_modules() if ("." + name).endswith(tuple("." + n for n in names))]
-    if not found:
-        raise UserError(f"--lora-rank: this {lm.config.model_type} model has no {', '.join(names)}: use --lora-rank 0.")
+    if lacking := [n for n in names if not any(("." + name).endswith("." + n) for name in found)]:
+        raise UserError(f"--lora-rank: this {lm.config.model_type} model has no {lacking[0]}: use --lora-rank 0.")
     for name in found:
         _replace(lm, name, LoRA(lm.get_submodule(name), rank, alpha))
 

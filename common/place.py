@@ -186,7 +186,7 @@ def earlier_stage(
     named, method = getattr(config, flag.removeprefix("--").replace("-", "_")), changes["method"]
     folder = _earlier_folder(config, method) if named == "auto" else Path(named)
     begun = gather((folder / "config.json").exists(), place)[0]  # asked before the first rank makes one
-    asked = replace(config, out=str(folder), resume=begun, **changes)
+    asked = replace(config, out=str(folder), resume=begun, decode="greedy", **changes)
     if begun:
         stored = load_config(type(config), folder, presets)
         asked = replace(asked, **{name: getattr(stored, name) for name in may_differ})

@@ -281,7 +281,7 @@ def compare(configs: list[RunConfig], results: list[dict]) -> dict:
     for result, mean in zip(results, means, strict=True):
         row = [x for x in (mean, *(result[score][split] for split, score in columns)) if x is not None]
         print(f"{result['method']:14}" + "".join(f"{x:>{width}.1f}" for x, width in zip(row, widths, strict=True)))
-    files = (read_hypotheses(Path(config.out) / f"hyp_{splits[0]}.tsv") for config in configs)
+    files = (read_hypotheses(next(Path(config.out).rglob(f"hyp_{splits[0]}.tsv"))) for config in configs)
     first, *others = [{name: texts for name, *texts in rows} for rows in files]
     for name in [n for n in first if any(other.get(n, first[n]) != first[n] for other in others)][:3]:
         print(f"\n{'':14}REF: {first[name][0]}")

@@ -1,5 +1,6 @@
 """llm_prompt_asr.py: its equations in plain Python, what is frozen and saved, and where encoder and model come from."""
 
+import json
 import math
 import random
 import re
@@ -251,6 +252,31 @@ def test_the_first_stage_is_found_refused_or_left_out(runs, tmp_path, capsys):
     assert "ctc_head.weight" in stage and "ctc_head.weight" not in load_weights(tmp_path / "llm" / "model.safetensors")
 
 
+def test_one_recogniser_for_each_language(runs, corpus, tmp_path):
+    """Beside one of both; gone on with, where the second language had not begun; scored again, each by its own."""
+    run, folder = runs("llm_prompt_asr"), tmp_path / "run" / "monolingual_ctc"
+    data = write_data(tmp_path / "data", corpus.train[:8], corpus.dev[:4], corpus.dev[:4])
+    for path in data.glob("*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [line | {"lang": ("german", "polish")[i % 2]} for i, line in enumerate(lines)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ["--method", "monolingual_ctc", "ctc", "--max-steps", 2, "--out", tmp_path / "run"]
+    with pytest.raises(UserError, match=r"test.jsonl holds several languages: split it into test-LANGUAGE.jsonl"):
+        run.train(*options, data=data)
+    both = (data / "test.jsonl").read_text().splitlines(keepends=True)
+    for i, language in enumerate(("german", "polish")):
+        (data / f"test-{language}.jsonl").write_text("".join(both[i::2]))
+    (data / "test.jsonl").unlink()
+    found = run.train(*options, data=data)["monolingual_ctc"]
+    assert set(found["wer"]) == {"test-german", "test-polish"} and "rtf" not in found and found["not_scored"] == 0
+    shutil.rmtree(folder / "polish")
+    again = run.main("--resume", "--out", folder)
+    assert again["wer"] == found["wer"] and (folder / "polish" / "config.json").exists()
+    assert run.main("--checkpoint", folder)["wer"] == found["wer"]
+    with pytest.raises(UserError, match=r"--transcribe takes one language: give --checkpoint .*/LANGUAGE"):
+        run.main("--checkpoint", folder, "--transcribe", corpus.dev[0].audio)
+
+
 def test_eight_utterances_are_learnt_by_listening(runs, corpus, tmp_path):
     """To no errors at all; with swapped audio the same answers are wrong."""
     run = runs("llm_prompt_asr")
@@ -293,6 +319,9 @@ def test_shallow_fusion_with_the_same_language_model(runs, tmp_path, model):
     ("--stride-ms 100", "--stride-ms is a multiple of 80"),
     ("--lora-rank 8 --lr-lm 0", "--lora-rank adapts the language model"),
     ("--lora-rank 0 --lr-lm 0 --lr-encoder 0 --lr-projection 0", "nothing would learn"),
+    ("--lora-rank 0 --lr-lm 0 --lr-projection 0 --freeze-encoder-steps 9", "--freeze-encoder-steps: nothing but"),
+    ("--method ctc --decode beam --units-of transcripts", "--decode beam fuses --lm with a CTC that writes its pieces"),
+    ("--schedule inverse-sqrt --warmup 500", "--ctc-warmup is a share below 1 for --schedule one-cycle"),
 ])  # fmt: skip
 def test_what_cannot_be(options, message, capsys):
     with pytest.raises(SystemExit):
