@@ -342,7 +342,7 @@ def test_an_exception_in_the_loop_saves_nothing(toy):
 
     def fail(update):
         if update.step == 7:
-            assert len(multiprocessing.active_children()) == 2
+            assert len(multiprocessing.active_children()) == min(2, len(os.sched_getaffinity(0)))
             raise ValueError("in the loop's body")
 
     toy.each_update = fail
