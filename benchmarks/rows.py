@@ -130,7 +130,7 @@ ROWS["hubert_gpt_bridge"] = {
     "conv": BRIDGE,
     **{mode: f"{BRIDGE} --bridge ctc --compression {mode}" for mode in ("remove_blank", "average_remove_blank")},
     "ctc, as many further updates": "--method ctc --ctc-epochs 7",
-    "ctc + beam + LM": "of ctc: --decode beam --beam 10 --lm demo/gpt --bonus 0 0.5",
+    "ctc + beam + LM": "of ctc: --decode beam --lm demo/gpt",
     "conv, not adapted": f"{ADAPT} --score",
     "conv, adapted by LoRA r 8": f"{ADAPTERS} 8",
     "conv, all adapted": f"{ADAPT} --lr-hubert 1e-4 --lr-bridge 3e-4 --lr-llm 1e-4",
