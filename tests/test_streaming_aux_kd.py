@@ -266,6 +266,29 @@ def test_padding_changes_no_loss(row):
         assert all(g.isfinite().all() for g in gradients(made, batch, control=control).values())
 
 
+def test_nobody_is_taught_by_another_utterance_that_is_not_there():
+    """With --control shuffle, alone in a batch, so as it happens where memory is small."""
+    for row in ("token_kd", "aux_kd"):
+        made = build(f"{row} --control shuffle", (0.7,))
+        loss, parts = losses_of(made)
+        assert not any(cost.any() for cost in parts["kd"].values()) and loss == parts["rnnt"]
+
+
+def test_without_a_word_that_both_get_right_there_is_no_delay(corpus):
+    made = build("aux_kd")
+    for recogniser in (made.teacher, made.models["recogniser"].eval()):
+        recogniser.tokenizer = SimpleNamespace(decode=lambda _: "")
+        recogniser.joint.output.bias.data[0] = 1e4  # always the blank
+    tests = replace(corpus, tests={"test": corpus.dev[:2]})
+    assert script.emission_delay(made.models["recogniser"], made.teacher, tests, made.config, CPU) is None
+
+
+def test_an_utterance_that_cannot_be_read_is_not_drawn(tmp_path):
+    made, lost = build("aux_kd"), script.Utterance("x", str(tmp_path / "x.flac"), "a", 1.0)
+    script.draw_features(replace(made.config, out=str(tmp_path)), made.models, made.teacher, lost, CPU)
+    assert not list(tmp_path.iterdir())
+
+
 def test_whom_the_losses_teach():
     for row in ("token_kd", "layer_kd", "aux_kd", "aux_kd --losses dis", "aux_kd --losses kld", "aux_kd --losses apc"):
         made = build(row)
@@ -333,6 +356,10 @@ def test_a_teacher_is_trained_gone_on_with_and_refused(corpus, tmp_path, monkeyp
             find_teacher(replace(config, **{name: value}), CPU)
     with pytest.raises(UserError, match=r"trained otherwise \(--method aux_kd -> teacher"):
         find_teacher(replace(config, teacher=str(tmp_path / "aux")), CPU)
+    write_data(data, corpus.train[4:9], corpus.dev[:1], corpus.dev[1:2])  # a student still writes its teacher's pieces
+    script.main(f"{options}/late --method token_kd --teacher {tmp_path}/t --max-steps 1".split())
+    pieces = [(tmp_path / folder / "tokenizer.model").read_bytes() for folder in ("t", "late")]
+    assert pieces[0] == pieces[1]
 
 
 @pytest.mark.parametrize("options, message", [
