@@ -51,7 +51,8 @@ Choices (ours, marked again where they stand)
                   knows no mask: it is scored by equal length, and trained on padding as it comes (common/hubert.py)
     C5 LoRA       on query_key_value only, alpha = 2 r; everything else is frozen unless its rate says otherwise
     C6 training   AdamW, a rate for each part, 0: frozen; the first epoch goes from short to long utterances, but with
-                  --init, where updates are random samples; checkpoints are chosen by dev WER
+                  --init, where updates are random samples; checkpoints are chosen by dev WER, which without
+                  spaces between words counts sentences
 
 Metrics (beside those of all scripts)
 -------
