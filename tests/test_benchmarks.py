@@ -61,7 +61,7 @@ def test_rows_are_options_of_their_scripts(script):
     for options in rows.values():
         row, _, rest = options.removeprefix("of ").rpartition(": ")
         assert row in ("", *rows)
-        parse(module.Config, module.PRESETS, module.__doc__, shlex.split(rest))
+        parse(module.Config, module.PRESETS, module.__doc__, shlex.split(f"{rows.get(row, '')} {rest}"))
     assert {row for pair in PAIRS[script] for row in pair} <= set(rows) and all(a != b for a, b in PAIRS[script])
     assert set(SEEDS) <= set(ROWS["interaed_kd"])
 
