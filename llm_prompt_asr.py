@@ -84,18 +84,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from common.flags import (
-    Count,
-    Extent,
-    Positive,
-    Real,
-    RunConfig,
-    Seconds,
-    Share,
-    Speed,
-    UserError,
-    check_command_line,
-    parse,
-)
+    Count, Extent, Positive, Real, RunConfig, Seconds, Share, Speed, UserError, check_command_line, parse,
+)  # fmt: skip
 
 # ================================================================================================== configuration
 
@@ -180,15 +170,9 @@ DEMO = dict(  # [choice]
     lr_projection=4e-3, lr_lm=5e-4, lora_rank=0, schedule="one-cycle", warmup=0.1, average=1, mask_fraction=0.0,
 )  # fmt: skip
 SMOKE = DEMO | dict(
-    data="demo-mls-smoke",
-    lm="demo-mls-smoke/lm-s",
-    layers=2,
-    dim=64,
-    ff_dim=128,
-    update_seconds=8.0,
-    ctc_epochs=2,
+    data="demo-mls-smoke", lm="demo-mls-smoke/lm-s", layers=2, dim=64, ff_dim=128, update_seconds=8.0, ctc_epochs=2,
     epochs=2,
-)
+)  # fmt: skip
 PRESETS = {"smoke": SMOKE, "demo": DEMO}
 
 if __name__ == "__main__":
