@@ -84,8 +84,18 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from common.flags import (
-    Count, Extent, Positive, Real, RunConfig, Seconds, Share, Speed, UserError, check_command_line, parse,
-)  # fmt: skip
+    Count,
+    Extent,
+    Positive,
+    Real,
+    RunConfig,
+    Seconds,
+    Share,
+    Speed,
+    UserError,
+    check_command_line,
+    parse,
+)
 
 # ================================================================================================== configuration
 
