@@ -441,8 +441,10 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
     if place.first:
         published.keep_shapes(recogniser, Path(config.out))
     listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
-    if config.init:
-        note(f"before: dev {scoring.dev_scores(recogniser, corpus, config, place)['dev']:.1f} %")
+    if config.init and not config.resume:
+        before = scoring.dev_scores(recogniser, corpus, config, place)["dev"]
+        if place.first:
+            note(f"before: dev {before:.1f} %")
     for _ in run.epochs():
         for update in run.updates():
             for batch in update:
@@ -542,13 +544,13 @@ def load_init(config: Config, place: Place) -> Recogniser:
 
 def both_domains(config: Config, corpus: Corpus) -> Corpus:
     """With the test sets of the run that was adapted: does it forget?"""
-    if not config.init or not (Path(config.init) / published.SHAPES).exists():
+    is_run = config.init and (Path(config.init) / published.SHAPES).exists()
+    data = load_config(Config, config.init, PRESETS).data if is_run else config.data
+    if data == config.data:
         return corpus
-    data = load_config(Config, config.init, PRESETS).data
     first = load_corpus(data, config.root, scoring=True)
     tests = {f"{Path(data).name}-{name}" if name in corpus.tests else name: x for name, x in first.tests.items()}
-    tests = tests | corpus.tests if data != config.data else corpus.tests
-    return replace(corpus, tests=tests, homophones=first.homophones | corpus.homophones)
+    return replace(corpus, tests=tests | corpus.tests, homophones=first.homophones | corpus.homophones)
 
 
 def run_method(config: Config) -> dict:

@@ -57,8 +57,8 @@ def plan_epoch(
     shuffled. What an update holds does not depend on `batch_seconds` or `ranks`: those only split it into micro-batches
     of at most `batch_seconds`, padding included, before speed perturbation. Epoch 0 goes from short to long, from which
     CTC finds its alignments sooner (SortaGrad, Amodei et al. 2016). language_power: see `balance`; 1: every utterance
-    once. by_length False: an update is a random sample, at the cost of more padding; for a model that has learnt
-    already, and would forget the short ones over the long, which differ in more than length.
+    once. by_length False: an update is a random sample, for a model that goes on from another: where short utterances
+    differ from long ones in more than length, updates of one length each pull another way.
     """
     rng = random.Random(f"{seed}-{epoch}")
     order = list(utterances) if language_power == 1 else balance(utterances, language_power, rng)

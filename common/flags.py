@@ -138,6 +138,7 @@ class RunConfig:
     # No options here; a script for several languages makes them options of its own.
     languages = ()  # of the corpus; none: all
     language_power = 1.0  # see `data.plan_epoch`
+    init = None  # a model to go on from
 
     # -- corpus --
     data: str = "demo"  # demo | demo-spontaneous | demo-mls | librispeech | mls | a folder of train, dev, test*.jsonl

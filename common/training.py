@@ -312,7 +312,7 @@ class Run:
         config, place = self.config, self.place
         return plan_epoch(
             self.utterances, epoch, config.seed, config.update_seconds, config.batch_seconds, place.rank, place.ranks,
-            config.language_power, by_length=getattr(config, "init", None) is None,
+            config.language_power, by_length=not config.init,
         )  # fmt: skip
 
     def _book(self, update: Update) -> None:

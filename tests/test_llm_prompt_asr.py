@@ -20,6 +20,7 @@ from common.data import MicroBatch, make_batch
 from common.files import read_log
 from common.flags import UserError
 from common.place import Place, reseed
+from common.pretrained import load_causal
 from common.weights import load_weights, own_state
 from llm_prompt_asr import alignment, answer_losses, compute_losses, hide, spearman, stack
 
@@ -234,6 +235,12 @@ def test_another_language_model_is_noticed(runs, tmp_path, model):
     shutil.rmtree(tmp_path / "lm")
     with pytest.raises(UserError, match="--lm .* give --lm a local folder"):
         run.main("--checkpoint", tmp_path / "run")
+
+
+def test_a_frozen_model_is_known_in_any_precision(model):
+    types = torch.float32, torch.bfloat16
+    marks = [load_causal(str(model("llama")), "--lm", "", True, dtype).supplied for dtype in types]
+    assert torch.equal(*marks)
 
 
 def test_the_first_stage_is_found_refused_or_left_out(runs, tmp_path, capsys):
