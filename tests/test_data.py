@@ -190,6 +190,13 @@ def test_what_is_drawn_depends_on_the_utterance_and_the_epoch_alone(config, utte
     assert any(once[0, u.id] != once[1, u.id] for u in utterances if (0, u.id) in once)
 
 
+def test_an_utterance_that_comes_again_in_an_epoch_has_another_speed(config, utterances):
+    """As those of a small language do, see `balance`."""
+    plan = [MicroBatch(utterances[:1], 0, update) for update in range(8)]
+    batches = loader(plan, replace(config, speeds=(0.9, 1.0, 1.1)), encode, fits)
+    assert len({int(batch.samples[0]) for batch in batches}) > 1
+
+
 def test_an_update_may_be_a_random_sample():
     """Every utterance once, in updates of mixed lengths, in another order in every epoch."""
     utterances, means = made_up(1500), {}
