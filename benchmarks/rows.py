@@ -74,6 +74,7 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
         "uniform-2, half the audio, 10 epochs": f"{KD} --hours 0.9 --epochs 10",
     },
 }
+TWICE = "--epochs 8 --teacher runs/table/streaming_aux_kd/teacher-twice-the-updates-s{seed}"
 ROWS["streaming_aux_kd"] = {
     "teacher": "--method teacher",
     **{
@@ -102,6 +103,8 @@ ROWS["streaming_aux_kd"] = {
             },
         }.items()
     },
+    "teacher, twice the updates": "--method teacher --epochs 8",
+    **{f"{row}, twice the updates": f"--method {row} {TWICE}" for row in ("token_kd", "aux_kd")},
 }
 LLM = "--method llm --encoder runs/table/llm_prompt_asr/ctc-s{seed}"
 ALL, LORA, FROZEN = f"{LLM} --lora-rank 0", f"{LLM} --lora-rank 8 --lr-lm 5e-3", f"{LLM} --lora-rank 0 --lr-lm 0"
@@ -204,6 +207,8 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("aux_kd", "token_kd"),
         ("aux_kd", "layer_kd"),  # what the branch adds
         ("aux_kd", "scratch, twice the updates"),
+        ("aux_kd, twice the updates", "scratch, twice the updates"),
+        ("aux_kd, twice the updates", "token_kd, twice the updates"),
         ("aux_kd", "aux_kd, shuffled teacher"),
         ("aux_kd", "aux_kd, untrained teacher"),
         *((f"aux_kd, chunk {chunk}", f"scratch, chunk {chunk}") for chunk in (80, 320)),
