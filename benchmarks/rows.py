@@ -165,10 +165,12 @@ PAIRS = {  # what is compared with what, beside every row with the first
     "interaed_kd": [
         ("interaed_kd", "interctc"),  # what decoder and teacher add to the losses at the taps
         ("interaed_kd", "interaed"),  # what the teacher adds
+        ("interaed_kd", "aed"),
         ("interaed_kd", "aed_kd"),  # the paper's claim: against conventional distillation
         ("interaed_kd", "aed_kd, w .66"),  # the same with the same CTC losses
         ("interaed_kd", "interaed_kd, uniform teacher"),
         ("interaed_kd", "interaed_kd, teacher B"),
+        *(("interaed_kd", f"interaed_kd, {how}") for how in ("a 1", "a .1", "KD at the last layer", "KD at the taps")),
         ("interaed_kd", "ctc + beam + LM"),  # the paper's claim: parallel decoding against the beam
         ("interaed_kd, half the audio", "ctc, half the audio"),
         ("interaed_kd, four times the audio", "ctc, four times the audio"),
@@ -204,6 +206,7 @@ PAIRS = {  # what is compared with what, beside every row with the first
     "streaming_aux_kd": [
         ("aux_kd", "scratch"),  # the paper's claims: better than without teacher, and than token-level distillation
         ("token_kd", "scratch"),
+        ("layer_kd", "scratch"),
         ("aux_kd", "token_kd"),
         ("aux_kd", "layer_kd"),  # what the branch adds
         ("aux_kd", "scratch, twice the updates"),
@@ -217,7 +220,7 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("uniform-2", "last-1"),  # the paper's claims: several representations against one, context, two teachers
         *((f"uniform-{k}", f"{layers}-{k}") for k in (2, 4) for layers in ("last", "first", "random")),
         *((f"{layers}-4", f"{layers}-2") for layers in ("last", "first", "uniform", "random")),
-        ("uniform-2, context", "uniform-2"),
+        *((f"uniform-2, context{tokens}", "uniform-2") for tokens in ("", " 30", " 90")),
         ("uniform-2, past context", "uniform-2, context"),
         ("last-1, context", "last-1"),
         ("uniform-2, two teachers", "uniform-2"),
