@@ -84,6 +84,9 @@ ROWS["streaming_aux_kd"] = {
             "aux_kd": "--method aux_kd",
             "token_kd": "--method token_kd",
             "layer_kd": "--method layer_kd",
+            # one scalar per method; 1 and 1e-3 are the rows above
+            **{f"{row}, weight {w}": f"--method {row} --kd-weight {w}" for row in ("aux_kd", "layer_kd") for w in (3, 10)},
+            **{f"token_kd, weight {w}": f"--method token_kd --token-weight {w}" for w in ("1e-2", "3e-2")},
             "scratch, twice the updates": "--method scratch --epochs 8",
             "token_kd, delay 2": "--method token_kd --token-kd-delay 2",
             "token_kd, delay 4": "--method token_kd --token-kd-delay 4",
@@ -209,6 +212,8 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("layer_kd", "scratch"),
         ("aux_kd", "token_kd"),
         ("aux_kd", "layer_kd"),  # what the branch adds
+        ("aux_kd, weight 3", "token_kd, weight 1e-2"),
+        ("aux_kd, weight 3", "layer_kd, weight 3"),
         ("aux_kd", "scratch, twice the updates"),
         ("aux_kd, twice the updates", "scratch, twice the updates"),
         ("aux_kd, twice the updates", "token_kd, twice the updates"),
