@@ -85,7 +85,11 @@ ROWS["streaming_aux_kd"] = {
             "token_kd": "--method token_kd",
             "layer_kd": "--method layer_kd",
             # one scalar per method; 1 and 1e-3 are the rows above
-            **{f"{row}, weight {w}": f"--method {row} --kd-weight {w}" for row in ("aux_kd", "layer_kd") for w in (3, 10)},
+            **{
+                f"{row}, weight {w}": f"--method {row} --kd-weight {w}"
+                for row in ("aux_kd", "layer_kd")
+                for w in (3, 10)
+            },
             **{f"token_kd, weight {w}": f"--method token_kd --token-weight {w}" for w in ("1e-2", "3e-2")},
             "scratch, twice the updates": "--method scratch --epochs 8",
             "token_kd, delay 2": "--method token_kd --token-kd-delay 2",
