@@ -216,7 +216,7 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("layer_kd", "scratch"),
         ("aux_kd", "token_kd"),
         ("aux_kd", "layer_kd"),  # what the branch adds
-        *(("aux_kd, weight 10", row) for row in ("token_kd, weight 1e-2", "layer_kd, weight 10")),  # the best on dev
+        *(("aux_kd, weight 10", row) for row in ("token_kd, weight 3e-2", "layer_kd, weight 10")),  # the best on dev
         ("aux_kd", "scratch, twice the updates"),
         ("aux_kd, twice the updates", "scratch, twice the updates"),
         ("aux_kd, twice the updates", "token_kd, twice the updates"),
