@@ -4,7 +4,7 @@ Forward and backward of the blocks alone (no subsampling), medians of interleave
 has no positions and BatchNorm; Hugging Face's has rotary positions. Both drop attention weights too, ours does not.
 
 With --stream MINUTES: how long one thread takes for 160 ms of a stream, from samples to encoder frames, in the first
-minute and in the last, and what process and state take up then (16 layers of 176, left context 640 ms).
+minute and in the last, and what process and state take up then (streaming_aux_kd.py's size S, left context 640 ms).
 """
 
 import argparse
@@ -21,8 +21,9 @@ from transformers import Wav2Vec2ConformerConfig
 from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import Wav2Vec2ConformerEncoder
 
 from common.conformer import Conformer, length_mask
-from common.features import SAMPLE_RATE, LogMel
+from common.features import SAMPLE_RATE
 from common.streaming import StreamingEncoder
+from streaming_aux_kd import Config, Recogniser
 
 
 def interleaved(functions: dict, repeats: int) -> dict[str, float]:
@@ -70,8 +71,8 @@ def compare(dim: int, layers: int, ff_dim: int, kernel: int, B: int, T: int, dro
 
 
 def stream(minutes: float) -> None:
-    encoder = Conformer(176, 16, 4, 704, 31, channels=64, chunk=4, left=16)
-    streaming, wave = StreamingEncoder(LogMel(), encoder), torch.randn(60 * SAMPLE_RATE)
+    recogniser = Recogniser(Config(size="S"), vocabulary=2)
+    streaming, wave = StreamingEncoder(recogniser.frontend, recogniser.encoder), torch.randn(60 * SAMPLE_RATE)
     streams, times = [streaming.start()], []
     for i in range(round(minutes * 375)):  # chunks of 160 ms
         samples = wave[2560 * (i % 375) :][:2560]

@@ -25,6 +25,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from common import demo
+from common.demo import multilingual, spontaneous
 from common.downloads import download_librispeech
 from common.features import AudioError, audio_seconds
 from common.flags import UserError
@@ -255,16 +257,12 @@ def load_homophones(folder: str | Path) -> dict[str, str]:
 
 def _build_demo(name: str, root: str, hours: float | None, scoring: bool) -> tuple[Path, list[str]]:
     """The folder of a demo world, built where it is missing, and its training subsets (scoring: one)."""
-    from common import demo
-
     folder = Path(os.path.expanduser(root)) / name
     hours = demo.SHARD_HOURS if scoring else hours or demo.HOURS
     return folder / "LibriSpeech", demo.build(folder, hours=hours, small=DEMO_WORLDS[name])
 
 
 def _build_spontaneous(name: str, root: str) -> Path:
-    from common.demo import spontaneous
-
     return spontaneous.build(Path(os.path.expanduser(root)) / name, SPONTANEOUS[name])
 
 
@@ -324,8 +322,6 @@ def _find_mls(data: str, root: str, languages: tuple[str, ...]) -> tuple[Path, t
     """The folder that holds mls_<language>/, and the languages wanted of those there; a demo world is built."""
     folder = Path(os.path.expanduser(root))
     if data in DEMO_MLS_WORLDS:
-        from common.demo import multilingual
-
         _check_languages(languages, MLS_LANGUAGES)
         folder /= data
         return folder, tuple(multilingual.build(folder, languages, small=DEMO_MLS_WORLDS[data]))

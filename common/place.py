@@ -124,6 +124,14 @@ def note(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
+def quiet_bars() -> None:
+    """transformers' progress bars follow the rule of ours: none where stderr is no terminal."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
 _locks: dict[Path, object] = {}  # open files, whose locks end with this process, however it ends
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -20,9 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common import demo
 from common.cache import digest
 from common.corpora import DEMO_MLS_WORLDS, DEMO_WORLDS
+from common.demo import multilingual
 from common.flags import UserError
+from common.place import quiet_bars
 from common.text import Characters, Pieces, WordPiece
 
 # Weights as safetensors only: nothing that a download could execute.
@@ -66,9 +68,6 @@ def find(name: str, flag: str, root: str, tokenizer_only: bool = False) -> str:
     world, _, model = name.partition("/")
     if world not in DEMO_WORLDS | DEMO_MLS_WORLDS or os.path.isdir(name):
         return resolve(name, flag, tokenizer_only)
-    from common import demo
-    from common.demo import multilingual
-
     builder, small = demo if world in DEMO_WORLDS else multilingual, (DEMO_WORLDS | DEMO_MLS_WORLDS)[world]
     folder, model = Path(os.path.expanduser(root)) / world, model or builder.MODELS[0]
     if model not in builder.MODELS:
@@ -105,14 +104,6 @@ def load_vocabulary(name: str, flag: str, root: str) -> list[str]:
 
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def quiet_bars() -> None:
-    """transformers' progress bars follow the rule of ours: none where stderr is no terminal."""
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
 
 
 def load_model(auto_class: type, name: str, flag: str, root: str, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -23,6 +23,7 @@ from toy import CPU, Toy, signal_at
 from common import figures, scoring, training
 from common.files import read_log
 from common.flags import UserError
+from common.schedules import inverse_sqrt, learning_rate, one_cycle
 from common.weights import load_recogniser, load_weights
 
 
@@ -50,15 +51,15 @@ def whole(tmp_path_factory):
 
 
 def test_learning_rates():
-    assert [training.one_cycle(s, 0.25) for s in (0, 0.125, 0.25, 1)] == pytest.approx([0, 0.5, 1, 0])
-    assert training.one_cycle(0.625, 0.25) == pytest.approx(0.5)
-    assert [training.inverse_sqrt(s - 1, 100) for s in (1, 50, 100, 400)] == pytest.approx([0.01, 0.5, 1, 0.5])
-    assert training.learning_rate("one-cycle", 0.3, 0, 10) > 0 and training.learning_rate("one-cycle", 0.3, 9, 10) == 0
-    assert training.learning_rate("inverse-sqrt", 100, 399, 10) == pytest.approx(0.5)
+    assert [one_cycle(s, 0.25) for s in (0, 0.125, 0.25, 1)] == pytest.approx([0, 0.5, 1, 0])
+    assert one_cycle(0.625, 0.25) == pytest.approx(0.5)
+    assert [inverse_sqrt(s - 1, 100) for s in (1, 50, 100, 400)] == pytest.approx([0.01, 0.5, 1, 0.5])
+    assert learning_rate("one-cycle", 0.3, 0, 10) > 0 and learning_rate("one-cycle", 0.3, 9, 10) == 0
+    assert learning_rate("inverse-sqrt", 100, 399, 10) == pytest.approx(0.5)
 
 
 def test_one_cycle_is_smooth():
-    rates = [training.one_cycle(i / 1000, 0.3) for i in range(1001)]
+    rates = [one_cycle(i / 1000, 0.3) for i in range(1001)]
     assert max(abs(b - a) for a, b in zip(rates, rates[1:], strict=False)) < 0.01 and not any(map(math.isnan, rates))
 
 
@@ -75,7 +76,7 @@ def test_rates_by_part_keep_their_ratio_and_their_peak_after_resuming(toy):
         toy.train(max_steps=8)
     toy.train(max_steps=8, resume=True)
     lr = {entry["step"]: entry["lr"] for entry in read_log(toy.out) if "lr" in entry}
-    assert lr == {step: pytest.approx(0.1 * training.one_cycle(step / 8, 0.5)) for step in range(1, 9)}
+    assert lr == {step: pytest.approx(0.1 * one_cycle(step / 8, 0.5)) for step in range(1, 9)}
     assert all(side == pytest.approx(0.1 * main) for main, side in sides) and len(sides) == 8
 
 

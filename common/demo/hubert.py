@@ -24,7 +24,7 @@ from transformers import HubertConfig, HubertModel
 
 from common.demo.pretraining import INITIAL, adamw, publish, reproducible
 from common.features import LogMel, audio_seconds, read_audio
-from common.training import one_cycle
+from common.schedules import one_cycle
 
 MASK_LENGTH, MASK_STARTS = 10, 0.065  # frames; share of the frames at which a mask begins: about half are masked
 

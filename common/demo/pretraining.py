@@ -39,9 +39,9 @@ from transformers import (
     PretrainedConfig,
 )
 
-from common.pretrained import quiet_bars
+from common.place import quiet_bars
+from common.schedules import one_cycle
 from common.text import WordPiece
-from common.training import one_cycle
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # the vocabulary begins with them
 MASKED = 0.25  # share of the tokens; more than BERT's 0.15, since the time is short
