@@ -17,7 +17,7 @@ Diagram
                                           |                                 |
                                           |                      h_l (B, T, D);  block l's Q, K, V (B, T, 3, H, D/H)
                                           |                                 |
-                                          |     L_dis(h_l, z_l), L_kld(Q K V), L_apc(h_l N frames ahead, r_l)
+                                          |     L_dis(h_l, z_l), L_kld(Q K V), L_apc(h_l n frames ahead, r_l)
                                           |                                 |
                                           |                 z_l --LSTM--> r_l (B, T, D)                 training only
                                           |                  |
@@ -38,13 +38,15 @@ Equations (the names are this file's own; each with its function, and its test i
     L_dis    = sum_t d(h_t, z_t)                                                     branch_losses             test_dis
     L_kld    = sum_{X in Q,K,V} 1/A sum_{a,t} KL( softmax_k(x_at . x_ak / sqrt e) teacher || branch )
                                                                                      relation_loss             test_kld
-    L_apc    = sum_{t < T-N} d(h_{t+N}, r_t)                                          branch_losses             test_apc
+    L_apc    = sum_{t < T-n} d(h_{t+n}, r_t)                                          branch_losses             test_apc
     loss     = L_rnnt + lam sum_l (alpha L_dis + beta L_kld + gamma L_apc)           compute_losses            test_loss
     comparators: layer_kd, the same with s_l in place of z_l and the block's own Q, K, V: no branch
     token_kd, with q(t,u) = (p(y_{u+1}), p(blank), the rest):
     L_token  = sum_{t,u} KL( q_teacher(t,u) || q_student(t+tau,u) )                  token_loss               test_token
+    loss     = L_rnnt + lam delta L_token
 
-    c chunk, in encoder frames of 40 ms;  A attention heads, e their width;  N --apc-steps;  lam --kd-weight
+    c chunk, in encoder frames of 40 ms;  A attention heads, e their width;  n --apc-steps;  lam --kd-weight
+    alpha, beta, gamma, delta --dis-weight, --kld-weight, --apc-weight, --token-weight
     tau of 0 … --token-kd-delay the one with the smallest mean; the sum is then scaled to all nodes (C7 token)
 
 Sources
@@ -56,15 +58,16 @@ as are all sizes of the demo. Symbols and metrics that all scripts share: README
 Choices (ours, marked again where they stand)
 -------
     C1 frames     teacher and student share subsampling, depth and width, so that frames and layers line up
-    C2 branches   on every 4th layer [choice]; teacher layer l teaches student layer l [digest]
+    C2 branches   on every 4th layer [choice]; teacher layer l teaches student layer l [digest]; their Transformer layer
+                  is made of our Conformer's attention and feed-forward parts, norm first
     C3 norm       our blocks end without a norm and h_l grows with depth: h, z, s, r pass a LayerNorm without parameters
     C4 relations  softmax over all real frames; Q, K, V before rotation. They are projections of s_l and never pass the
                   branch's attention, so L_kld compares streaming context with full context; the teacher's are made
                   before layer l attends, so those of layer 1 have no context either
-    C5 hole       in the branch, frame t may not attend t+1 … t+N, whatever the losses: the LSTM should not simply copy
+    C5 hole       in the branch, frame t may not attend t+1 … t+n, whatever the losses: the LSTM should not simply copy
                   its target. It still can by way of earlier frames, which attend beyond their own hole; with
                   --aux-mask causal it cannot
-    C6 apc        with chunks of four frames, 3/4 of its targets (N 1), 1/2 (N 2), none (N 4) lie inside the chunk that
+    C6 apc        with chunks of four frames, 3/4 of its targets (n 1), 1/2 (n 2), none (n 4) lie inside the chunk that
                   s_t has heard anyway: logged apart
     C7 token      three classes as in Panchapagesan et al. 2020 (arXiv 2011.06110); with --token-kd-delay the shift with
                   the smallest mean over nodes, after Delayed-KD (arXiv 2505.22069), which is for CTC
@@ -78,7 +81,8 @@ Metrics (beside those of all scripts)
 
 Run
 ---
-    python streaming_aux_kd.py                                demo world: teacher, scratch and aux_kd side by side
+    python streaming_aux_kd.py                                demo world, 19 minutes on two cores: teacher, scratch and
+                                                              aux_kd side by side, about 13, 28 and 21 % WER
     python streaming_aux_kd.py --method aux_kd --losses dis apc --apc-steps 4 --seed 2
     python streaming_aux_kd.py --data librispeech --root ~/corpora --hours 960 --size M
     python streaming_aux_kd.py --checkpoint runs/x --stream a.wav         words as they come
@@ -138,7 +142,7 @@ class Config(RunConfig):
     dis_weight: float = 0.01  # alpha, of the distance between features [digest]
     kld_weight: float = 0.0005  # beta, of the attention's relations [digest]
     apc_weight: float = 0.005  # gamma, of the prediction of the teacher's future [digest]
-    apc_steps: Count = 2  # N, frames ahead, and the width of the hole [choice] (C6 apc)
+    apc_steps: Count = 2  # n, frames ahead, and the width of the hole [choice] (C6 apc)
     kd_every: Count = 4  # every so many layers, one is taught (C2 branches)
     aux_mask: Literal["hole", "causal", "none"] = "hole"  # what a branch's attention may not see (C5 hole)
     token_weight: float = 0.001  # of token_kd, on the sum over nodes [choice]
@@ -196,6 +200,7 @@ from torch.utils.checkpoint import checkpoint
 from common import metrics, rnnt, scoring
 from common.conformer import (
     Conformer,
+    Encoded,
     FeedForward,
     SelfAttention,
     Shared,
@@ -213,7 +218,7 @@ from common.place import Place, earlier_stage, reseed, start
 from common.scoring import Transcript
 from common.streaming import dependencies, stream_words
 from common.text import SentencePiece, load_tokenizer
-from common.training import Run
+from common.training import Run, add_up
 from common.weights import load_recogniser
 
 # ========================================================================================================== model
@@ -249,22 +254,36 @@ class Recogniser(nn.Module):
 
 
 class Branch(nn.Module):
-    """On a streaming layer: a Transformer layer that sees the whole utterance, and an LSTM that predicts on."""
+    """On a streaming layer, for training: what is compared with the teacher's, and an LSTM that predicts on.
+
+    aux_kd: of a Transformer layer that sees the whole utterance. layer_kd: of the streaming layer itself, no branch.
+    """
 
     def __init__(self, dim: int, heads: int, ff_dim: int, config: Config):
         super().__init__()
-        self.attention = SelfAttention(dim, heads)
-        self.feed_forward = FeedForward(dim, ff_dim, config.dropout)
+        self.config, self.heads = config, heads
+        if config.method == "aux_kd":
+            self.attention = SelfAttention(dim, heads)
+            self.feed_forward = FeedForward(dim, ff_dim, config.dropout)
         self.lstm = nn.LSTM(dim, dim, batch_first=True)
-        self.kind, self.steps = config.aux_mask, config.apc_steps
 
-    def forward(self, s: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """s (B, T, D), lengths (B,) -> z (B, T, D); queries, keys, values (B, T, 3, H, D/H), not rotated."""
-        (B, T, D), H, real = s.shape, self.attention.heads, length_mask(lengths, s.shape[1])
-        mask = branch_mask(T, self.kind, self.steps, s.device) & real[:, None]  # (B, T, T)
+    def forward(self, s: Tensor, qkv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """s (B, T, D) and its layer's queries, keys, values (B, T, 3, H, D/H), not rotated -> z; qkv; r (B, T, D)."""
+        z = s
+        if self.config.method == "aux_kd":
+            z, qkv = self.look_around(s, lengths)
+        if "apc" not in self.config.losses:
+            return z, qkv, None
+        with torch.autocast(z.device.type, enabled=False):  # cuDNN's LSTM would take fp16 for bf16
+            return z, qkv, self.lstm(z.float())[0]
+
+    def look_around(self, s: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The Transformer layer: s (B, T, D) -> z (B, T, D) and its own queries, keys, values."""
+        (B, T, D), real, config = s.shape, length_mask(lengths, s.shape[1]), self.config
+        mask = branch_mask(T, config.aux_mask, config.apc_steps, s.device) & real[:, None]  # (B, T, T)
         mask = mask | torch.eye(T, dtype=torch.bool, device=s.device)  # padding attends itself: no softmax of nothing
-        no_past, keep = s.new_zeros(B, 0, 2, H, D // H), lengths.new_zeros(B, 0)
-        shared = Shared(real, mask[:, None], rotary_table(T, D // H, s.device), keep, keep)
+        no_past, keep = s.new_zeros(B, 0, 2, self.heads, D // self.heads), lengths.new_zeros(B, 0)
+        shared = Shared(real, mask[:, None], rotary_table(T, D // self.heads, s.device), keep, keep)
         y, qkv, _ = self.attention(s, no_past, shared)
         x = s + y
         return x + self.feed_forward(x), qkv
@@ -277,22 +296,20 @@ def branch_mask(T: int, kind: str, steps: int, device=None) -> Tensor:
 
 
 def taught_layers(config: Config) -> list[int]:
-    """Every --kd-every'th layer, counted from 1 (C2 branches)."""
-    return list(range(config.kd_every, SIZES[config.size].layers + 1, config.kd_every))
+    """Every --kd-every'th layer, counted from 1 (C2 branches); none without distillation of features."""
+    layers = range(config.kd_every, SIZES[config.size].layers + 1, config.kd_every)
+    return list(layers) if config.method in ("layer_kd", "aux_kd") else []
 
 
 def build_models(config: Config, vocabulary: int, tokenizer: SentencePiece | None = None) -> nn.ModuleDict:
-    """What is trained: `recogniser`, and `branches` for aux_kd, or their LSTMs alone for layer_kd.
+    """What is trained: `recogniser`, and `branches` of layer_kd and aux_kd.
 
     They come last, so that all students of a seed begin with the same weights.
     """
     size, models = SIZES[config.size], nn.ModuleDict({"recogniser": Recogniser(config, vocabulary, tokenizer)})
-    if config.method == "aux_kd":
+    if layers := taught_layers(config):
         sizes = size.dim, size.heads, size.ff_dim, config
-        models["branches"] = nn.ModuleDict({str(layer): Branch(*sizes) for layer in taught_layers(config)})
-    if config.method == "layer_kd" and "apc" in config.losses:
-        lstms = {str(layer): nn.LSTM(size.dim, size.dim, batch_first=True) for layer in taught_layers(config)}
-        models["branches"] = nn.ModuleDict(lstms)
+        models["branches"] = nn.ModuleDict({str(layer): Branch(*sizes) for layer in layers})
     return models
 
 
@@ -327,19 +344,19 @@ def branch_losses(
 ) -> dict[str, Tensor]:
     """{"dis", "kld", "apc_inside", "apc_beyond"} of one layer, summed over utterances and their frames.
 
-    teacher: h (B, T, D) and its queries, keys, values; z, r: of the branch, (B, T, D). apc: by whether frame t + N lies
+    teacher: h (B, T, D) and its queries, keys, values; z, r: of the branch, (B, T, D). apc: by whether frame t + n lies
     in the chunk of frame t, which the student has heard (C6 apc).
     """
-    h, T, N = teacher.raw.detach(), z.shape[1], config.apc_steps
+    h, T, n = teacher.raw.detach(), z.shape[1], config.apc_steps
     mask, found = length_mask(lengths, T), {}
     if "dis" in config.losses:
         found["dis"] = (feature_distance(h, z) * mask).sum()
     if "kld" in config.losses:
         found["kld"] = relation_loss(teacher.qkv.detach(), qkv, mask)
     if "apc" in config.losses:
-        distance = feature_distance(h[:, N:], r[:, : max(0, T - N)]) * mask[:, N:]  # (B, T - N); none if T <= N
+        distance = feature_distance(h[:, n:], r[:, : max(0, T - n)]) * mask[:, n:]  # (B, T - n); none if T <= n
         chunk = torch.arange(T, device=h.device) // (config.chunk_ms // FRAME_MS)
-        inside = chunk[N:] == chunk[: max(0, T - N)]
+        inside = chunk[n:] == chunk[: max(0, T - n)]
         found["apc_inside"], found["apc_beyond"] = distance[:, inside].sum(), distance[:, ~inside].sum()
     return found
 
@@ -384,35 +401,15 @@ def compute_losses(
     models: nn.ModuleDict, batch: Batch, teacher: Recogniser | None, config: Config, place: Place
 ) -> tuple[Tensor, dict]:
     """The batch's loss; and its parts; all summed over its utterances. Networks may run in bf16, losses are fp32."""
-    student, layers = models["recogniser"], taught_layers(config) if config.method in ("layer_kd", "aux_kd") else []
-    joint, costs = student.joint, {}
+    student, joint = models["recogniser"], models["recogniser"].joint
     with place.autocast():
         features, frames = student.features(batch)
-        encoded = student.encoder(features, frames, layers)
-        lengths, sizes = encoded.lengths, (batch.targets, encoded.lengths, batch.target_lengths)
+        encoded = student.encoder(features, frames, taught_layers(config))
         predicted = joint.predict(student.predictor.all_states(batch.targets))
-        losses, _ = rnnt.transducer_loss(joint, joint.encode(encoded.output), predicted, *sizes)
-        if teacher:  # hears the same augmented features
-            shift = int(config.control == "shuffle")
-            with torch.no_grad():
-                full = teacher.encoder(features.roll(shift, 0), frames.roll(shift, 0), layers)
-            lengths = torch.minimum(lengths, full.lengths)  # another utterance's, with --control shuffle
-            if shift and len(features) == 1:  # nobody else is there to teach
-                lengths = lengths * 0
-        for layer, tap, target in zip(layers, encoded.taps, full.taps if teacher else [], strict=True):
-            branch = models["branches"][str(layer)] if "branches" in models else None
-            z, qkv = branch(tap.raw, lengths) if config.method == "aux_kd" else (tap.raw, tap.qkv)
-            lstm = branch.lstm if config.method == "aux_kd" else branch
-            with torch.autocast(z.device.type, enabled=False):  # cuDNN's LSTM would take fp16 for bf16
-                r = lstm(z.float())[0] if "apc" in config.losses else None
-            for name, cost in branch_losses(target, z, qkv, r, lengths, config).items():
-                costs[name] = costs.get(name, 0.0) + cost
-        if config.method == "token_kd":
-            with torch.no_grad():
-                states = teacher.joint.predict(teacher.predictor.all_states(batch.targets))
-                q = collapse(teacher.joint, teacher.joint.encode(full.output), states, batch.targets)
-            p = collapse(joint, joint.encode(encoded.output), predicted, batch.targets)
-            costs["token"] = token_loss(q, p, lengths, batch.target_lengths, config.token_kd_delay).sum()
+        losses, _ = rnnt.transducer_loss(
+            joint, joint.encode(encoded.output), predicted, batch.targets, encoded.lengths, batch.target_lengths
+        )
+        costs = distil(models, teacher, features, frames, encoded, predicted, batch, config) if teacher else {}
     weights = dict(dis=config.dis_weight, kld=config.kld_weight, token=config.token_weight)
     weights |= dict(apc_inside=config.apc_weight, apc_beyond=config.apc_weight)
     loss = losses.sum()
@@ -420,7 +417,43 @@ def compute_losses(
     return loss + config.kd_weight * kd, {"rnnt": loss} | ({"kd": costs} if costs else {})
 
 
+def distil(
+    models: nn.ModuleDict, teacher: Recogniser, features: Tensor, frames: Tensor, encoded: Encoded, predicted: Tensor,
+    batch: Batch, config: Config,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The parts of the distillation by name, summed over utterances, not weighted.
+
+    The teacher hears the features (B, F, 80) that the student has heard, augmented alike; encoded, predicted: what the
+    student made of them and of the labels.
+    """
+    shift = int(config.control == "shuffle")
+    with torch.no_grad():
+        full = teacher.encoder(features.roll(shift, 0), frames.roll(shift, 0), taught_layers(config))
+    lengths = torch.minimum(encoded.lengths, full.lengths)  # of the shorter one, where another utterance teaches
+    if shift and len(features) == 1:  # nobody else is there to teach
+        lengths = lengths * 0
+    if config.method == "token_kd":
+        joint = models["recogniser"].joint
+        with torch.no_grad():
+            states = teacher.joint.predict(teacher.predictor.all_states(batch.targets))
+            p = collapse(teacher.joint, teacher.joint.encode(full.output), states, batch.targets)
+        q = collapse(joint, joint.encode(encoded.output), predicted, batch.targets)
+        return {"token": token_loss(p, q, lengths, batch.target_lengths, config.token_kd_delay).sum()}
+    costs = {}
+    for layer, tap, target in zip(taught_layers(config), encoded.taps, full.taps, strict=True):
+        z, qkv, r = models["branches"][str(layer)](tap.raw, tap.qkv, lengths)
+        add_up(costs, branch_losses(target, z, qkv, r, lengths, config))
+    return costs
+
+
 # ======================================================================================================== teacher
+
+
+# Options of the students, about which a teacher need not agree.
+PART_OF_STUDENTS = (
+    "losses", "kd_weight", "dis_weight", "kld_weight", "apc_weight", "apc_steps", "kd_every", "aux_mask", "control",
+    "token_weight", "token_kd_delay", "chunk_ms", "left_ms",
+)  # fmt: skip
 
 
 def find_teacher(config: Config, place: Place) -> Recogniser:
@@ -435,12 +468,6 @@ def find_teacher(config: Config, place: Place) -> Recogniser:
         teacher.encoder.apply(lambda part: part.reset_parameters() if hasattr(part, "reset_parameters") else None)
     return teacher.requires_grad_(False)
 
-
-# Options of the students, about which a teacher need not agree.
-PART_OF_STUDENTS = (
-    "losses", "kd_weight", "dis_weight", "kld_weight", "apc_weight", "apc_steps", "kd_every", "aux_mask", "control",
-    "token_weight", "token_kd_delay", "chunk_ms", "left_ms",
-)  # fmt: skip
 
 # ========================================================================================================== train
 
@@ -529,7 +556,7 @@ def draw_features(config: Config, models: nn.ModuleDict, teacher: Recogniser, sp
     features, frames = models.eval()["recogniser"].features(batch)
     student = models["recogniser"].encoder(features, frames, [layer])
     full = teacher.encoder(features, frames, [layer])
-    z, _ = models["branches"][str(layer)](student.taps[0].raw, student.lengths)
+    z, *_ = models["branches"][str(layer)](student.taps[0].raw, student.taps[0].qkv, student.lengths)
     panels = {"teacher": full.taps[0].raw, "branch": z, "student": student.taps[0].raw}
     panels = {name: F.layer_norm(x[0], x.shape[-1:]).T.cpu().numpy() for name, x in panels.items()}
     figures.matrices(Path(config.out) / "features.png", panels, "frame", f"layer {layer}, dimension")

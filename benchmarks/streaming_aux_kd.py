@@ -28,7 +28,7 @@ def word_errors(recogniser, utterances, config, place) -> float:
     return metrics.score({u.id: u.text for u in utterances}, found, {})[0].rate
 
 
-def delays(student, teacher, utterances, config, place) -> tuple[list[float], list[float]]:
+def delays(student, teacher, utterances, config, place) -> tuple[list[int], list[int]]:
     """ms by which each word that both get right ends later than the teacher's; ms until its chunk is complete."""
     found = [scoring.decode(recogniser, utterances, config, place) for recogniser in (student, teacher)]
     late, until = [], []
@@ -37,8 +37,8 @@ def delays(student, teacher, utterances, config, place) -> tuple[list[float], li
         right = dict(metrics.hits(u.text, other.text))
         for i, j in metrics.hits(u.text, mine.text):
             if i in right:
-                end = 1000 * mine.words[j].end
-                late.append(end - 1000 * other.words[right[i]].end)
+                end, others = (round(1000 * x.end) for x in (mine.words[j], other.words[right[i]]))
+                late.append(end - others)
                 until.append(-end % config.chunk_ms)
     return late, until
 
@@ -63,11 +63,11 @@ def main(argv: list[str] | None = None) -> None:
     print("| left context, ms | " + " | ".join(f"chunk {chunk} ms" for chunk in CHUNKS) + " |\n" + "|---" * 5 + "|")
     for left, row in zip(LEFTS, rates, strict=True):
         print(f"| {left} | " + " | ".join("" if np.isnan(x) else f"{x:.1f}" for x in row) + " |")
-    bars = {f"chunk {chunk} ms": np.nan_to_num(rates[:, j]).tolist() for j, chunk in enumerate(CHUNKS)}
+    bars = {f"chunk {chunk} ms": rates[:, j].tolist() for j, chunk in enumerate(CHUNKS)}
     names, title = [f"left {left} ms" for left in LEFTS], f"trained with {config.chunk_ms} + {config.left_ms} ms"
     figures.bars(arguments.run / "context.png", names, bars, "word error rate, %", title)
     student = script.load(config, place)
-    teacher = script.find_teacher(replace(config, control="none"), place)
+    teacher = script.find_teacher(replace(config, control="none", out=str(arguments.run)), place)  # the one beside
     late, until = delays(student, teacher, utterances, config, place)
     edges = np.arange(-200, 241, 40)
     counts = np.histogram(late, [-np.inf, *edges, np.inf])[0] / max(len(late), 1)

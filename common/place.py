@@ -12,9 +12,11 @@ import fcntl
 import json
 import os
 import random
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -124,6 +126,23 @@ def note(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Inside, SIGTERM and the first Ctrl-C only set the event; a second Ctrl-C stops at once."""
+    asked = threading.Event()
+
+    def request(signum, frame):
+        asked.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def quiet_bars() -> None:
     """transformers' progress bars follow the rule of ours: none where stderr is no terminal."""
     from transformers.utils import logging
@@ -194,7 +213,7 @@ def earlier_stage(
     named, method = getattr(config, flag.removeprefix("--").replace("-", "_")), changes["method"]
     folder = _earlier_folder(config, method) if named == "auto" else Path(named)
     begun = gather((folder / "config.json").exists(), place)[0]  # asked before the first rank makes one
-    asked = replace(config, out=str(folder), resume=begun, decode="greedy", **changes)
+    asked = replace(config, out=str(folder), resume=begun, checkpoint=None, decode="greedy", **changes)
     if begun:
         stored = load_config(type(config), folder, presets)
         asked = replace(asked, **{name: getattr(stored, name) for name in may_differ})

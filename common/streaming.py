@@ -25,10 +25,13 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, zip_longest
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, repeat, zip_longest
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +43,7 @@ from common.conformer import Conformer, State, join_states, split_state
 from common.ctc import BLANK
 from common.features import HOP, N_MELS, SAMPLE_RATE, WINDOW, LogMel, read_audio
 from common.flags import RunConfig, UserError
-from common.place import Place, note
+from common.place import Place, note, stop_on_signals
 
 
 class Stream(NamedTuple):
@@ -82,6 +85,8 @@ class StreamingEncoder:
             self.taken, self.made = rate // resample.gcd, SAMPLE_RATE // resample.gcd
             self.width, self.kernel = resample.width, resample.kernel.to(like)
         self.delay = self.width / rate  # seconds
+        # What has to be heard beyond a block before it is complete, in seconds.
+        self.ahead = (WINDOW - HOP) / SAMPLE_RATE + self.delay + (self.taken - 1) / rate
 
     def start(self) -> Stream:
         """A stream that has heard nothing; the resampler sees zeros before its beginning."""
@@ -184,38 +189,69 @@ def greedy_words(recogniser: nn.Module, frames: Tensor, decoder: tuple) -> tuple
     return settled, recogniser.tokenizer.decode(labels).strip(), (predicted, state, labels)
 
 
-def portions(config: RunConfig, seconds: float) -> tuple[int, Iterator[Tensor]]:
-    """The rate of --stream's audio, and the audio (n,) about `seconds` at a time. Raises UserError."""
+def portions(config: RunConfig, first: float, seconds: float) -> Iterator[Tensor]:
+    """--stream's audio (n,), so many seconds at first, and then at a time. Raises UserError."""
     if config.stream == "-":
-        size = 2 * max(1, round(seconds * config.rate))
-        pieces = iter(lambda: sys.stdin.buffer.read(size), b"")
-        return config.rate, (
-            torch.frombuffer(bytearray(b[: len(b) // 2 * 2]), dtype=torch.int16) / 32768 for b in pieces if len(b) > 1
-        )
-    wave = read_audio(config.stream)
-    return SAMPLE_RATE, iter(wave.split(max(1, round(seconds * SAMPLE_RATE))))
+        sizes = (2 * max(1, round(s * config.rate)) for s in chain([first], repeat(seconds)))
+        pieces = iter(lambda: sys.stdin.buffer.read(next(sizes)), b"")
+        return (torch.frombuffer(bytearray(b[: len(b) // 2 * 2]), dtype=torch.int16) / 32768 for b in pieces if b[1:])
+    wave, n = read_audio(config.stream), max(1, round(first * SAMPLE_RATE))
+    return chain([wave[:n]], wave[n:].split(max(1, round(seconds * SAMPLE_RATE))))
+
+
+def until(stop: threading.Event, audio: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The portions up to the one during which the event was set."""
+    for portion in audio:
+        yield portion
+        if stop.is_set():
+            return
+
+
+class Screen:
+    """Settled words on stdout; on a terminal the word being written behind them, by way of stderr, and the time."""
+
+    def __init__(self) -> None:
+        self.shows = sys.stderr.isatty()
+        # Lines end early enough for what is shown behind them: one that wraps could not be taken back.
+        self.width = max(20, shutil.get_terminal_size().columns - 50) if self.shows and sys.stdout.isatty() else 0
+        self.column = 0
+
+    def write(self, settled: list[str], partial: str, seconds: float) -> None:
+        for word in settled:
+            if self.width and self.column and self.column + len(word) > self.width:
+                self.end_line("")
+            print(f"{word} ", end="", flush=True)
+            self.column += len(word) + 1
+        if self.shows:  # from the cursor to the end of the line; then the cursor goes back
+            print(f"\x1b7{partial[-40:]} {1000 * seconds:4.0f} ms\x1b[K\x1b8", end="", file=sys.stderr, flush=True)
+
+    def end_line(self, last: str) -> None:
+        if self.shows:
+            print("\x1b[K", end="", file=sys.stderr, flush=True)
+        print(last, flush=True)
+        self.column = 0
 
 
 @torch.inference_mode()
 def stream_words(recogniser: nn.Module, config: RunConfig, place: Place) -> dict:
-    """--stream: words on stdout as they settle; the one being written, and the time per block, on stderr."""
+    """--stream: words on stdout as they settle, until the audio ends or Ctrl-C; times on stderr. Raises UserError."""
     if not recogniser.encoder.chunk:
         raise UserError(f"{config.checkpoint} has full context and cannot stream: give a streaming student.")
     seconds = recogniser.encoder.chunk * recogniser.encoder.factor * HOP / SAMPLE_RATE  # of a block
-    rate, audio = portions(config, seconds)
+    rate = config.rate if config.stream == "-" else SAMPLE_RATE
     encoder = StreamingEncoder(recogniser.frontend, recogniser.encoder, rate)
-    stream, partial, heard, spent, longest, blocks = encoder.start(), "", 0.0, 0.0, 0.0, 0
-    for portion in chain(audio, [None]):  # None: the end
-        started = time.perf_counter()
-        samples = torch.zeros(0) if portion is None else portion
-        (frames,), (stream,) = encoder.push([stream], [samples.to(place.device)], end=portion is None)
-        settled, partial, decoder = greedy_words(recogniser, frames, stream.decoder)
-        stream, took = stream._replace(decoder=decoder), time.perf_counter() - started
-        heard, spent, longest, blocks = heard + len(samples) / rate, spent + took, max(longest, took), blocks + 1
-        print("".join(f"{word} " for word in settled), end="", flush=True)
-        if sys.stderr.isatty():
-            print(f"\r{partial[-40:]:40} {1000 * took:4.0f} ms", end="", file=sys.stderr, flush=True)
-    print(partial, flush=True)
-    note(f"{heard:.1f} s of audio in blocks of {1000 * seconds:.0f} ms: {1000 * spent / blocks:.1f} ms per block, "
-         f"at most {1000 * longest:.1f}; real-time factor {spent / max(heard, 1e-9):.3f}")  # fmt: skip
+    audio, screen = portions(config, seconds + encoder.ahead, seconds), Screen()  # a portion completes a block
+    stream, heard, times = encoder.start(), 0, []
+    with stop_on_signals() as stop:
+        for portion in chain(until(stop, audio), [None]):  # None: the end
+            started = time.perf_counter()
+            samples = torch.zeros(0) if portion is None else portion
+            (frames,), (stream,) = encoder.push([stream], [samples.to(place.device)], end=portion is None)
+            settled, partial, decoder = greedy_words(recogniser, frames, stream.decoder)
+            stream, heard = stream._replace(decoder=decoder), heard + len(samples)
+            times.append(time.perf_counter() - started)
+            screen.write(settled, partial, times[-1])
+    screen.end_line(partial)
+    note(f"{heard / rate:.1f} s of audio in blocks of {1000 * seconds:.0f} ms: {1000 * fmean(times):.1f} ms per block, "
+         f"at most {1000 * max(times):.1f}; real-time factor {sum(times) * rate / max(heard, 1):.3f}")  # fmt: skip
     return {}

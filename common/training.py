@@ -32,10 +32,9 @@ import hashlib
 import json
 import math
 import shlex
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -49,7 +48,7 @@ from common.data import Batch, Encode, Fits, MicroBatch, loader, plan_epoch
 from common.features import SAMPLE_RATE
 from common.files import atomic_file, write_atomically
 from common.flags import RunConfig, UserError
-from common.place import Place, barrier, gather, note, reseed
+from common.place import Place, barrier, gather, note, reseed, stop_on_signals
 from common.schedules import learning_rate
 from common.weights import average_of, load_own_state, load_recogniser, load_weights, own_state, save_weights
 
@@ -73,30 +72,6 @@ def average_gradients(parameters: list[nn.Parameter], utterances: int, place: Pl
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if gradients:
         torch._foreach_div_(gradients, max(utterances, 1))
-
-
-# ----------------------------------------------------------------------------------------------------- being stopped
-
-_stop = False
-
-
-@contextmanager
-def stop_on_signals():
-    """Inside, SIGTERM and the first Ctrl-C only ask the run to stop; all ranks learn of it at the end of an update."""
-    global _stop
-    _stop = False
-
-    def request(signum, frame):
-        global _stop
-        _stop = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------------------------------------------- progress
@@ -181,7 +156,7 @@ class Update:
         """Sums what all ranks have added, and turns gradients of sums into gradients of the mean over utterances."""
         if not self.complete:
             raise RuntimeError("iterate over every update to its end")
-        mine = map_numbers(self.sums, float), self.counts | {"stop": int(_stop)}, self.bad
+        mine = map_numbers(self.sums, float), self.counts | {"stop": int(self.run.stop.is_set())}, self.bad
         self.sums, self.counts = {}, {}
         for sums, counts, bad in gather(mine, self.run.place):
             add_up(self.sums, sums)
@@ -222,7 +197,7 @@ class Run:
         """Those that are left, counted from 0. One that was interrupted before `end_epoch` is yielded again."""
         quiet = None if self.place.first else True  # None: where stderr is no terminal
         bar = tqdm(total=self.steps, initial=self.progress.step, unit="update", disable=quiet)
-        with stop_on_signals(), bar as self.bar:
+        with stop_on_signals() as self.stop, bar as self.bar:  # all ranks learn of it at the end of an update
             while not self.progress.done:
                 epoch = self.progress.epoch
                 yield epoch
@@ -261,7 +236,7 @@ class Run:
             self._save()
             self._drop_epochs()
             note(f"epoch {progress.epoch}: dev {scores['dev']:.1f} %, {progress.train_seconds:.0f} s of training")
-        if any(gather(_stop, self.place)):  # while the dev set was scored
+        if any(gather(self.stop.is_set(), self.place)):  # while the dev set was scored
             raise UserError(f"stopped after epoch {progress.epoch}: {self._go_on()}")
 
     def finish(self, recogniser: nn.Module) -> dict:

@@ -1,6 +1,9 @@
 """From raw samples, in portions of any size: what the encoder gives for the whole utterance."""
 
 import io
+import os
+import re
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -242,16 +245,82 @@ def test_a_file_and_standard_input_as_words(talkative, tmp_path, capsys, monkeyp
 
 
 def test_portions_of_standard_input(monkeypatch):
-    """16-bit samples in [-1, 1), in blocks; nothing but the rest of the last one may be shorter."""
+    """16-bit samples in [-1, 1); nothing but the rest of the last portion may be shorter."""
     pcm = np.arange(-(2**15), 2**15, 13, dtype=np.int16)
     for rest in (b"", b"x"):
-        rate, parts = portions(Config(stream=feed(monkeypatch, pcm.tobytes() + rest), rate=8000), 0.16)
-        parts = list(parts)
-        assert rate == 8000 and {len(part) for part in parts[:-1]} == {1280} and len(parts[-1]) <= 1280
-        assert torch.equal(torch.cat(parts), torch.from_numpy(pcm) / 2**15) and torch.cat(parts)[0] == -1
-    assert [list(portions(Config(stream=feed(monkeypatch, x)), 0.16)[1]) for x in (b"", b"x")] == [[], []]
+        config = Config(stream=feed(monkeypatch, pcm.tobytes() + rest), rate=8000)
+        first, *parts = portions(config, 0.175, 0.16)
+        assert len(first) == 1400 and {len(part) for part in parts[:-1]} == {1280} and len(parts[-1]) <= 1280
+        parts = torch.cat([first, *parts])
+        assert torch.equal(parts, torch.from_numpy(pcm) / 2**15) and parts[0] == -1
+    assert [list(portions(Config(stream=feed(monkeypatch, x)), 0.2, 0.16)) for x in (b"", b"x")] == [[], []]
     with pytest.raises(UserError, match="absent.wav"):
-        portions(Config(stream="absent.wav"), 0.16)
+        portions(Config(stream="absent.wav"), 0.2, 0.16)
+
+
+@pytest.mark.parametrize("rate", [16000, 8000, 22050, 44100])
+def test_every_portion_completes_a_block(rate, monkeypatch):
+    """Words come as early as they can: no portion waits for the next one."""
+    encoder = StreamingEncoder(*parts(), rate)
+    config = Config(stream=feed(monkeypatch, bytes(2 * rate)), rate=rate)  # a second
+    *audio, _ = portions(config, 0.16 + encoder.ahead, 0.16)
+    (stream,), found = [encoder.start()], []
+    for portion in audio:
+        (frames,), (stream,) = encoder.push([stream], [portion])
+        found.append(len(frames))
+    assert found == [4] * 6
+
+
+def test_ctrl_c_ends_the_audio_but_not_the_words(talkative, capsys, monkeypatch):
+    """What was heard is written to its last word, and how long it took; a microphone has no other end."""
+    pcm = (audio(6.0).numpy() * 2**15).round().astype(np.int16)
+    source = io.BytesIO(pcm.tobytes())
+
+    def read(size: int) -> bytes:
+        if source.tell() > pcm.nbytes // 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return source.read(size)
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SimpleNamespace(read=read)))
+    out, error = stream(talkative, capsys, "-")
+    heard = torch.from_numpy(pcm)[: source.tell() // 2] / 2**15
+    (whole,) = talkative.transcribe(batch_of(heard), CPU)
+    assert len(heard) < len(pcm) and out.split() == whole.text.split() and len(out.split()) > 2
+    assert f"{len(heard) / SAMPLE_RATE:.1f} s of audio" in error
+
+
+def shown_by_a_terminal(written: str) -> list[str]:
+    """The lines that are to be read after all this was written: return, save, restore, erase to the end of the line."""
+    lines, column, saved = [""], 0, 0
+    for control, text in re.findall(r"(\x1b7|\x1b8|\x1b\[K|\n)|([^\x1b\n]+)", written):
+        if text:
+            lines[-1] = lines[-1][:column].ljust(column) + text + lines[-1][column + len(text) :]
+            column += len(text)
+        elif control == "\n":
+            lines, column = [*lines, ""], 0
+        elif control == "\x1b[K":
+            lines[-1] = lines[-1][:column]
+        else:
+            saved, column = (column, column) if control == "\x1b7" else (saved, saved)
+    return lines
+
+
+def test_on_a_terminal_nothing_hides_the_words(talkative, tmp_path, monkeypatch):
+    samples = audio(4.0)
+    soundfile.write(tmp_path / "a.wav", samples.numpy(), SAMPLE_RATE, subtype="FLOAT")
+    (whole,) = talkative.transcribe(batch_of(samples), CPU)
+    screen = io.StringIO()
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("COLUMNS", "80")
+    stream_words(talkative, Config(checkpoint="run", stream=str(tmp_path / "a.wav")), CPU)
+    *lines, note, rest = shown_by_a_terminal(screen.getvalue())
+    assert " ".join(lines).split() == whole.text.split() and len(lines) > 1 and "real-time factor" in note and not rest
+    *steps, _ = screen.getvalue().split("\x1b8")
+    seen = ["\x1b8".join(steps[: i + 1]) for i in range(len(steps))]  # after each block; no line ever wraps
+    assert max(len(line) for written in seen for line in shown_by_a_terminal(written)) < 80
+    assert all(shown_by_a_terminal(written)[-1].endswith(" ms") for written in seen)
 
 
 def test_nothing_and_silence_can_be_streamed(talkative, tmp_path, capsys, monkeypatch):

@@ -167,15 +167,28 @@ def test_loss(method):
     features = made.models["recogniser"].features(made.batch)
     own, full = (model.encoder(*features, [1, 2]) for model in (made.models["recogniser"], made.teacher))
     for layer, s, h in zip("12", own.taps, full.taps, strict=True):
-        branch = made.models["branches"][layer]
-        z, qkv = branch(s.raw, own.lengths) if method == "aux_kd" else (s.raw, s.qkv)
-        r = (branch.lstm if method == "aux_kd" else branch)(z)[0]
+        z, qkv, r = made.models["branches"][layer](s.raw, s.qkv, own.lengths)
+        assert method == "aux_kd" or z is s.raw and qkv is s.qkv
+        assert torch.equal(r, made.models["branches"][layer].lstm(z)[0])
         add_up(expected, branch_losses(h, z, qkv, r, own.lengths, made.config))
     assert parts["kd"].keys() == expected.keys() == weights.keys()
     assert all(torch.allclose(cost, expected[name]) for name, cost in parts["kd"].items())
     near, parts = losses_of(made, place=CPU._replace(dtype=torch.bfloat16))
     assert near.item() == pytest.approx(loss.item(), rel=0.02)
     assert {x.dtype for x in (near, parts["rnnt"], *parts["kd"].values())} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", ["token_kd", "layer_kd", "aux_kd"])
+def test_student_and_teacher_hear_the_same(method):
+    """SpecAugment and all: one drawing, two encoders."""
+    made, heard = build(f"{method} --frequency-masks 2 --time-masks 10"), []
+    for model in (made.models["recogniser"], made.teacher):
+        model.encoder.register_forward_pre_hook(lambda module, inputs: heard.append(inputs))
+    losses_of(made)
+    (mine, frames), (teachers, same) = (inputs[:2] for inputs in heard)
+    made.models["recogniser"].eval()
+    plain, _ = made.models["recogniser"].features(made.batch)
+    assert torch.equal(mine, teachers) and torch.equal(frames, same) and not torch.equal(mine, plain)
 
 
 def test_token():
@@ -229,9 +242,12 @@ def test_what_a_branch_does_not_see(kind, rows, reached):
     """The LSTM brings back most of what the hole hides: all but the first frame's target."""
     mask, branch = branch_mask(4, kind, 2), build(f"aux_kd --aux-mask {kind}").models["branches"]["2"]
     assert mask.int().tolist() == [[int(x) for x in row] for row in rows.split()]
-    z = lambda s: branch(s[None], torch.tensor([len(s)]))[0]  # noqa: E731
-    assert torch.equal(dependencies(lambda s: z(s)[0], torch.randn(4, 64), 1, 1), mask)
-    assert dependencies(lambda s: branch.lstm(z(s))[0][0], torch.randn(40, 64), 1, 1).diagonal(2).sum() == reached
+
+    def outputs(i: int, s: torch.Tensor) -> torch.Tensor:
+        return branch(s[None], None, torch.tensor([len(s)]))[i][0]
+
+    assert torch.equal(dependencies(partial(outputs, 0), torch.randn(4, 64), 1, 1), mask)
+    assert dependencies(partial(outputs, 2), torch.randn(40, 64), 1, 1).diagonal(2).sum() == reached
 
 
 @torch.inference_mode()
@@ -242,8 +258,8 @@ def test_who_hears_the_future():
 
     def layer(name: str, x: torch.Tensor) -> torch.Tensor:
         output, lengths, (tap,), _ = encoders[name if name == "h" else "s"](x[None], torch.tensor([len(x)]), [2])
-        z, qkv = branch(tap.raw, lengths)
-        return {"s": output, "h": tap.raw, "z": z, "r": branch.lstm(z)[0], "qkv": qkv}[name][0]
+        z, qkv, r = branch(tap.raw, tap.qkv, lengths)
+        return {"s": output, "h": tap.raw, "z": z, "r": r, "qkv": qkv}[name][0]
 
     for name in ("s", "qkv", "h", "z", "r"):
         expected = torch.ones(6, 6).tril(0 if name in ("s", "qkv") else 5).bool()
@@ -272,6 +288,20 @@ def test_nobody_is_taught_by_another_utterance_that_is_not_there():
         made = build(f"{row} --control shuffle", (0.7,))
         loss, parts = losses_of(made)
         assert not any(cost.any() for cost in parts["kd"].values()) and loss == parts["rnnt"]
+
+
+def test_the_delay_is_how_much_later_a_word_ends_than_the_teachers(corpus, monkeypatch):
+    """ms, mean over words that both get right: one 80 ms later, one 40 ms earlier, one that the teacher missed."""
+    made, (u,) = build("aux_kd"), corpus.dev[:1]
+    tests = replace(corpus, tests={"test": [replace(u, text="a b c")], "other": []})
+    ends = {id(made.teacher): {"a": 0.5, "b": 1.0}, id(made.models["recogniser"]): {"a": 0.58, "b": 0.96, "c": 2.0}}
+
+    def decode(recogniser, utterances, config, place):
+        found = [script.scoring.Word(word, 0.0, end) for word, end in ends[id(recogniser)].items()]
+        return {u.id: script.Transcript(" ".join(word.text for word in found), found) for u in utterances}
+
+    monkeypatch.setattr(script.scoring, "decode", decode)
+    assert script.emission_delay(made.models["recogniser"], made.teacher, tests, made.config, CPU) == 20.0
 
 
 def test_without_a_word_that_both_get_right_there_is_no_delay(corpus):
