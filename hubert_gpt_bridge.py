@@ -44,12 +44,12 @@ Choices (ours, marked again where they stand)
 -------
     C1 start      in the demo, and with the bridge of CTC, HuBERT is that of the CTC baseline; the paper starts from
                   HuBERT as it was pretrained (--ctc-run none), which takes more audio than the demo has
-    C2 CNN        frozen, as in the paper; in the demo trained: 1.8 hours give none that is worth freezing
+    C2 CNN        frozen, as the digest has it; in the demo trained: 1.8 hours give none that is worth freezing
     C3 CTC        learns characters; the path that compresses is the head's own arg-max, without a gradient, the same in
                   training and decoding; where all is blank, the least blank frame stays, of `average` all
     C4 padding    HuBERT with layer norm in its CNN reads masked padding; with group norm, as the published one, it
                   knows no mask: it is scored by equal length, and trained on padding as it comes (common/hubert.py)
-    C5 LoRA       on query_key_value only, alpha = 2 r; everything else is frozen unless its rate says otherwise
+    C5 LoRA       on query_key_value only, alpha = 2 r; freezes GPT's own weights; HuBERT and bridge only by rates of 0
     C6 training   AdamW, a rate for each part, 0: frozen; the first epoch goes from short to long utterances, but with
                   --init, where updates are random samples; checkpoints are chosen by dev WER, which without
                   spaces between words counts sentences
@@ -114,13 +114,14 @@ class Config(RunConfig):
     lr_hubert: float = 5e-5  # peak learning rate of HuBERT, and of a CTC head, with GPT [choice]; 0: frozen
     lr_bridge: float = 1e-4  # of the bridge [choice]; 0: frozen
     lr_llm: float = 1e-5  # of GPT, or with --lora-rank of its adapters [choice]; 0: frozen
-    train_cnn: Literal["no", "yes"] = "no"  # whether HuBERT's waveform CNN learns too [paper] (C2 CNN)
+    train_cnn: Literal["no", "yes"] = "no"  # whether HuBERT's waveform CNN learns too [digest] (C2 CNN)
     weight_decay: float = 1e-2  # [choice]
     schedule: Literal["inverse-sqrt", "one-cycle"] = "one-cycle"  # of the learning rates [choice]
     warmup: Positive = 0.05  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [choice]
     clip: Positive = 1.0  # largest norm of the gradient of each part, by itself [choice]
     average: Count = 1  # epochs with the lowest dev error whose weights are averaged [choice]
     # -- how to compute --
+    cut_seconds: Positive = 16.0  # longer recordings are cut at pauses; it has learnt from none longer [paper]
     gradient_checkpointing: bool = False  # of what learns: less memory, a third more time
     # -- decoding --
     decode: Literal["greedy", "beam", "top_k", "top_p"] = "greedy"  # beam also of ctc, with --lm by shallow fusion
@@ -135,16 +136,15 @@ class Config(RunConfig):
 
     def check(self) -> None:
         super().check()
-        init = self.init
         if self.lora_rank and not self.lr_llm:
             raise UserError("--lora-rank adapts GPT by --lr-llm, which is 0: give one of them a value.")
         if self.method == "gpt" and not (self.lr_hubert or self.lr_bridge or self.lr_llm):
             raise UserError("--lr-hubert, --lr-bridge and --lr-llm are all 0: nothing would learn.")
-        if self.method == "gpt" and self.bridge == "ctc" and self.ctc_run == "none" and not init:
+        if self.method == "gpt" and self.bridge == "ctc" and self.ctc_run == "none" and not self.init:
             raise UserError("--bridge ctc starts from a CTC head: give --ctc-run auto, or a finished run of ctc.")
-        if (self.score and not init) or (self.export and not (init or self.checkpoint)):
+        if (self.score and not self.init) or (self.export and not (self.init or self.checkpoint)):
             raise UserError("--score and --export need --init, a published model or a finished run.")
-        if self.method == "ctc" and (init or self.decode.startswith("top")):
+        if self.method == "ctc" and (self.init or self.decode.startswith("top")):
             raise UserError("--init, --decode top_k and --decode top_p go with --method gpt.")
         if self.method == "gpt" and self.lm:
             raise UserError("--lm goes with --method ctc.")
@@ -179,9 +179,9 @@ from common.data import Batch, read_corpus, read_one
 from common.features import SAMPLE_RATE
 from common.flags import load_config
 from common.place import Place, earlier_stage, first_rank_first, note, reseed, start
-from common.pretrained import CharacterModel, find, forget_supplied, load_causal, load_model, load_pieces, mark_supplied
+from common.pretrained import CharacterModel, find, forget_supplied, load_causal, load_model, load_text, mark_supplied
 from common.scoring import Transcript
-from common.text import Characters, Pieces, load_tokenizer
+from common.text import Characters, Tokenizer, load_tokenizer
 from common.training import Run
 from common.weights import load_recogniser
 
@@ -233,10 +233,11 @@ class Recogniser(nn.Module):
 
     def symbols(self) -> list[int]:
         """The ids of the pieces before, between and behind. Raises UserError."""
-        tokenizer, pieces = self.tokenizer.tokenizer, [self.config.begin, self.config.separator, self.config.end]
-        if unknown := [piece for piece in pieces if piece not in tokenizer.get_vocab()]:
-            raise UserError(f"{unknown[0]} is no piece of this GPT's tokenizer: give --begin, --separator and --end.")
-        return tokenizer.convert_tokens_to_ids(pieces)
+        pieces = [self.config.begin, self.config.separator, self.config.end]
+        if None in (ids := [self.tokenizer.id_of(piece) for piece in pieces]):
+            lost = pieces[ids.index(None)]
+            raise UserError(f"{lost} is no piece of this GPT's tokenizer: give --begin, --separator and --end.")
+        return ids
 
     def sequences(self, a: Tensor, sizes: list[int], texts: list[list[int]] | None) -> prompting.Sequences:
         """<s> a [SEP] y; texts: ids; absent: to be written."""
@@ -275,12 +276,12 @@ class Recogniser(nn.Module):
         return [scoring.transcript_of(path, self.tokenizer, FRAME_SECONDS) for path in paths]
 
     def fits(self, samples: int, labels: list[int]) -> bool:
-        """Whether CTC can write the text of these labels in so many samples; GPT always can."""
+        """Whether CTC, where there is one, can write the text of these labels in so many samples; GPT always can."""
         if not self.characters:
             return True
-        characters = self.characters.encode(self.tokenizer.decode(labels))
+        text, known = self.tokenizer.decode(labels), self.characters.ids.keys()  # another domain may have other ones
         frames = hubert.frames_of(self.audio_encoder, torch.tensor(max(samples, self.shortest())))
-        return len(characters) + sum(a == b for a, b in pairwise(characters)) <= frames
+        return known >= set(text) and len(text) + sum(a == b for a, b in pairwise(text)) <= frames
 
 
 def vectors_of(log_probs: Tensor, mode: str) -> Tensor:
@@ -371,8 +372,8 @@ def build(config: Config, corpus: Corpus, place: Place) -> Recogniser:
     if config.init:
         recogniser = load_init(config, place)
     else:
+        encoder, llm, tokenizer = load_pretrained(config, place)  # first: what is missing shows before CTC has learnt
         first_stage = find_ctc(config, place) if config.method == "gpt" else None
-        encoder, llm, tokenizer = load_pretrained(config, place)
         characters = first_stage.characters if first_stage and config.bridge == "ctc" else None
         if config.method == "ctc":
             tokenizer = characters = Characters.build(u.text for u in corpus.train)
@@ -384,18 +385,18 @@ def build(config: Config, corpus: Corpus, place: Place) -> Recogniser:
                 recogniser.ctc_head.load_state_dict(first_stage.ctc_head.state_dict())
     if config.lora_rank:
         reseed(config.seed, 2)
-        lora.adapt(recogniser.llm, config.lora_rank, 2 * config.lora_rank, ADAPTED)
+        lora.adapt(recogniser.llm, config.lora_rank, ADAPTED)
     return recogniser.to(place.device)
 
 
-def load_pretrained(config: Config, place: Place) -> tuple[HubertModel, nn.Module | None, Pieces | None]:
+def load_pretrained(config: Config, place: Place) -> tuple[HubertModel, nn.Module | None, Tokenizer | None]:
     """HuBERT, and for the method gpt also GPT and its tokenizer. Raises UserError."""
     llm = tokenizer = None
     with first_rank_first(place):
         encoder = load_model(HubertModel, config.hubert, "--hubert", config.root).requires_grad_(True)
         if config.method == "gpt":
             llm = load_causal(config.gpt, "--gpt", config.root, frozen_llm(config))
-            tokenizer = Pieces(load_pieces(config.gpt, "--gpt", config.root))
+            tokenizer = load_text(config.gpt, "--gpt", config.root)
     reseed(config.seed, 3)
     encoder = HubertModel(encoder.config) if config.untrained_hubert else encoder
     if llm and config.untrained_gpt:
@@ -508,7 +509,7 @@ def load(config: Config, place: Place) -> Recogniser:
             llm = load_init(config, place).llm if config.init else load_pretrained(config, place)[1]
     recogniser = Recogniser(config, encoder, llm, tokenizer, characters)
     if config.lora_rank:
-        lora.adapt(llm, config.lora_rank, 2 * config.lora_rank, ADAPTED)
+        lora.adapt(llm, config.lora_rank, ADAPTED)
     return load_recogniser(recogniser, folder, place)
 
 
@@ -524,8 +525,8 @@ def load_init(config: Config, place: Place) -> Recogniser:
         recogniser = load(replace(stored, checkpoint=str(folder), root=config.root), place)
         lora.merge(recogniser.llm)
     elif shapes.keys() >= {"audio_encoder_config", "llm_config"}:
-        stored = replace(config, bridge="conv", bridge_layers=len(shapes.get("bridge_conv_kernel_size", [KERNEL] * 2)))
-        tokenizer = Pieces(load_pieces(str(folder), "--init", config.root))
+        layers = published.bridge_of(shapes, KERNEL, STRIDE, f"--init {config.init}")
+        stored, tokenizer = replace(config, bridge="conv", bridge_layers=layers), load_text(str(folder), "--init", "")
         recogniser = Recogniser(stored, *published.networks(shapes), tokenizer, None)
         published.read_weights(recogniser, folder, "--init")
     else:
@@ -564,12 +565,11 @@ def run_method(config: Config) -> dict:
     if config.export:
         published.write(read(config, place), Path(config.export))
         return {}
-    corpus = read_corpus(config, place)
+    corpus = both_domains(config, read_corpus(config, place))
     recogniser, report = (read(config, place), {}) if config.checkpoint else train(config, corpus, place)
     recogniser.to(place.device)
     result = {"script": "hubert_gpt_bridge", "method": config.method, "seed": config.seed}
     lm_class = CharacterModel if config.method == "ctc" else None
-    corpus = both_domains(config, corpus)
     result |= scoring.evaluate(recogniser, corpus, config, place, lm_class) | report
     if "embeddings" in result:
         seconds = sum(u.duration for found in corpus.tests.values() for u in found)

@@ -303,7 +303,7 @@ def load_lm(config: Config, place: Place) -> nn.Module:
     if None in symbols(lm):
         raise UserError(f"--lm {config.lm} names no eos_token_id in its config.json: give another one.")
     if config.lora_rank:
-        lora.adapt(lm, config.lora_rank, 2 * config.lora_rank)
+        lora.adapt(lm, config.lora_rank)
     return lm
 
 
@@ -573,7 +573,7 @@ def print_summary(config: Config) -> dict[str, int]:
     with torch.device("meta"):
         lm = LlamaForCausalLM(LlamaConfig(**LLAMA_7B))
         if config.lora_rank:
-            lora.adapt(lm, config.lora_rank, 2 * config.lora_rank)
+            lora.adapt(lm, config.lora_rank)
     recogniser = Recogniser(config, None, lm, 0)
     parts = scoring.print_parameters(nn.ModuleDict({"recogniser": recogniser}))
     adapters = sum(p.numel() for part in lm.modules() if isinstance(part, lora.LoRA) for p in (part.A, part.B))

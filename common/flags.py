@@ -259,7 +259,9 @@ def _to_score(parser, config_class: type, presets: dict, given: dict):
         parser.error(
             f"{', '.join(changed)}: a finished run is scored as it was trained; leave these away or train anew."
         )
-    scored = _label(given.get("data", stored.data)) + ("-beam" if given.get("decode") == "beam" else "")
+    scored = _label(given.get("data", stored.data))
+    decode = given.get("decode", "greedy")
+    scored += "" if decode == "greedy" else f"-{decode}"
     return replace(stored, **{"out": str(Path(given["checkpoint"]) / f"score-{scored}")} | given)
 
 
@@ -269,7 +271,8 @@ def _to_train(script: str, config_class: type, presets: dict, given: dict) -> li
     preset = given.get("preset", PRESET_OF.get(given.get("data", config_class.data), "full"))
     config = config_class(**{"preset": preset} | _preset(presets, preset) | given)
     methods = requested or presets.get(preset, {}).get("methods", (config_class.method,))
-    default_out = f"runs/{script}-{_label(config.data)}-{'+'.join(methods)}-s{config.seed}"
+    score = "-score" if given.get("score") else ""  # of what --init names: no run
+    default_out = f"runs/{script}-{_label(config.data)}-{'+'.join(methods)}-s{config.seed}{score}"
     out = Path(given.get("out", default_out))
     folders = {method: out / method if len(methods) > 1 else out for method in methods}
     if not config.resume:

@@ -78,6 +78,8 @@ def start(config: RunConfig) -> Place:
     if not config.checkpoint:
         open_folder(config, place)
     elif place.first and not config.transcribe:
+        if Path(config.out, "config.json").exists():
+            raise UserError(f"{config.out} holds a run, whose results this would replace: give another --out.")
         make_folder(Path(config.out))
     return place
 

@@ -25,7 +25,7 @@ from common.corpora import DEMO_MLS_WORLDS, DEMO_WORLDS
 from common.demo import multilingual
 from common.flags import UserError
 from common.place import quiet_bars
-from common.text import Characters, Pieces, WordPiece
+from common.text import Characters, Pieces, SentencePiece, WordPiece
 
 # Weights as safetensors only: nothing that a download could execute.
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -94,6 +94,21 @@ def load_pieces(name: str, flag: str, root: str):
     if not tokenizer.is_fast:
         raise UserError(f"{flag} {name} has a tokenizer that cannot tell where its pieces stand: give another model.")
     return tokenizer
+
+
+def load_text(name: str, flag: str, root: str) -> Pieces | SentencePiece:
+    """What a causal language model writes. name: see `find`. Raises UserError.
+
+    Some models, as rinna's, come with SentencePiece's own file alone; what transformers makes of it puts symbols before
+    the text and knows no bytes, so that file is asked itself.
+    """
+    folder = Path(find(name, flag, root, tokenizer_only=True))
+    if not (folder / "spiece.model").exists() or (folder / "tokenizer.json").exists():
+        return Pieces(load_pieces(name, flag, root))
+    try:
+        return SentencePiece((folder / "spiece.model").read_bytes())
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{flag} {name} holds no tokenizer ({first_line(error)}).") from None
 
 
 def load_vocabulary(name: str, flag: str, root: str) -> list[str]:

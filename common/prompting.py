@@ -8,12 +8,11 @@ Two utterances, before = [1], after = [2], end = 3, of 2 and 1 speech vectors an
     training  inputs     1  a  a  2  7  8        1  b  2  9  .  .
               targets    -  -  -  7  8  3        -  -  9  3  -  -
               mask       1  1  1  1  1  1        1  1  1  1  0  0
-              positions  0  1  2  3  4  5        0  1  2  3  3  3
     decoding  inputs     1  a  a  2              .  1  b  2          the text comes behind: padding stands before
               mask       1  1  1  1              0  1  1  1
-              positions  0  1  2  3              0  0  1  2
 
-What is real follows from lengths alone, never from ids: the end symbol and padding may be the same.
+What is real follows from lengths alone, never from ids: the end symbol and padding may be the same. Positions are the
+model's own: it counts them over what the mask calls real, so that padding before a prompt moves nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +42,6 @@ class Sequences(NamedTuple):
 
     inputs: Tensor  # (B, S, D) embeddings
     mask: Tensor  # (B, S) True where real
-    positions: Tensor  # (B, S) counted over what is real
     targets: Tensor  # (B, S) the piece that follows, or NONE
 
 
@@ -72,12 +70,11 @@ def build_sequences(
     mask = pad(real, batch_first=True, padding_side=side)
     inputs = pad(rows, batch_first=True, padding_side=side)
     targets = pad(targets, batch_first=True, padding_value=NONE, padding_side=side)
-    return Sequences(inputs, mask, (mask.cumsum(1) - 1).clamp(min=0), targets)
+    return Sequences(inputs, mask, targets)
 
 
 def answer_loss(lm: nn.Module, sequences: Sequences) -> Tensor:
     """-log p(y_1 … y_U end | speech) of each utterance (B,), in fp32."""
-    # Padded on the right, positions are what the model takes them for: BLOOM has none to be given.
     logits = lm(inputs_embeds=sequences.inputs, attention_mask=sequences.mask.long(), use_cache=False).logits
     losses = F.cross_entropy(
         logits.float().flatten(0, 1), sequences.targets.flatten(), ignore_index=NONE, reduction="none"

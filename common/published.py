@@ -2,7 +2,7 @@
 
     config.json          "audio_encoder_config", "llm_config", "bridge_conv_kernel_size", "bridge_conv_stride"
     model.safetensors    audio_encoder.*  bridge_convs.{0,1}.*  bridge_proj.*  llm.*; or parts, with an index
-    tokenizer files      of GPT
+    tokenizer files      of GPT; spiece.model alone, or what transformers writes
 
     model = ...; read_weights(model, folder, "--init");  write(model, folder)
 
@@ -23,10 +23,14 @@ from common import lora
 from common.files import write_atomically
 from common.flags import UserError
 from common.pretrained import find, forget_supplied
+from common.text import SentencePiece
 from common.weights import save_weights
 
-# Older versions of torch name the two parts of a normalised weight so, as the published model does.
-WEIGHT_NORM = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+# Older versions of torch and transformers name these so, and so does the published model.
+OLD_NAMES = {
+    "parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v",
+    "llm.lm_head.": "llm.embed_out.",
+}  # fmt: skip
 SHAPES = "shapes.json"  # of a run
 KNOWN = {
     "rinna/japanese-hubert-base": {"feat_extract_norm": "group"},  # HuBERT base: the library's own defaults
@@ -62,8 +66,9 @@ def read_weights(model: nn.Module, folder: Path, flag: str) -> None:
             state |= load_file(folder / name)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{flag} {folder}/{name} is damaged ({error}): copy or download it again.") from None
-    for new, old in WEIGHT_NORM.items():
-        state = {name.replace(old, new): tensor for name, tensor in state.items()}
+    for new, old in OLD_NAMES.items():
+        if any(new in name for name in model.state_dict()):
+            state = {name.replace(old, new): tensor for name, tensor in state.items()}
     try:
         lacking, unknown = model.load_state_dict(state, strict=False)
     except RuntimeError:
@@ -90,6 +95,15 @@ def keep_shapes(model: nn.Module, folder: Path) -> None:
         model.characters.save(folder / "characters")
 
 
+def bridge_of(shapes: dict, kernel: int, stride: int, flag: str) -> int:
+    """How many convolutions the folder's bridge has. Raises UserError where one has another kernel or stride."""
+    kernels = shapes.get("bridge_conv_kernel_size", [kernel] * 2)
+    strides = shapes.get("bridge_conv_stride", [stride] * len(kernels))
+    if kernels != [kernel] * len(kernels) or strides != [stride] * len(kernels):
+        raise UserError(f"{flag}: its bridge has kernels {kernels} and strides {strides}, ours {kernel} and {stride}.")
+    return len(kernels)
+
+
 def shapes_by_name(names: dict[str, str], root: str) -> dict:
     """Of {"--hubert": name or folder, "--gpt": the same}; the published models' own are known without a look."""
     found = {}
@@ -112,9 +126,14 @@ def write(model: nn.Module, folder: Path) -> None:
     forget_supplied(model.llm)
     folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict()
-    for new, old in WEIGHT_NORM.items():
+    for new, old in OLD_NAMES.items():
         state = {name.replace(new, old): tensor for name, tensor in state.items()}
-    model.tokenizer.tokenizer.save_pretrained(folder)
+    if isinstance(model.tokenizer, SentencePiece):
+        write_atomically(folder / "spiece.model", model.tokenizer.model)
+        how = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "legacy": True}  # as rinna's folders say
+        write_atomically(folder / "tokenizer_config.json", json.dumps(how) + "\n")
+    else:
+        model.tokenizer.tokenizer.save_pretrained(folder)
     shapes = {"model_type": "nue_asr", "architectures": ["NueASRModel"]} | shapes_of(model)
     write_atomically(folder / "config.json", json.dumps(shapes, indent=1) + "\n")
     save_weights(folder / "model.safetensors", state)

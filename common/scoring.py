@@ -115,7 +115,7 @@ def searches(config: RunConfig, recogniser: nn.Module, place: Place, lm_class: t
     if config.decode == "greedy":
         return [{}]
     if lm_class is None:
-        return [{"beam": config.beam}]
+        return [{config.decode: getattr(config, config.decode)}]  # beam, top_k or top_p
     with first_rank_first(place):
         lm = lm_class(config.lm, "--lm", config.root, recogniser.tokenizer, place.device) if config.lm else None
     weights = config.lm_weight if lm else (0.0,)

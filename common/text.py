@@ -91,7 +91,7 @@ class Characters:
 
 
 class SentencePiece:
-    """A SentencePiece model (unigram) trained on the transcripts; its ids shifted by one to make room for label 0."""
+    """A SentencePiece model, pretrained or (unigram) trained on transcripts; its ids shifted by one, for label 0."""
 
     def __init__(self, model: bytes):
         import sentencepiece
@@ -120,6 +120,11 @@ class SentencePiece:
     def decode(self, ids: Iterable[int]) -> str:
         """Words a space apart, however many lone spaces there are among the pieces."""
         return " ".join(self.processor.decode([i - 1 for i in ids]).split())
+
+    def id_of(self, piece: str) -> int | None:
+        """The model's own id, not shifted; None where it has no such piece."""
+        found = self.processor.piece_to_id(piece)
+        return found if self.processor.id_to_piece(found) == piece else None
 
     def save(self, folder: str | Path) -> None:
         write_atomically(Path(folder) / "tokenizer.model", self.model)
@@ -218,6 +223,10 @@ class Pieces:
     def decode(self, ids: Iterable[int]) -> str:
         """Words a space apart; symbols such as the end are left out."""
         return " ".join(self.tokenizer.decode([i - 1 for i in ids], skip_special_tokens=True).split())
+
+    def id_of(self, piece: str) -> int | None:
+        """The model's own id, not shifted; None where it has no such piece."""
+        return self.tokenizer.get_vocab().get(piece)
 
     def ids_in(self, vocabulary: list[str]) -> list[int]:
         """For every label from 1 on, the id of its piece in a vocabulary; -1 where that has no such piece."""

@@ -87,6 +87,7 @@ def test_masked_prediction_of_clusters(root):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        assert network.masked_spec_embed.grad.any()  # what stands where frames are hidden
     assert losses[0] > 0.9 * 2 * math.log(8) and sum(losses[-5:]) / 5 < 0.85 * losses[0]
 
 

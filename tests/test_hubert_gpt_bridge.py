@@ -1,11 +1,13 @@
 """hubert_gpt_bridge.py: its equations in plain Python, lengths, freezing, adapters, and the published layout."""
 
+import io
 import json
 import re
 import shutil
 from types import SimpleNamespace
 
 import pytest
+import sentencepiece
 import torch
 from conftest import write_data
 from test_ctc import enumerate_paths
@@ -16,7 +18,7 @@ from common import lora, metrics, prompting
 from common.data import MicroBatch, make_batch
 from common.flags import UserError
 from common.place import Place, reseed
-from common.pretrained import CharacterModel, load_pieces
+from common.pretrained import CharacterModel, load_pieces, load_text
 from common.text import Characters, Pieces
 from common.weights import load_weights, save_weights
 from hubert_gpt_bridge import compress, compute_losses, total_loss, vectors_of
@@ -177,13 +179,16 @@ def test_lora(made):
     """Adapters change nothing at first; on query_key_value alone; merged they compute the same."""
     m = made("--bridge conv")
     before = compute_losses(m.recogniser, m.batch, CPU)["lm"]
-    lora.adapt(m.llm, 2, 4, script.ADAPTED)
+    lora.adapt(m.llm, 2, script.ADAPTED)
     assert torch.equal(compute_losses(m.recogniser, m.batch, CPU)["lm"], before)
     learning = [name for name, p in m.llm.named_parameters() if p.requires_grad]
     assert len(learning) == 4 and all(".query_key_value." in name for name in learning)
     for part in m.llm.modules():
         if isinstance(part, lora.LoRA):
             torch.nn.init.normal_(part.B)
+            x = torch.randn(3, part.base.weight.shape[1])
+            W, b = part.base.weight, part.base.bias
+            torch.testing.assert_close(part(x), x @ W.T + b + 2 * (x @ part.A.T @ part.B.T))
     adapted = compute_losses(m.recogniser, m.batch, CPU)["lm"]
     assert (adapted - before).abs().min() > 1e-2
     lora.merge(m.llm)
@@ -191,11 +196,15 @@ def test_lora(made):
 
 
 def test_gap(made, corpus):
-    """0 where the audio does not matter."""
+    """By hand over the same utterances; and 0 where the audio does not matter."""
     m = made("")
-
     arguments = script.answer_losses, corpus.dev, m.config, CPU
-    assert prompting.measure_listening(m.recogniser, *arguments)["listening_gap"] != 0
+    found, losses, pieces = prompting.measure_listening(m.recogniser, *arguments)["listening_gap"], [0.0, 0.0], [0, 0]
+    for swapped, batch in prompting.listening_batches(corpus.dev, m.config, m.tokenizer.encode, lambda *_: True):
+        with torch.no_grad():
+            losses[swapped] += script.answer_losses(m.recogniser, batch, CPU).sum().item()
+        pieces[swapped] += int((batch.target_lengths + 1).sum())
+    assert found == pytest.approx(losses[1] / pieces[1] - losses[0] / pieces[0], abs=6e-4) and pieces[0] == pieces[1]
     m.recogniser.bridge_proj.weight.data.zero_()
     m.recogniser.bridge_proj.bias.data.zero_()
     found = prompting.measure_listening(m.recogniser, *arguments)["listening_gap"]
@@ -309,6 +318,12 @@ def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(finis
     assert {name.split(".")[-1] for name in weights if name.startswith("llm.")} == {"A", "B", "supplied"}
     again = finished.main("--checkpoint", tmp_path / "run", "--root", root)
     assert again["wer"] == result["wer"] and again["cer"] == result["cer"]
+    with pytest.raises(UserError, match="run holds a run, whose results this would replace: give another --out"):
+        finished.main(*options, "--method", "gpt", "--score", "--out", tmp_path / "run")
+    (config,) = script.parse(
+        script.Config, script.PRESETS, script.__doc__, [*map(str, options), "--method", "gpt", "--score"]
+    )
+    assert config.out.endswith("-s1-score")
     score = finished.main(*options, "--method", "gpt", "--score", "--out", tmp_path / "score")
     assert set(score["wer"]) == both and "train_seconds" not in score
     finished.main("--checkpoint", tmp_path / "run", "--root", root, "--export", tmp_path / "whole")
@@ -370,7 +385,7 @@ def said(finished, capsys, corpus, *options) -> str:
 def test_the_published_layout_comes_back_bit_identical(finished, published, tmp_path, corpus, capsys):
     state = load_weights(published / "model.safetensors")
     assert {name.split(".")[0] for name in state} == {"audio_encoder", "bridge_convs", "bridge_proj", "llm"}
-    assert "audio_encoder.encoder.pos_conv_embed.conv.weight_g" in state
+    assert {"audio_encoder.encoder.pos_conv_embed.conv.weight_g", "llm.embed_out.weight"} <= state.keys()
     assert json.loads((published / "config.json").read_text())["bridge_conv_stride"] == [2, 2]
     text = said(finished, capsys, corpus, "--init", published)
     finished.main("--init", published, "--method", "gpt", "--preset", "smoke", "--export", tmp_path / "again")
@@ -386,6 +401,40 @@ def test_the_published_layout_comes_back_bit_identical(finished, published, tmp_
     assert text and said(finished, capsys, corpus, "--init", published) == text
     (published / "model-2.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks model-2\.safetensors: copy or download it whole"):
+        said(finished, capsys, corpus, "--init", published)
+
+
+def test_a_folder_with_sentencepieces_file_alone(finished, published, tmp_path, corpus, capsys):
+    """As rinna's: bytes for what it does not know, no space and no symbol before the text; written as it was read."""
+    model, lines = io.BytesIO(), (u.text for u in corpus.train)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=model, vocab_size=330, hard_vocab_limit=False, byte_fallback=True,
+        add_dummy_prefix=False, bos_id=1, eos_id=2, user_defined_symbols=["[SEP]"], minloglevel=2,
+    )  # fmt: skip
+    for path in published.glob("*token*"):
+        path.unlink()
+    (published / "spiece.model").write_bytes(model.getvalue())
+    tokenizer = load_text(str(published), "--init", "")
+    for text in ("the flour", "今日は鵺", "a  b"):
+        labels = tokenizer.encode(text)
+        assert tokenizer.decode(labels) == " ".join(text.split()) and not {1, 2, 3} & set(labels)  # no <unk>, <s>, </s>
+    assert [tokenizer.id_of(piece) for piece in ("<s>", "[SEP]", "</s>", "flour flour")] == [1, 3, 2, None]
+    shapes = json.loads((published / "config.json").read_text())
+    state = load_weights(published / "model.safetensors")
+    for table in ("llm.gpt_neox.embed_in.weight", "llm.embed_out.weight"):
+        state[table] = state[table].repeat(99, 1)[: tokenizer.size - 1]
+    shapes["llm_config"]["vocab_size"] = tokenizer.size - 1
+    (published / "config.json").write_text(json.dumps(shapes))
+    save_weights(published / "model.safetensors", state)
+    text = said(finished, capsys, corpus, "--init", published)
+    finished.main("--init", published, "--method", "gpt", "--preset", "smoke", "--export", tmp_path / "again")
+    assert (tmp_path / "again" / "spiece.model").read_bytes() == model.getvalue()
+    assert text and said(finished, capsys, corpus, "--init", tmp_path / "again") == text
+    run = ["--preset", "smoke", "--init", published, "--max-steps", 1, "--out", tmp_path / "run"]
+    finished.main(*run, "--method", "gpt", "--data", finished.data)
+    finished.main("--checkpoint", tmp_path / "run", "--transcribe", corpus.dev[0].audio)
+    (published / "spiece.model").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="holds no tokenizer"):
         said(finished, capsys, corpus, "--init", published)
 
 
@@ -406,6 +455,8 @@ def test_published_folders_that_cannot_be_used(finished, published, corpus, caps
     state = load_weights(weights)
     save_weights(weights, {name: x for name, x in state.items() if name != "bridge_proj.bias"})
     refused(r"holds other weights than its config\.json says \(bridge_proj\.bias")
+    (published / "config.json").write_text(json.dumps(config | {"bridge_conv_stride": [2, 3]}))
+    refused(r"kernels \[4, 4\] and strides \[2, 3\], ours 4 and 2")
     (published / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.py"}}))
     refused("code of its own")
     (published / "config.json").write_text(json.dumps(config)[:40])

@@ -33,7 +33,7 @@ def model(family: str) -> nn.Module:
 def test_nothing_at_first_something_later_and_merged_the_same(family):
     lm = model(family)
     before = lm(IDS).logits
-    lora.adapt(lm, rank=4, alpha=8)
+    lora.adapt(lm, rank=4)
     assert torch.equal(lm(IDS).logits, before)
     trained = {name: p for name, p in lm.named_parameters() if p.requires_grad}
     assert {name[-1] for name in trained} == {"A", "B"}
@@ -53,7 +53,7 @@ def test_nothing_at_first_something_later_and_merged_the_same(family):
 def test_the_same_as_peft(family, targets):
     peft = pytest.importorskip("peft")
     ours, other = model(family), model(family)
-    lora.adapt(ours, rank=3, alpha=6)
+    lora.adapt(ours, rank=3)
     other = peft.get_peft_model(other, peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets))
     adapters = {name: part for name, part in ours.named_modules() if isinstance(part, lora.LoRA)}
     for name, part in adapters.items():
@@ -72,11 +72,11 @@ def test_the_same_as_peft(family, targets):
 
 def test_a_model_without_such_maps_is_refused():
     with pytest.raises(UserError, match="--lora-rank"):
-        lora.adapt(model("llama"), 4, 8, names=("query_key_value",))
+        lora.adapt(model("llama"), 4, names=("query_key_value",))
 
 
 def test_a_frozen_base_in_bf16_keeps_its_adapters_in_fp32():
     lm = model("llama").to(torch.bfloat16)
-    lora.adapt(lm, 2, 4)
+    lora.adapt(lm, 2)
     assert {p.dtype for p in lm.parameters() if p.requires_grad} == {torch.float32}
     assert lm(IDS).logits.dtype == torch.bfloat16

@@ -23,7 +23,6 @@ def test_the_sequence_of_training():
     rows = build_sequences(counting(), SPEECH, [2, 1], [[7, 8], [9]], [1], [2], end=3)
     assert torch.allclose(rows.inputs[..., 0], torch.tensor([[1, 0.1, 0.2, 2, 7, 8], [1, 0.5, 2, 9, 0, 0]]))
     assert rows.mask.tolist() == [[True] * 6, [True] * 4 + [False] * 2]
-    assert rows.positions.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 3, 3]]
     assert rows.targets.tolist() == [[NONE, NONE, NONE, 7, 8, 3], [NONE, NONE, 9, 3, NONE, NONE]]
 
 
@@ -31,7 +30,6 @@ def test_the_sequence_of_decoding():
     rows = build_sequences(counting(), SPEECH, [2, 1], None, [1], [2], end=3)
     assert torch.allclose(rows.inputs[..., 0], torch.tensor([[1, 0.1, 0.2, 2], [0, 1, 0.5, 2]]))
     assert rows.mask.tolist() == [[True] * 4, [False] + [True] * 3]
-    assert rows.positions.tolist() == [[0, 1, 2, 3], [0, 0, 1, 2]]
 
 
 def test_the_end_is_learnt_where_it_is_also_padding_and_where_the_text_is_empty():
