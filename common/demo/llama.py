@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from common.demo import building
 
-PIECES = 700  # most words are one, 2.5 frames of 80 ms; shorter pieces are easily guessed, and then nothing need listen
+PIECES = 700  # half of the words are one; 2.5 frames of 80 ms: shorter ones are easily guessed, and nothing need listen
 SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}  # ids 0 to 3
 
 
