@@ -2,6 +2,7 @@
 
 import ast
 import re
+from graphlib import TopologicalSorter
 
 import pytest
 from conftest import REPOSITORY
@@ -37,6 +38,20 @@ def test_scripts_stand_alone():
     assert len(names) >= 3
     for path in [*SCRIPTS, *COMMON]:
         assert not imported(path) & names, path.name
+
+
+def test_imports_run_in_no_circle():
+    """Between the files of common/, of which demo/ is one; wherever in a file an import stands."""
+    graph: dict[str, set[str]] = {}
+    for path in COMMON:
+        here = "demo" if path.parent.name == "demo" else path.stem
+        nodes = list(ast.walk(tree_of(path)))
+        froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        names = {n.module.split(".")[1] for n in froms if n.module.startswith("common.")}
+        names |= {alias.name for n in froms if n.module == "common" for alias in n.names}
+        graph.setdefault(here, set()).update(names - {here})
+    assert len(graph) > 15 and sum(map(len, graph.values())) > 30
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_models_are_trained_in_scripts_only():
