@@ -103,6 +103,7 @@ ROWS["streaming_aux_kd"] = {
             **{f"aux_kd, every {n}": f"--method aux_kd --kd-every {n}" for n in (1, 4)},
             "aux_kd, shuffled teacher": "--method aux_kd --control shuffle",
             "aux_kd, untrained teacher": "--method aux_kd --control random",
+            "aux_kd, weight 10, untrained teacher": "--method aux_kd --kd-weight 10 --control random",
             **{
                 f"{method}, chunk {chunk}": f"--method {method} --chunk-ms {chunk}"
                 for method in ("scratch", "aux_kd")
@@ -223,6 +224,7 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("aux_kd, twice the updates", "token_kd, twice the updates"),
         ("aux_kd", "aux_kd, shuffled teacher"),
         ("aux_kd", "aux_kd, untrained teacher"),
+        ("aux_kd, weight 10", "aux_kd, weight 10, untrained teacher"),
         *((f"aux_kd, chunk {chunk}", f"scratch, chunk {chunk}") for chunk in (80, 320)),
     ],
     "multirep_kd": [
