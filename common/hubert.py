@@ -1,9 +1,9 @@
 """HuBERT on batches: how short audio may be, and one that knows no mask.
 
 A HuBERT with layer norm in its CNN reads audio padded with zeros and a mask, and gives an utterance the same states
-alone and in a batch, to 1e-4. One with group norm, such as HuBERT base, was trained without a mask, and its norm is over time:
-padding changes all of an utterance. To be scored, it reads utterances of equal length together; in training it reads
-padding as it comes [choice], for hardly any two utterances are equally long.
+alone and in a batch, to 1e-4. One with group norm, such as HuBERT base, was trained without a mask, and its norm is
+over time: padding changes all of an utterance. To be scored, it reads utterances of equal length together; in training
+it reads padding as it comes [choice], for hardly any two utterances are equally long.
 """
 
 from __future__ import annotations
