@@ -206,9 +206,8 @@ PAIRS = {  # what is compared with what, beside every row with the first
         *((row, "conv, again") for row in ("remove_blank", "average", "conv, x2", "conv, x8")),
         ("conv, adapted by LoRA r 8", "conv, not adapted"),  # the paper's claim: cheap adaptation
         ("conv, all adapted", "conv, adapted by LoRA r 8"),
-        *(
-            (f"conv, {part} frozen", "conv, again") for part in ("HuBERT", "GPT", "bridge")
-        ),  # its claim: everything trained
+        # its claim: everything trained
+        *((f"conv, {part} frozen", "conv, again") for part in ("HuBERT", "GPT", "bridge")),
         ("conv, HuBERT as pretrained, 7 epochs", "conv"),
         ("ctc, untrained HuBERT", "ctc"),
         ("conv, untrained HuBERT", "conv"),
