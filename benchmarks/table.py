@@ -125,6 +125,7 @@ LANGUAGES = ["english", "german", "dutch", "french", "spanish", "italian", "port
 DRAWN = {  # what a script's figure shows, if not homophones
     "streaming_aux_kd": ("audible", "WER where twins count as equal, %"),
     "llm_prompt_asr": ("errors", "word error rate, %"),
+    "hubert_gpt_bridge": ("errors", "word error rate, %"),
 }
 
 
