@@ -96,7 +96,7 @@ def test_ctrl_c_while_libraries_are_loaded(tmp_path):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)
     out, error = process.communicate(timeout=60)
-    assert process.returncode not in (0, 1) and (out, error) == ("", "stopped.\n")
+    assert (out, error) == ("", "stopped.\n") and process.returncode not in (0, 1)
 
 
 def test_nobody_reads_on(babbling, corpus):
