@@ -211,7 +211,7 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("conv, HuBERT as pretrained, 7 epochs", "conv"),
         ("ctc, untrained HuBERT", "ctc"),
         ("conv, untrained HuBERT", "conv"),
-        ("conv, untrained GPT", "conv"),
+        ("conv, untrained GPT", "conv, again"),
         *((f"conv, {decode}", "conv, again") for decode in ("beam", "top_k", "top_p")),
     ],
     "streaming_aux_kd": [
