@@ -144,10 +144,10 @@ class Config(RunConfig):
             raise UserError("--bridge ctc starts from a CTC head: give --ctc-run auto, or a finished run of ctc.")
         if (self.score and not self.init) or (self.export and not (self.init or self.checkpoint)):
             raise UserError("--score and --export need --init, a published model or a finished run.")
-        if self.method == "ctc" and (self.init or self.decode.startswith("top")):
-            raise UserError("--init, --decode top_k and --decode top_p go with --method gpt.")
-        if self.method == "gpt" and self.lm:
-            raise UserError("--lm goes with --method ctc.")
+        if self.init and (self.method == "ctc" or self.untrained_hubert or self.untrained_gpt):
+            raise UserError("--init goes with --method gpt, and without --untrained-hubert and --untrained-gpt.")
+        if self.lm if self.method == "gpt" else self.decode.startswith("top"):
+            raise UserError("--lm goes with --method ctc, --decode top_k and --decode top_p with --method gpt.")
 
 
 DEMO = dict(  # [choice]

@@ -72,7 +72,7 @@ Metrics (beside those of all scripts)
 
 Run
 ---
-    python llm_prompt_asr.py                          demo world of eight languages, 27 minutes on one core: ctc and llm
+    python llm_prompt_asr.py                          demo world of eight languages, 16 minutes on two cores: ctc and llm
                                                       side by side, about 12 and 18 % WER
     python llm_prompt_asr.py --method llm --lora-rank 8 --lr-lm 5e-3       adapters take ten times the demo's rate
     python llm_prompt_asr.py --method llm --stride-ms 960 --lora-rank 0 --lr-lm 0      a frozen model, almost a second

@@ -116,6 +116,7 @@ ROWS["streaming_aux_kd"] = {
 }
 LLM = "--method llm --encoder runs/table/llm_prompt_asr/ctc-s{seed}"
 ALL, LORA, FROZEN = f"{LLM} --lora-rank 0", f"{LLM} --lora-rank 8 --lr-lm 5e-3", f"{LLM} --lora-rank 0 --lr-lm 0"
+LMS = ("lm-s", "lm-l", "lm-english", "lm-plain", "lm-untrained")
 ROWS["llm_prompt_asr"] = {
     "ctc": "--method ctc",
     "all trained, 480 ms": f"{ALL} --stride-ms 480",
@@ -131,7 +132,7 @@ ROWS["llm_prompt_asr"] = {
     **{f"all trained, masked {share}": f"{ALL} --stride-ms 480 --mask-fraction {share}" for share in (0.25, 0.5)},
     **{f"{name}, {lm}": f"{options} --stride-ms 480 --lm demo-mls/{lm}"
        for name, options in (("all trained", ALL), ("LM frozen", FROZEN))
-       for lm in ("lm-s", "lm-l", "lm-english", "lm-plain", "lm-untrained")},
+       for lm in LMS},
     **{f"LoRA r {rank}, 480 ms": f"{LLM} --stride-ms 480 --lr-lm 5e-3 --lora-rank {rank}" for rank in (16, 32)},
 }  # fmt: skip
 BRIDGE = "--method gpt --ctc-run runs/table/hubert_gpt_bridge/ctc-s{seed}"
@@ -167,6 +168,7 @@ ROWS["hubert_gpt_bridge"] = {
     "conv, untrained HuBERT": "--method gpt --untrained-hubert "
     "--ctc-run runs/table/hubert_gpt_bridge/ctc-untrained-hubert-s{seed}",
     "conv, untrained GPT": f"{BRIDGE} --untrained-gpt",
+    "ctc, untrained HuBERT, 8 epochs": "--method ctc --untrained-hubert --ctc-epochs 8",  # for the time of pretraining
     "ctc, CNN frozen": "--method ctc --train-cnn no",
     **{f"conv, adapted by LoRA r {rank}": f"{ADAPTERS} {rank}" for rank in (1, 2, 32)},
     **{f"conv, {decode}": f"of conv: --decode {decode}" for decode in ("beam", "top_k", "top_p")},
@@ -197,7 +199,10 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("all trained, 480 ms", "LoRA r 8, 480 ms"),
         *((f"all trained, {n} ms", f"monolingual ctc{more}") for n in (160, 480) for more in ("", ", 48 epochs")),
         ("all trained, lm-l", "all trained, lm-s"),
-        ("LM frozen, lm-plain", "LM frozen, 480 ms"),
+        *((f"all trained, {what}", "all trained, 480 ms") for what in (*LMS, "masked 0.25", "masked 0.5")),
+        ("all trained, encoder from scratch", "all trained, 480 ms"),
+        *((f"LM frozen, {lm}", "LM frozen, 480 ms") for lm in LMS),
+        *((f"LoRA r {rank}, 480 ms", "LoRA r 8, 480 ms") for rank in (16, 32)),
     ],
     "hubert_gpt_bridge": [
         ("conv", "ctc, as many further updates"),
@@ -207,10 +212,14 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("conv, adapted by LoRA r 8", "conv, not adapted"),  # the paper's claim: cheap adaptation
         ("conv, all adapted", "conv, adapted by LoRA r 8"),
         # its claim: everything trained
-        *((f"conv, {part} frozen", "conv, again") for part in ("HuBERT", "GPT", "bridge")),
-        ("conv, HuBERT as pretrained, 7 epochs", "conv"),
-        ("ctc, untrained HuBERT", "ctc"),
-        ("conv, untrained HuBERT", "conv"),
+        *(
+            (row, "conv, again")
+            for row in ROWS["hubert_gpt_bridge"]
+            if row.startswith("conv") and row.endswith("frozen")
+        ),
+        ("conv, LoRA r 8", "conv, again"),
+        ("conv, HuBERT as pretrained, 7 epochs", "conv, again"),
+        ("conv, untrained HuBERT", "conv, again"),
         ("conv, untrained GPT", "conv, again"),
         *((f"conv, {decode}", "conv, again") for decode in ("beam", "top_k", "top_p")),
     ],

@@ -477,9 +477,21 @@ def test_other_bridges_and_other_symbols_are_refused(finished, tmp_path):
         script.main(["--method", "gpt", "--lora-rank", "8", "--lr-llm", "0"])
     with pytest.raises(SystemExit):
         script.main(["--preset", "full", "--bridge", "ctc"])
-    for options in (["ctc", "--decode", "top_p"], ["gpt", "--decode", "beam", "--lm", "demo/gpt"]):
-        with pytest.raises(SystemExit):
-            script.main(["--method", *options])
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ("ctc --decode top_p", "--decode top_p with --method gpt"),
+        ("gpt --decode beam --lm demo/gpt", "--lm goes with --method ctc"),
+        ("ctc --init run", "--init goes with --method gpt"),
+        ("gpt --init run --untrained-gpt", "without --untrained-hubert and --untrained-gpt"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(options, said, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--method", *options.split()])
+    assert said in capsys.readouterr().err
 
 
 def test_the_compressing_bridge_and_its_figures(finished, corpus, tmp_path):
