@@ -51,7 +51,8 @@ share: README.md.
 Choices (ours, marked again where they stand)
 -------
     C1 prompt     no instruction and no language tag; the tail of an utterance is padded with zeros
-    C2 masking    by the model's <unk>; where it has none, or its <unk> begins or ends, by the mean of all embeddings
+    C2 masking    by the model's <unk>; where it has none, or its <unk> begins or ends, by the mean of all embeddings;
+                  the demo's models have met <unk> before, as a blank in what they read again
     C3 languages  are drawn in proportion to hours ^ --language-power, in both stages
     C4 pieces     CTC learns SentencePiece units of the transcripts, monolingual CTC of its own; in the demo both learn
                   those of the language model
@@ -72,8 +73,8 @@ Metrics (beside those of all scripts)
 
 Run
 ---
-    python llm_prompt_asr.py                          demo world of eight languages, 16 minutes on two cores: ctc and llm
-                                                      side by side, about 12 and 18 % WER
+    python llm_prompt_asr.py                          demo world of eight languages: ctc and llm side by side, about 12
+                                                      and 18 % WER, 16 minutes on two cores
     python llm_prompt_asr.py --method llm --lora-rank 8 --lr-lm 5e-3       adapters take ten times the demo's rate
     python llm_prompt_asr.py --method llm --stride-ms 960 --lora-rank 0 --lr-lm 0      a frozen model, almost a second
     python llm_prompt_asr.py --data mls --root ~/corpora --languages german polish --lm huggyllama/llama-7b
@@ -103,6 +104,7 @@ from common.flags import (
 # ================================================================================================== configuration
 
 FRAME_MS = 80  # of encoder frames
+LONGEST = 200  # pieces of an answer [recall]
 # LLaMA-7B, for --summary [paper: named there; Touvron et al. 2023]
 LLAMA_7B = dict(
     vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
@@ -201,7 +203,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import ctc, lora, prompting, scoring
+from common import ctc, lora, metrics, prompting, scoring
 from common.conformer import Conformer, length_mask, subsampled
 from common.corpora import Corpus, Utterance, trainable
 from common.data import Batch, read_corpus, sample_waves
@@ -256,7 +258,7 @@ class Recogniser(nn.Module):
                 return self.transcribe_by_ctc(self.log_probs(h), lengths, beam, **search)
             _, end = symbols(self.lm)
             seconds = batch.samples / SAMPLE_RATE
-            limits = [min(200, int(12 * s) + 20) for s in seconds.tolist()]  # pieces; 200 [recall], the rest [choice]
+            limits = [min(LONGEST, int(12 * s) + 20) for s in seconds.tolist()]  # pieces [choice]
             answers, counts = prompting.write(self.lm, self.sequences(h, lengths, None), limits, end, num_beams=beam)
             answers = [ids if n else [] for ids, n in zip(answers, lengths.tolist(), strict=True)]  # too short to hear
         texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]
@@ -299,14 +301,17 @@ def symbols(lm: nn.Module) -> tuple[int, int]:
 
 
 def load_lm(config: Config, place: Place) -> nn.Module:
-    """--lm with its adapters; frozen, or to be trained whole."""
+    """--lm, frozen or to be trained whole."""
     frozen = config.lora_rank > 0 or config.lr_lm == 0
     with first_rank_first(place):
         lm = load_causal(config.lm, "--lm", config.root, frozen, place.dtype)
     if None in symbols(lm):
         raise UserError(f"--lm {config.lm} names no eos_token_id in its config.json: give another one.")
-    if config.lora_rank:
-        lora.adapt(lm, config.lora_rank)
+    most = getattr(lm.config, "max_position_embeddings", None)  # BLOOM has no limit
+    seconds = max(config.max_seconds / min(config.speeds), config.cut_seconds)
+    if most and (needed := math.ceil(1000 * seconds / config.stride_ms) + 1 + LONGEST) > most:
+        raise UserError(f"--lm {config.lm} has {most} positions, {seconds:.1f} s of audio and an answer take {needed}: "
+                        "give a longer --stride-ms, or less --max-seconds and --cut-seconds.")  # fmt: skip
     return lm
 
 
@@ -399,6 +404,9 @@ def build(config: Config, utterances: list[Utterance], place: Place) -> Recognis
         first_stage = find_encoder(config, place)
         reseed(config.seed, 1)
         recogniser = Recogniser(config, load_tokenizer_of_lm(config, place), load_lm(config, place), 0)
+        if config.lora_rank:  # drawn behind the projection, which is the same at every rank
+            reseed(config.seed, 2)
+            lora.adapt(recogniser.lm, config.lora_rank)
     recogniser.to(place.device)
     if config.method == "llm" and first_stage:
         recogniser.frontend.load_state_dict(first_stage.frontend.state_dict())
@@ -427,7 +435,8 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
             models[name].requires_grad_(False)
     report = {"trained_params": sum(p.numel() for group in groups for p in group["params"])}
     if is_llm:
-        report["text_perplexity"] = [text_perplexity(recogniser, corpus, place)]
+        perplexity = partial(prompting.text_perplexity, recogniser, corpus.dev, symbols(recogniser.lm), place)
+        report["text_perplexity"] = [perplexity()]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, partial(fits, config.method))
     listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
@@ -450,25 +459,10 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         run.end_epoch(recogniser, scores | (listening() if is_llm else {}))
     report |= run.finish(recogniser)
     if is_llm:
-        report["text_perplexity"].append(text_perplexity(recogniser, corpus, place))
+        report["text_perplexity"].append(perplexity())
         report |= listening()
         report["alignment"] = measure_alignment(recogniser, corpus, config, place)
     return recogniser, report
-
-
-@torch.inference_mode()
-def text_perplexity(recogniser: Recogniser, corpus: Corpus, place: Place) -> float:
-    """Per piece, of 50 to 100 dev transcripts without audio, their ends included."""
-    lm, total, pieces = recogniser.lm, 0.0, 0
-    (beginning, end), embedding = symbols(lm), lm.get_input_embeddings()
-    nothing = torch.zeros(1, 0, embedding.embedding_dim, device=place.device)
-    with place.autocast():
-        for utterance in corpus.dev[:: len(corpus.dev) // 100 + 1]:
-            ids = [i - 1 for i in recogniser.tokenizer.encode(utterance.text)]
-            sequence = prompting.build_sequences(embedding, nothing, [0], [ids], [], [beginning], end)
-            total += prompting.answer_loss(lm, sequence).item()
-            pieces += len(ids) + 1
-    return round(math.exp(total / pieces), 3)
 
 
 # ======================================================================================================= figures
@@ -478,13 +472,6 @@ def alignment(a: Tensor, e: Tensor) -> Tensor:
     """S (T', U): cosines of a (T', E) and e (U, E), each without its mean."""
     a, e = (F.normalize(x.float() - x.float().mean(0), dim=-1) for x in (a, e))
     return a @ e.T
-
-
-def spearman(x: Tensor, y: Tensor) -> float:
-    """Correlation of the ranks of x and y (N,); equal values share their mean rank. 0 where either is constant."""
-    ranks = [((v[:, None] > v).sum(1) + (v[:, None] >= v).sum(1)).double() for v in (x, y)]
-    x, y = (r - r.mean() for r in ranks)
-    return ((x * y).sum() / (x.norm() * y.norm()).clamp(min=1e-9)).item()
 
 
 @torch.inference_mode()
@@ -505,7 +492,7 @@ def measure_alignment(recogniser: Recogniser, corpus: Corpus, config: Config, pl
                 continue
             S = alignment(vectors[:n], table(torch.tensor(ids, device=place.device)))  # (T', U)
             best, suffix = S.argmax(0), "_swapped" if swapped else ""
-            scores = {"rho": spearman(torch.arange(len(ids), device=best.device), best)}
+            scores = {"rho": metrics.spearman(torch.arange(len(ids), device=best.device), best)}
             scores |= {"non_decreasing": (best.diff() >= 0).double().mean().item(), "chance": (n + 1) / (2 * n)}
             for name, score in scores.items():
                 found.setdefault(name + suffix, []).append(score)
@@ -525,6 +512,8 @@ def load(config: Config, place: Place) -> Recogniser:
     """The finished model in --checkpoint. Raises UserError."""
     tokenizer = load_tokenizer(config.checkpoint)
     lm = load_lm(config, place) if config.method == "llm" else None
+    if config.lora_rank and lm:
+        lora.adapt(lm, config.lora_rank)
     return load_recogniser(Recogniser(config, tokenizer, lm, tokenizer.size), config.checkpoint, place)
 
 
@@ -534,7 +523,8 @@ def one_by_one(config: Config) -> dict:
         raise UserError(f"--transcribe takes one language: give --checkpoint {config.checkpoint}/LANGUAGE.")
     place, out = start(config), Path(config.out)
     corpus = read_corpus(config, place)
-    languages = sorted({u.language for u in corpus.dev})
+    heard = sum(corpus.tests.values(), []) if config.checkpoint else corpus.dev  # for scoring, there may be no dev
+    languages = sorted({u.language for u in heard})
     if mixed := [name for name, found in corpus.tests.items() if len({u.language for u in found}) > 1]:
         raise UserError(f"{mixed[0]}.jsonl holds several languages: split it into {mixed[0]}-LANGUAGE.jsonl.")
     begun = gather([(out / language / "config.json").exists() for language in languages], place)[0]

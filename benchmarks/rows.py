@@ -125,7 +125,7 @@ ROWS["llm_prompt_asr"] = {
     "all trained, 160 ms": f"{ALL} --stride-ms 160",
     "all trained, 960 ms": f"{ALL} --stride-ms 960",
     "ctc + beam + LM": "of ctc: --decode beam",
-    "ctc, as many further updates": "--method ctc --ctc-epochs 12",
+    "ctc, 12 epochs": "--method ctc --ctc-epochs 12",  # as many updates as with a language model after it
     "monolingual ctc": "--method monolingual_ctc",  # as many updates each as its share of the audio
     "monolingual ctc, 48 epochs": "--method monolingual_ctc --ctc-epochs 48",  # as many as the eight, on average
     "all trained, encoder from scratch": "--method llm --lora-rank 0 --encoder scratch --stride-ms 480",
@@ -134,6 +134,8 @@ ROWS["llm_prompt_asr"] = {
        for name, options in (("all trained", ALL), ("LM frozen", FROZEN))
        for lm in LMS},
     **{f"LoRA r {rank}, 480 ms": f"{LLM} --stride-ms 480 --lr-lm 5e-3 --lora-rank {rank}" for rank in (16, 32)},
+    "LM frozen, 960 ms": f"{FROZEN} --stride-ms 960",
+    "projection alone, 480 ms": f"{FROZEN} --lr-encoder 0 --stride-ms 480",
 }  # fmt: skip
 BRIDGE = "--method gpt --ctc-run runs/table/hubert_gpt_bridge/ctc-s{seed}"
 ADAPT = "--method gpt --data demo-spontaneous --init runs/table/hubert_gpt_bridge/conv-s{seed}"
@@ -142,12 +144,12 @@ ROWS["hubert_gpt_bridge"] = {
     "ctc": "--method ctc",
     "conv": BRIDGE,
     **{mode: f"{BRIDGE} --bridge ctc --compression {mode}" for mode in ("remove_blank", "average_remove_blank")},
-    "ctc, as many further updates": "--method ctc --ctc-epochs 7",
+    "ctc, 7 epochs": "--method ctc --ctc-epochs 7",  # as many updates as with GPT after it
     "ctc + beam + LM": "of ctc: --decode beam --lm demo/gpt",
     "conv, not adapted": f"{ADAPT} --score",
     "conv, adapted by LoRA r 8": f"{ADAPTERS} 8",
     "conv, all adapted": f"{ADAPT} --lr-hubert 1e-4 --lr-bridge 3e-4 --lr-llm 1e-4",
-    "conv, again": BRIDGE,  # seed 1 on another machine, behind the CTC run that the rows below began with
+    "conv, all adapted, three times the rates": f"{ADAPT} --lr-hubert 3e-4 --lr-bridge 1e-3 --lr-llm 3e-4",
     "average": f"{BRIDGE} --bridge ctc --compression average",
     **{f"conv, x{2**layers}": f"{BRIDGE} --bridge-layers {layers}" for layers in (1, 3)},
     **{
@@ -170,6 +172,7 @@ ROWS["hubert_gpt_bridge"] = {
     "conv, untrained GPT": f"{BRIDGE} --untrained-gpt",
     "ctc, untrained HuBERT, 8 epochs": "--method ctc --untrained-hubert --ctc-epochs 8",  # for the time of pretraining
     "ctc, CNN frozen": "--method ctc --train-cnn no",
+    "conv, CNN frozen": "--method gpt --train-cnn no --ctc-run runs/table/hubert_gpt_bridge/ctc-cnn-frozen-s{seed}",
     **{f"conv, adapted by LoRA r {rank}": f"{ADAPTERS} {rank}" for rank in (1, 2, 32)},
     **{f"conv, {decode}": f"of conv: --decode {decode}" for decode in ("beam", "top_k", "top_p")},
 }
@@ -193,7 +196,7 @@ PAIRS = {  # what is compared with what, beside every row with the first
     ],
     "llm_prompt_asr": [
         *((f"all trained, {n} ms", "ctc + beam + LM") for n in (160, 480, 960)),  # does it do more than text helps?
-        ("all trained, 480 ms", "ctc, as many further updates"),
+        ("all trained, 160 ms", "ctc, 12 epochs"),
         ("all trained, 960 ms", "all trained, 160 ms"),  # the paper's claims: near one second, frozen, multilingual
         ("LoRA r 8, 480 ms", "LM frozen, 480 ms"),
         ("all trained, 480 ms", "LoRA r 8, 480 ms"),
@@ -205,23 +208,20 @@ PAIRS = {  # what is compared with what, beside every row with the first
         *((f"LoRA r {rank}, 480 ms", "LoRA r 8, 480 ms") for rank in (16, 32)),
     ],
     "hubert_gpt_bridge": [
-        ("conv", "ctc, as many further updates"),
+        ("conv", "ctc, 7 epochs"),
         ("conv", "ctc + beam + LM"),  # does it do more than text helps?
-        ("average_remove_blank", "conv"),
-        *((row, "conv, again") for row in ("remove_blank", "average", "conv, x2", "conv, x8")),
+        *((row, "conv") for row in ("average_remove_blank", "remove_blank", "average", "conv, x2", "conv, x8")),
+        *((row, "conv, x2") for row in ("average_remove_blank", "remove_blank", "average")),  # of nearest equal length
         ("conv, adapted by LoRA r 8", "conv, not adapted"),  # the paper's claim: cheap adaptation
         ("conv, all adapted", "conv, adapted by LoRA r 8"),
+        ("conv, all adapted, three times the rates", "conv, not adapted"),
         # its claim: everything trained
-        *(
-            (row, "conv, again")
-            for row in ROWS["hubert_gpt_bridge"]
-            if row.startswith("conv") and row.endswith("frozen")
-        ),
-        ("conv, LoRA r 8", "conv, again"),
-        ("conv, HuBERT as pretrained, 7 epochs", "conv, again"),
-        ("conv, untrained HuBERT", "conv, again"),
-        ("conv, untrained GPT", "conv, again"),
-        *((f"conv, {decode}", "conv, again") for decode in ("beam", "top_k", "top_p")),
+        *((row, "conv") for row in ROWS["hubert_gpt_bridge"] if row.startswith("conv") and row.endswith("frozen")),
+        ("conv, LoRA r 8", "conv"),
+        ("conv, HuBERT as pretrained, 7 epochs", "conv"),
+        ("conv, untrained HuBERT", "conv"),
+        ("conv, untrained GPT", "conv"),
+        *((f"conv, {decode}", "conv") for decode in ("beam", "top_k", "top_p")),
     ],
     "streaming_aux_kd": [
         ("aux_kd", "scratch"),  # the paper's claims: better than without teacher, and than token-level distillation

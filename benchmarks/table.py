@@ -122,6 +122,32 @@ class Score(NamedTuple):
 LANGUAGES = ["english", "german", "dutch", "french", "spanish", "italian", "portuguese", "polish"]
 
 
+def right(entry: dict, split: str) -> int:
+    """Homophones that were written right."""
+    return int((numbers(entry, split, "heard") - numbers(entry, split, "twins")).sum())
+
+
+PROMPTED = {"trained parameters": lambda e: e["trained_params"], "listening gap": lambda e: e["listening_gap"]}
+STOPPED = {"answers that did not stop": lambda e: e["unstopped"]}
+MORE = {  # script -> column of a further table -> what it takes from a result
+    "llm_prompt_asr": PROMPTED
+    | {
+        "rho": lambda e: e["alignment"]["rho"],
+        "rho beside other audio": lambda e: e["alignment"]["rho_swapped"],
+        "steps that do not fall, %": lambda e: 100 * e["alignment"]["non_decreasing"],
+        "by chance, %": lambda e: 100 * e["alignment"]["chance"],
+        "text perplexity before": lambda e: e["text_perplexity"][0],
+        "after": lambda e: e["text_perplexity"][1],
+    }
+    | STOPPED,
+    "hubert_gpt_bridge": PROMPTED
+    | {
+        "vectors/s": lambda e: e["embeddings_per_second"],
+        "homophones right, test-clean": lambda e: right(e, "test-clean"),
+        "test-other": lambda e: right(e, "test-other"),
+    }
+    | STOPPED,
+}
 DRAWN = {  # what a script's figure shows, if not homophones
     "streaming_aux_kd": ("audible", "WER where twins count as equal, %"),
     "llm_prompt_asr": ("errors", "word error rate, %"),
@@ -137,6 +163,8 @@ def scores_of(script: str) -> list[Score]:
     found = []
     for split in ("test-clean", "test-other"):
         found.append(Score(f"{split} WER", "wer", [split], "errors"))
+        if script == "hubert_gpt_bridge":
+            found.append(Score(f"{split} CER", "cer", [split], "character_errors", "characters"))
         if script == "streaming_aux_kd":
             found.append(Score(f"{split} WER, twins equal", "wer_twins_equal", [split], "audible"))
         found.append(Score(f"{split} homophones", "homophone_error", [split], "twins", "heard"))
@@ -211,9 +239,25 @@ def render(script: str, entries: list[dict]) -> str:
     names = [score.name for score in scores]
     return "\n\n".join([
         markdown(["row", "seeds", *names], means),
+        *further(script, found),
         markdown(["difference of", "to", *names], [[a, b, *(shown for shown, _ in c)] for a, b, c in pairs] + [gaps]),
         markdown(["row", f"options of `{script}.py`", *speed.values(), "commits"], speeds),
     ])  # fmt: skip
+
+
+def further(script: str, found: dict[str, dict[int, dict]]) -> list[str]:
+    """The table of MORE, means over the seeds; an empty cell where a row has no such thing."""
+    table = []
+    for row, results in found.items():
+        cells = [row]
+        for value in MORE.get(script, {}).values():
+            try:
+                mean = np.mean([value(e) for e in results.values()]) if results else None
+                cells.append("" if mean is None else f"{mean:,.0f}" if mean >= 100 else f"{mean:.3g}")
+            except KeyError:
+                cells.append("")
+        table += [cells] if any(cells[1:]) else []
+    return [markdown(["row", *MORE[script]], table)] if table else []
 
 
 def numbers(entry: dict, split: str, column: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import jiwer
+from torch import Tensor
 
 from common.text import normalise
 
@@ -134,3 +135,10 @@ def side_by_side(reference: str, hypothesis: str) -> str:
             rows[0].append(ref.ljust(width) if ref else "*" * width)
             rows[1].append(hyp.ljust(width) if hyp else "*" * width)
     return f"REF: {' '.join(rows[0])}\nHYP: {' '.join(rows[1])}"
+
+
+def spearman(x: Tensor, y: Tensor) -> float:
+    """Correlation of the ranks of x and y (N,); equal values share their mean rank. 0 where either is constant."""
+    ranks = [((v[:, None] > v).sum(1) + (v[:, None] >= v).sum(1)).double() for v in (x, y)]
+    x, y = (r - r.mean() for r in ranks)
+    return ((x * y).sum() / (x.norm() * y.norm()).clamp(min=1e-9)).item()

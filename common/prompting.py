@@ -17,6 +17,7 @@ model's own: it counts them over what the mask calls real, so that padding befor
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -55,13 +56,13 @@ def build_sequences(
     says nothing and is a symbol of no model.
     """
     rows, targets = [], []
-    nothing = embedding.weight.mean(0).to(speech.dtype) if shown else None
+    mean = embedding.weight.mean(0).to(speech.dtype) if shown else None
     answers = [[] for _ in lengths] if texts is None else texts
     for vectors, n, answer, ids in zip(speech, lengths, answers, shown or answers, strict=True):
         ids = torch.tensor([*before, *after, *ids], device=speech.device)
         vectors_of = embedding(ids.clamp(min=0)).to(speech.dtype)
         if shown:
-            vectors_of = torch.where((ids == MASKED)[:, None], nothing, vectors_of)
+            vectors_of = torch.where((ids == MASKED)[:, None], mean, vectors_of)
         first = len(before)
         rows.append(torch.cat([vectors_of[:first], vectors[:n], vectors_of[first:]]))  # (S, D)
         targets.append(torch.tensor([*[NONE] * (len(rows[-1]) - len(answer) - 1), *answer, end], device=speech.device))
@@ -176,6 +177,23 @@ def measure_listening(
     if place.first and other - own < 0.1:
         note(f"listening gap {other - own:.2f}: the model writes likely sentences and does not listen yet")
     return {"listening_gap": round(other - own, 3)}
+
+
+@torch.inference_mode()
+def text_perplexity(
+    recogniser: nn.Module, utterances: list[Utterance], symbols: tuple[int, int], place: Place
+) -> float:
+    """Per piece, of 50 to 100 transcripts without audio, their ends included; symbols: the ids of beginning and end."""
+    (beginning, end), embedding = symbols, recogniser.lm.get_input_embeddings()
+    no_speech, total, pieces = torch.zeros(1, 0, embedding.embedding_dim, device=place.device), 0.0, 0
+    with place.autocast():
+        for utterance in utterances[:: len(utterances) // 100 + 1]:
+            ids = [i - 1 for i in recogniser.tokenizer.encode(utterance.text)]
+            total += answer_loss(
+                recogniser.lm, build_sequences(embedding, no_speech, [0], [ids], [], [beginning], end)
+            ).item()
+            pieces += len(ids) + 1
+    return round(math.exp(total / pieces), 3)
 
 
 def texts_of(batch: Batch) -> list[list[int]]:

@@ -15,14 +15,14 @@ from test_ctc import enumerate_paths
 from transformers import AutoModelForCausalLM
 
 import llm_prompt_asr as script
-from common import prompting
+from common import lora, prompting
 from common.data import MicroBatch, make_batch
 from common.files import read_log
 from common.flags import UserError
 from common.place import Place, reseed
 from common.pretrained import load_causal
 from common.weights import load_weights, own_state
-from llm_prompt_asr import alignment, answer_losses, compute_losses, hide, spearman, stack
+from llm_prompt_asr import alignment, answer_losses, compute_losses, hide, stack
 
 CPU = Place(0, 1, torch.device("cpu"))
 
@@ -145,14 +145,6 @@ def test_s():
             assert S[i, j].item() == pytest.approx((x @ y / x.norm() / y.norm()).item(), abs=1e-5)
 
 
-def test_spearman():
-    x = torch.arange(6.0)
-    assert spearman(x, x**3) == pytest.approx(1) and spearman(x, -x) == pytest.approx(-1)
-    assert spearman(x, torch.ones(6)) == 0
-    # Ranks 1 2 3 4 and, of 5 5 1 7, 2.5 2.5 1 4: covariance 2.5 over the root of 5 x 4.5.
-    assert spearman(torch.arange(4.0), torch.tensor([5.0, 5, 1, 7])) == pytest.approx(1.5 / math.sqrt(5 * 4.5))
-
-
 def test_gap(made, corpus, root):
     """By hand over the same utterances; and 0 for a recogniser that is deaf."""
     m = made(f"--root {root}")
@@ -187,7 +179,8 @@ def test_sizes():
     ("--lora-rank 0 --lr-encoder 0", {"projection", "lm"}),
     ("--lora-rank 4 --lr-encoder 0", {"projection", "lm.A", "lm.B"}),
     ("--lora-rank 0 --lr-lm 0 --freeze-encoder-steps 3", {"projection"}),
-], ids=["lora", "frozen", "all", "encoder frozen", "encoder later"])  # fmt: skip
+    ("--lora-rank 0 --lr-lm 0 --freeze-encoder-steps 1", {"encoder", "projection"}),
+], ids=["lora", "frozen", "all", "encoder frozen", "encoder later", "encoder at last"])  # fmt: skip
 def test_what_is_frozen_stays(options, learns, runs, tmp_path, model):
     """After three updates, byte for byte, and the rest has moved; weights that --lm supplies are in no file."""
     run = runs("llm_prompt_asr")
@@ -206,7 +199,11 @@ def test_what_is_frozen_stays(options, learns, runs, tmp_path, model):
     checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert set(checkpoint["model"]) == set(saved)
     reseed(config.seed, 1)  # as it began, but for the encoder
-    fresh = script.Recogniser(config, after.tokenizer, script.load_lm(config, CPU), 0).state_dict()
+    fresh = script.Recogniser(config, after.tokenizer, script.load_lm(config, CPU), 0)
+    if config.lora_rank:
+        reseed(config.seed, 2)
+        lora.adapt(fresh.lm, config.lora_rank)
+    fresh = fresh.state_dict()
     rest = {name: x for name, x in own_state(after).items() if name.startswith(("projection", "lm"))}
     moved = {name for name, x in rest.items() if not torch.equal(x, fresh[name])}
     kinds = {f"lm.{name[-1]}" if name.endswith((".A", ".B")) else name.split(".")[0] for name in moved}
@@ -214,6 +211,20 @@ def test_what_is_frozen_stays(options, learns, runs, tmp_path, model):
     if not all(_as_in_first_stage(name, x, run) for name, x in encoder.items()):
         kinds.add("encoder")
     assert kinds == learns
+
+
+def test_a_seed_begins_alike_at_every_rank(runs, tmp_path):
+    """The projection, and an encoder from scratch: rows of a seed differ in what they compare alone."""
+    begun = []
+    for rank in (0, 4, 8):
+        out = tmp_path / str(rank)
+        options = ["--lora-rank", rank, "--lr-encoder", 0, "--lr-projection", 0, "--encoder", "scratch"]
+        runs("llm_prompt_asr").train("--max-steps", 1, "--out", out, *options)
+        weights = load_weights(out / "model.safetensors")
+        begun.append({name: x for name, x in weights.items() if not name.startswith("lm.")})
+    assert "projection.weight" in begun[0] and any(name.startswith("encoder") for name in begun[0])
+    for other in begun[1:]:
+        assert begun[0].keys() == other.keys() and all(torch.equal(x, other[name]) for name, x in begun[0].items())
 
 
 def _as_in_first_stage(name, tensor, run) -> bool:
@@ -282,6 +293,10 @@ def test_one_recogniser_for_each_language(runs, corpus, tmp_path):
     again = run.main("--resume", "--out", folder)
     assert again["wer"] == found["wer"] and (folder / "polish" / "config.json").exists()
     assert run.main("--checkpoint", folder)["wer"] == found["wer"]
+    for path in data.glob("*.jsonl"):
+        if path.name != "test-german.jsonl":
+            path.unlink()
+    assert set(run.main("--checkpoint", folder, "--out", tmp_path / "german")["wer"]) == {"test-german"}
     with pytest.raises(UserError, match=r"--transcribe takes one language: give --checkpoint .*/LANGUAGE"):
         run.main("--checkpoint", folder, "--transcribe", corpus.dev[0].audio)
 
@@ -303,6 +318,18 @@ def test_eight_utterances_are_learnt_by_listening(runs, corpus, tmp_path):
         assert right == (0 if swapped else len(answers))
     losses = [entry["loss"] for entry in read_log(tmp_path / "run") if "loss" in entry]
     assert losses[-1] < 0.05 * losses[0]
+
+
+def test_a_model_of_few_positions_is_refused(runs, tmp_path, model):
+    lm = AutoModelForCausalLM.from_pretrained(model("llama"))
+    lm.config.max_position_embeddings = 230
+    lm.save_pretrained(tmp_path / "lm")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model("llama") / name, tmp_path / "lm")
+    options = ["--lm", tmp_path / "lm", "--max-steps", 1, "--out", tmp_path / "run", "--max-seconds", 4]
+    with pytest.raises(UserError, match="has 230 positions, 20.0 s of audio and an answer take 326: give a longer"):
+        runs("llm_prompt_asr").train(*options, "--cut-seconds", 20)
+    runs("llm_prompt_asr").train(*options, "--cut-seconds", 4)
 
 
 def test_long_input_and_the_limit_of_an_answer(made, monkeypatch):

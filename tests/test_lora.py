@@ -47,14 +47,14 @@ def test_nothing_at_first_something_later_and_merged_the_same(family):
     torch.testing.assert_close(lm(IDS).logits, after)
 
 
-@pytest.mark.parametrize(
-    "family, targets", [("llama", list(lora.LLAMA)), ("gpt_neox", ["query_key_value", "attention.dense"])]
-)
-def test_the_same_as_peft(family, targets):
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_same_as_peft(family):
     peft = pytest.importorskip("peft")
     ours, other = model(family), model(family)
     lora.adapt(ours, rank=3)
-    other = peft.get_peft_model(other, peft.LoraConfig(r=3, lora_alpha=6, target_modules=targets))
+    targets = list(lora.ATTENTION.get(family, lora.LLAMA))
+    options = dict(r=3, lora_alpha=6, target_modules=targets, fan_in_fan_out=family == "gpt2")
+    other = peft.get_peft_model(other, peft.LoraConfig(**options))
     adapters = {name: part for name, part in ours.named_modules() if isinstance(part, lora.LoRA)}
     for name, part in adapters.items():
         same = other.get_submodule(f"base_model.model.{name}")

@@ -1,8 +1,11 @@
 """Scores that can be checked by hand."""
 
-import pytest
+import math
 
-from common.metrics import character_errors, homophone_errors, score, side_by_side, word_errors
+import pytest
+import torch
+
+from common.metrics import character_errors, homophone_errors, score, side_by_side, spearman, word_errors
 
 TWINS = {"sail": "sale", "sale": "sail"}
 
@@ -78,3 +81,11 @@ def test_side_by_side():
 def test_character_errors_of_japanese(reference, hypothesis, errors, characters):
     found = character_errors([reference], [hypothesis])
     assert (found.errors, found.words) == (errors, characters)
+
+
+def test_spearman():
+    x = torch.arange(6.0)
+    assert spearman(x, x**3) == pytest.approx(1) and spearman(x, -x) == pytest.approx(-1)
+    assert spearman(x, torch.ones(6)) == 0
+    # Ranks 1 2 3 4 and, of 5 5 1 7, 2.5 2.5 1 4: covariance 2.5 over the root of 5 x 4.5.
+    assert spearman(torch.arange(4.0), torch.tensor([5.0, 5, 1, 7])) == pytest.approx(1.5 / math.sqrt(5 * 4.5))

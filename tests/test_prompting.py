@@ -1,12 +1,18 @@
 """Speech as a prompt: hand-made sequences, losses and answers of every family alone and in a batch."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_lora import CONFIGS, model
 
 from common import prompting
 from common.corpora import Utterance
-from common.prompting import MASKED, NONE, answer_loss, build_sequences, cut_repetition, write
+from common.place import Place
+from common.prompting import MASKED, NONE, answer_loss, build_sequences, cut_repetition, text_perplexity, write
+
+CPU = Place(0, 1, torch.device("cpu"))
 
 
 def counting(size: int = 10) -> torch.nn.Embedding:
@@ -83,6 +89,28 @@ def test_answers_are_the_same_alone_and_in_a_batch(family, search):
         )
         assert alone == ([together[i]], [counts[i]])
         assert len(together[i]) <= limits[i]
+
+
+def test_positions_are_counted_over_what_is_real():
+    """GPT-2 looks them up: 0 1 2 … from the first vector of an utterance on, also where padding stands before it."""
+    lm, asked = model("gpt2"), []
+    lm.transformer.wpe.register_forward_pre_hook(lambda _, ids: asked.append(ids[0].tolist()))
+    speech = torch.randn(2, 2, 16)
+    answer_loss(lm, build_sequences(lm.get_input_embeddings(), speech, [2, 1], [[7, 8], [9]], [1], [2], 3))
+    assert asked.pop()[0] == [0, 1, 2, 3, 4, 5]
+    prompts = build_sequences(lm.get_input_embeddings(), speech, [2, 1], None, [1], [2], 3)
+    write(lm, prompts, [2, 2], 3, min_new_tokens=2)
+    assert asked[0][0] == [0, 1, 2, 3] and asked[0][1][1:] == [0, 1, 2] and asked[1] == [[4], [3]]
+
+
+def test_perplexity_is_that_of_the_plain_model():
+    lm, texts = model("llama"), {"a": [4, 5, 6], "b": [7]}
+    recogniser = SimpleNamespace(lm=lm, tokenizer=SimpleNamespace(encode=lambda text: [i + 1 for i in texts[text]]))
+    found = text_perplexity(recogniser, [Utterance("", "", text, 1.0) for text in "ab"], (1, 2), CPU)
+    nats = [
+        lm(torch.tensor([[1, *ids, 2]]), labels=torch.tensor([[-100, *ids, 2]])).loss.item() for ids in texts.values()
+    ]
+    assert found == pytest.approx(math.exp((4 * nats[0] + 2 * nats[1]) / 6), abs=1e-3)
 
 
 def test_cached_greedy_decoding_is_uncached_greedy_decoding():
