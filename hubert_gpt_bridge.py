@@ -47,16 +47,15 @@ Choices (ours, marked again where they stand)
     C2 CNN        frozen, as the digest has it; in the demo trained: 1.8 hours give none that is worth freezing
     C3 CTC        learns characters; the path that compresses is the head's own arg-max, without a gradient, the same in
                   training and decoding; where all is blank, the least blank frame stays, of `average` all
-    C4 padding    HuBERT with layer norm in its CNN reads masked padding; with group norm, as the published one, it
-                  knows no mask: it is scored by equal length, and trained on padding as it comes (common/hubert.py)
+    C4 padding    with group norm in its CNN, as the published one, HuBERT knows no mask: it is scored by equal length,
+                  and trained on padding as it comes (common/hubert.py)
     C5 LoRA       on query_key_value only, alpha = 2 r; freezes GPT's own weights; HuBERT and bridge only by rates of 0
     C6 training   AdamW, a rate for each part, 0: frozen; the first epoch goes from short to long utterances, but with
-                  --init, where updates are random samples; checkpoints are chosen by dev WER, which without
-                  spaces between words counts sentences
+                  --init; checkpoints are chosen by dev WER, which counts sentences where there are no spaces
 
 Metrics (beside those of all scripts)
 -------
-    lm, ctc         the parts of the loss; pieces: of an utterance and its end, to divide them by
+    lm, ctc         the parts of the loss, to be divided by pieces (of an utterance and its end) and by characters
     listening_gap   nats per piece, on 64 dev utterances; near 0 GPT writes what is likely and does not listen
     unstopped, repetitions    answers that the limit ended; those among them whose repetitions were cut
     embeddings      vectors GPT was given, over all test sets;  embeddings_per_second
@@ -130,6 +129,7 @@ class Config(RunConfig):
     top_p: Share = 0.9  # probability of the pieces to draw from [choice]
     pieces_per_second: float = 4.0  # of audio, at most so many and --more-pieces [paper]
     more_pieces: int = 20  # [paper]
+    least_pieces: int = 2  # before an answer may end [paper]
     lm: str | None = None  # causal language model for the beam of ctc, of any pieces: hub name, folder, demo/gpt
     lm_weight: tuple[float, ...] = (0.3, 0.6, 1.0)  # for ctc, each is tried on 100 dev utterances [choice]
     bonus: tuple[Real, ...] = (0.0,)  # per character, for ctc, each is tried with each --lm-weight [choice]
@@ -146,14 +146,16 @@ class Config(RunConfig):
             raise UserError("--score and --export need --init, a published model or a finished run.")
         if self.init and (self.method == "ctc" or self.untrained_hubert or self.untrained_gpt):
             raise UserError("--init goes with --method gpt, and without --untrained-hubert and --untrained-gpt.")
-        if self.lm if self.method == "gpt" else self.decode.startswith("top"):
-            raise UserError("--lm goes with --method ctc, --decode top_k and --decode top_p with --method gpt.")
+        if self.method == "gpt" and self.lm:
+            raise UserError("--lm goes with --method ctc.")
+        if self.method == "ctc" and self.decode.startswith("top"):
+            raise UserError("--decode top_k and --decode top_p go with --method gpt.")
 
 
 DEMO = dict(  # [choice]
     workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0, methods=("ctc", "gpt"), hubert="demo/hubert",
     gpt="demo/gpt", ctc_run="auto", ctc_epochs=4, ctc_lr=2e-3, epochs=3, lr_hubert=1e-3, lr_bridge=3e-3, lr_llm=1e-3,
-    train_cnn="yes", warmup=0.2, clip=5.0, pieces_per_second=12.0,
+    train_cnn="yes", warmup=0.2, clip=5.0, pieces_per_second=12.0, least_pieces=0,
 )  # fmt: skip
 SMOKE = DEMO | dict(
     data="demo-smoke", hours=0.1, hubert="demo-smoke/hubert", gpt="demo-smoke/gpt", update_seconds=8.0, ctc_epochs=2,
@@ -212,9 +214,9 @@ class Recogniser(nn.Module):
 
     def shortest(self) -> int:
         """Samples that give one vector, to which shorter audio is padded: 3280 for the published model."""
-        layers = [(KERNEL, STRIDE)] * len(getattr(self, "bridge_convs", ()))
+        shapes, layers = self.audio_encoder.config, [(KERNEL, STRIDE)] * len(getattr(self, "bridge_convs", ()))
         masked = 10 if self.config.mask_time else 1  # frames of HuBERT: so many are masked at a time
-        return max(hubert.shortest_input(self.audio_encoder.config, *x) for x in ((layers, 1), ([], masked)))
+        return max(hubert.shortest_input(shapes, layers, 1), hubert.shortest_input(shapes, [], masked))
 
     def bridge(self, h: Tensor, lengths: Tensor, log_probs: Tensor | None) -> tuple[Tensor, list[int]]:
         """h (B, T, D) -> a (B, T', E) and its lengths."""
@@ -235,8 +237,7 @@ class Recogniser(nn.Module):
         """The ids of the pieces before, between and behind. Raises UserError."""
         pieces = [self.config.begin, self.config.separator, self.config.end]
         if None in (ids := [self.tokenizer.id_of(piece) for piece in pieces]):
-            lost = pieces[ids.index(None)]
-            raise UserError(f"{lost} is no piece of this GPT's tokenizer: give --begin, --separator and --end.")
+            raise UserError(f"{pieces[ids.index(None)]} is no piece of GPT's: give --begin, --separator and --end.")
         return ids
 
     def sequences(self, a: Tensor, sizes: list[int], texts: list[list[int]] | None) -> prompting.Sequences:
@@ -251,13 +252,14 @@ class Recogniser(nn.Module):
         return [int(rate * n / SAMPLE_RATE + more + 0.5) for n in samples.tolist()]
 
     def transcribe(self, batch: Batch, place: Place, **search) -> list[Transcript]:
-        """search: of ctc.prefix_beam_search; for GPT that it is not to decode greedily but by --decode."""
+        """search: see ctc.search; for GPT that it is not to decode greedily but by --decode."""
         with place.autocast():
             h, lengths, log_probs = self(batch)
             if self.config.method == "ctc":
-                return self.transcribe_by_ctc(log_probs, lengths, **search)
+                paths = ctc.search(log_probs, lengths, **search)
+                return [scoring.transcript_of(path, self.tokenizer, FRAME_SECONDS) for path in paths]
             a, sizes = self.bridge(h, lengths, log_probs)
-            options = {"min_new_tokens": 2}  # [paper]
+            options = {"min_new_tokens": self.config.least_pieces}
             if search:
                 reseed(self.config.seed, int(batch.samples.sum()))
                 options |= prompting.search_options(self.config)
@@ -266,14 +268,6 @@ class Recogniser(nn.Module):
         texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]
         rows = zip(texts, counts, sizes, strict=True)
         return [Transcript(text, None, count | {"embeddings": float(n)}) for text, count, n in rows]
-
-    def transcribe_by_ctc(self, log_probs: Tensor, lengths: Tensor, beam: int = 1, **search) -> list[Transcript]:
-        paths = ctc.greedy(log_probs, lengths)
-        if search:
-            utterances = [row[:n] for row, n in zip(log_probs, lengths.tolist(), strict=True)]
-            best = [ctc.prefix_beam_search(row, beam, **search)[0].labels for row in utterances]
-            paths = [ctc.align(row, labels) for row, labels in zip(utterances, best, strict=True)]
-        return [scoring.transcript_of(path, self.tokenizer, FRAME_SECONDS) for path in paths]
 
     def fits(self, samples: int, labels: list[int]) -> bool:
         """Whether CTC, where there is one, can write the text of these labels in so many samples; GPT always can."""
@@ -334,8 +328,12 @@ def compute_losses(recogniser: Recogniser, batch: Batch, place: Place) -> dict[s
     """{"lm", "ctc"}, those that the method has, of each utterance (B,) in fp32. Networks may run in bf16."""
     with place.autocast():
         h, lengths, log_probs = encoded = recogniser(batch)
-    losses = {"lm": answer_losses(recogniser, batch, place, encoded)} if recogniser.config.method == "gpt" else {}
-    return losses | ({"ctc": ctc_losses(recogniser, log_probs, lengths, batch)} if recogniser.characters else {})
+    losses = {}
+    if recogniser.config.method == "gpt":
+        losses["lm"] = answer_losses(recogniser, batch, place, encoded)
+    if recogniser.characters:
+        losses["ctc"] = ctc_losses(recogniser, log_probs, lengths, batch)
+    return losses
 
 
 def total_loss(losses: dict[str, Tensor], ctc_weight: float) -> Tensor:
@@ -350,7 +348,7 @@ def total_loss(losses: dict[str, Tensor], ctc_weight: float) -> Tensor:
 # Options of the second stage, about which the first need not agree.
 SECOND_STAGE = (
     "bridge", "bridge_layers", "compression", "ctc_weight", "gpt", "untrained_gpt", "ctc_run", "lora_rank", "begin",
-    "separator", "end", "epochs", "lr_hubert", "lr_bridge", "lr_llm",
+    "separator", "end", "epochs", "lr_hubert", "lr_bridge", "lr_llm", "train_cnn",
 )  # fmt: skip
 
 
@@ -453,7 +451,9 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 loss = total_loss(losses, config.ctc_weight)
                 loss.backward()
                 parts = {name: part.sum() for name, part in losses.items()}
-                update.add(loss, parts | {"pieces": (batch.target_lengths + 1).sum()})
+                parts["pieces"] = (batch.target_lengths + 1).sum()
+                parts["characters"] = torch.tensor(sum(len(u.text) for u in batch.utterances))
+                update.add(loss, parts)
             update.average_gradients()
             norms = {name: nn.utils.clip_grad_norm_(models[name].parameters(), config.clip).item() for name in rates}
             update.log |= {"norm": norms, "lr": run.set_learning_rates()}

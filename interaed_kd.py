@@ -252,16 +252,12 @@ class Recogniser(nn.Module):
         """state (B, T, D) -> log p(piece or blank | frame) (B, T, V)."""
         return self.ctc_head(state).float().log_softmax(-1)
 
-    def transcribe(self, batch: Batch, place: Place, beam: int | None = None, **search) -> list[Transcript]:
-        """Greedily, or by ctc.prefix_beam_search with its options."""
+    def transcribe(self, batch: Batch, place: Place, **search) -> list[Transcript]:
+        """search: see ctc.search."""
         with place.autocast():
             (state,), lengths = self(batch.waves, batch.samples)
             log_probs = self.log_probs(state)  # (B, T, V)
-        paths = ctc.greedy(log_probs, lengths)
-        if beam is not None:
-            utterances = [lp[:n] for lp, n in zip(log_probs, lengths.tolist(), strict=True)]
-            best = [ctc.prefix_beam_search(lp, beam, **search)[0].labels for lp in utterances]
-            paths = [ctc.align(lp, labels) for lp, labels in zip(utterances, best, strict=True)]
+        paths = ctc.search(log_probs, lengths, **search)
         return [scoring.transcript_of(path, self.tokenizer, self.seconds) for path in paths]
 
 

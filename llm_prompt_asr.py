@@ -250,27 +250,20 @@ class Recogniser(nn.Module):
         """h (B, T, D) -> log p(piece or blank | frame) (B, T, V)."""
         return self.ctc_head(h).float().log_softmax(-1)
 
-    def transcribe(self, batch: Batch, place: Place, beam: int = 1, **search) -> list[Transcript]:
-        """search: of ctc.prefix_beam_search."""
+    def transcribe(self, batch: Batch, place: Place, **search) -> list[Transcript]:
+        """search: see ctc.search; of it, a language model takes the beam."""
         with place.autocast():
             h, lengths = self.encode(batch)
             if not hasattr(self, "lm"):
-                return self.transcribe_by_ctc(self.log_probs(h), lengths, beam, **search)
-            _, end = symbols(self.lm)
+                paths = ctc.search(self.log_probs(h), lengths, **search)
+                return [scoring.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths]
+            beam, (_, end) = search.get("beam", 1), symbols(self.lm)
             seconds = batch.samples / SAMPLE_RATE
             limits = [min(LONGEST, int(12 * s) + 20) for s in seconds.tolist()]  # pieces [choice]
             answers, counts = prompting.write(self.lm, self.sequences(h, lengths, None), limits, end, num_beams=beam)
             answers = [ids if n else [] for ids, n in zip(answers, lengths.tolist(), strict=True)]  # too short to hear
         texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]
         return [Transcript(text, None, count) for text, count in zip(texts, counts, strict=True)]
-
-    def transcribe_by_ctc(self, log_probs: Tensor, lengths: Tensor, beam: int, **search) -> list[Transcript]:
-        paths = ctc.greedy(log_probs, lengths)
-        if beam > 1:
-            utterances = [lp[:n] for lp, n in zip(log_probs, lengths.tolist(), strict=True)]
-            best = [ctc.prefix_beam_search(lp, beam, **search)[0].labels for lp in utterances]
-            paths = [ctc.align(lp, labels) for lp, labels in zip(utterances, best, strict=True)]
-        return [scoring.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths]
 
     def sequences(
         self, h: Tensor, lengths: Tensor, texts: list[list[int]] | None, shown: list[list[int]] | None = None

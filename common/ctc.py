@@ -138,6 +138,17 @@ def prefix_beam_search(
     return sorted(found, key=lambda hypothesis: hypothesis.score, reverse=True)
 
 
+def search(log_probs: Tensor, lengths: Tensor, beam: int | None = None, **options) -> list[list[Token]]:
+    """What each utterance says, with its frames: greedily, or with a beam by prefix_beam_search and its options.
+
+    log_probs (B, T, V), lengths (B,).
+    """
+    if beam is None:
+        return greedy(log_probs, lengths)
+    utterances = [row[:n] for row, n in zip(log_probs, lengths.tolist(), strict=True)]
+    return [align(row, prefix_beam_search(row, beam, **options)[0].labels) for row in utterances]
+
+
 def log_add(a: float, b: float) -> float:
     """log(e^a + e^b)"""
     low, high = (a, b) if a < b else (b, a)

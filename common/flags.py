@@ -270,7 +270,8 @@ def _to_train(script: str, config_class: type, presets: dict, given: dict) -> li
     requested = given.pop("method", ())
     preset = given.get("preset", PRESET_OF.get(given.get("data", config_class.data), "full"))
     config = config_class(**{"preset": preset} | _preset(presets, preset) | given)
-    methods = requested or presets.get(preset, {}).get("methods", (config_class.method,))
+    several = () if given.get("init") else presets.get(preset, {}).get("methods", ())  # what --init names is one
+    methods = requested or several or (config_class.method,)
     score = "-score" if given.get("score") else ""  # of what --init names: no run
     default_out = f"runs/{script}-{_label(config.data)}-{'+'.join(methods)}-s{config.seed}{score}"
     out = Path(given.get("out", default_out))

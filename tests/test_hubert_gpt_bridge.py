@@ -248,6 +248,17 @@ def test_other_searches(made, decode):
         assert first != m.recogniser.transcribe(m.batch, CPU)
 
 
+@pytest.mark.parametrize("least", [0, 2])
+def test_an_answer_may_be_empty_or_has_to_have_so_many_pieces(made, least):
+    m = made(f"--least-pieces {least}")
+    m.llm.gpt_neox.final_layer_norm.weight.data.zero_()
+    m.llm.gpt_neox.final_layer_norm.bias.data.fill_(1.0)
+    head = m.llm.get_output_embeddings().weight.data.zero_()
+    head[m.recogniser.symbols()[-1]], head[6] = 2.0, 1.0  # surest of the end, then of piece 6
+    texts = [t.text for t in m.recogniser.transcribe(m.batch, CPU)]
+    assert texts == [m.tokenizer.decode([7] * least)] * 3
+
+
 @pytest.mark.parametrize("options", ["", "--bridge ctc --ctc-run auto"], ids=["conv", "ctc"])
 def test_it_learns_a_few_clips_by_heart(made, options, corpus):
     """Eight of them, each with its own words."""
@@ -291,9 +302,6 @@ def test_what_is_frozen_stays_as_it_was(finished, tmp_path, part):
     """Byte by byte; HuBERT in evaluation mode, with masks and dropped layers switched on for what is trained."""
     first = str(stage(finished))
     frozen = ["--train-cnn", "no"] if part == "cnn" else [f"--lr-{part}", 0]
-    if part == "cnn":  # the first stage has to agree
-        finished.main(*finished.options("--method", "ctc", *frozen, "--max-steps", 2, "--out", tmp_path / "ctc"))
-        first = str(tmp_path / "ctc")
     finished.train("--ctc-run", first, "--max-steps", 2, *frozen, "--out", tmp_path / "run")
     before, after = (load_weights(f"{folder}/model.safetensors") for folder in (first, tmp_path / "run"))
     names = {"hubert": "audio_encoder.", "cnn": "audio_encoder.feature_extractor."}
@@ -308,10 +316,21 @@ def test_what_is_frozen_stays_as_it_was(finished, tmp_path, part):
         assert all(torch.equal(after[n], again[n]) for n in after if n.startswith("bridge_"))
 
 
+def test_checkpointing_gradients_changes_nothing_but_memory(finished, tmp_path):
+    weights = []
+    for options in ([], ["--gradient-checkpointing"]):
+        folder = tmp_path / str(len(options))
+        finished.train("--ctc-run", stage(finished), "--max-steps", 2, *options, "--out", folder)
+        weights.append(load_weights(folder / "model.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    for name, x in weights[0].items():
+        torch.testing.assert_close(x, weights[1][name], atol=1e-5, rtol=1e-4)
+
+
 def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(finished, tmp_path, root):
     options = ["--preset", "smoke", "--root", root, "--data", "demo-spontaneous-smoke", "--init", finished.folder]
     adapted = ["--lora-rank", 2, "--lr-hubert", 0, "--lr-bridge", 0, "--lr-llm", 0.05, "--max-steps", 3]
-    result = finished.main(*options, *adapted, "--method", "gpt", "--out", tmp_path / "run")
+    result = finished.main(*options, *adapted, "--out", tmp_path / "run")  # --init alone says that it is gpt
     both = {"test", f"{finished.data.name}-test"}  # each domain calls its own "test"
     assert set(result["wer"]) == both and result["trained_params"] < 0.1 * result["params"]
     weights = load_weights(tmp_path / "run" / "model.safetensors")
@@ -471,7 +490,7 @@ def test_other_bridges_and_other_symbols_are_refused(finished, tmp_path):
     options = ["--init", finished.folder, "--max-steps", 1, "--out"]
     with pytest.raises(UserError, match="is another model: give --bridge-layers 2 --end </s>"):
         finished.train(*options, tmp_path / "a", "--bridge-layers", 3, "--end", "<s>")
-    with pytest.raises(UserError, match=r"<sep> is no piece of this GPT's tokenizer"):
+    with pytest.raises(UserError, match=r"<sep> is no piece of GPT's: give --begin"):
         finished.train("--max-steps", 1, "--out", tmp_path / "b", "--separator", "<sep>")
     with pytest.raises(SystemExit):
         script.main(["--method", "gpt", "--lora-rank", "8", "--lr-llm", "0"])
@@ -482,7 +501,7 @@ def test_other_bridges_and_other_symbols_are_refused(finished, tmp_path):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ("ctc --decode top_p", "--decode top_p with --method gpt"),
+        ("ctc --decode top_p", "--decode top_p go with --method gpt"),
         ("gpt --decode beam --lm demo/gpt", "--lm goes with --method ctc"),
         ("ctc --init run", "--init goes with --method gpt"),
         ("gpt --init run --untrained-gpt", "without --untrained-hubert and --untrained-gpt"),
