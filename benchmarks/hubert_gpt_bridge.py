@@ -7,9 +7,9 @@ dev set one by one: HuBERT and bridge; GPT reading the prompt; GPT writing.
 """
 
 import argparse
+import math
 import re
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ import hubert_gpt_bridge as script  # noqa: E402
 from common import figures, metrics, prompting  # noqa: E402
 from common.data import read_one  # noqa: E402
 from common.demo.spontaneous import FILLERS  # noqa: E402
-from common.place import start  # noqa: E402
+from common.place import start, synchronise  # noqa: E402
 from common.scoring import read_hypotheses  # noqa: E402
 
 
@@ -52,14 +52,14 @@ def time_parts(run: Path, root: str, count: int) -> dict[str, float]:
     sums["writing"] = 0.0
     for i, utterance in enumerate(script.load_corpus(config.data, config.root).dev[: count + 3]):
         batch = read_one(utterance, config).to(place.device)
-        clock = [time.perf_counter()]
+        clock = [synchronise(place)]
         a, sizes = recogniser.bridge(*recogniser(batch))
         sequences = recogniser.sequences(a, sizes, None)
-        clock.append(time.perf_counter())
+        clock.append(synchronise(place))
         recogniser.llm(inputs_embeds=sequences.inputs, attention_mask=sequences.mask.long(), use_cache=True)
-        clock.append(time.perf_counter())
+        clock.append(synchronise(place))
         prompting.write(recogniser.llm, sequences, recogniser.limits(batch.samples), recogniser.symbols()[-1])
-        clock.append(time.perf_counter())
+        clock.append(synchronise(place))
         if i >= 3:  # the first ones warm up
             parts = [b - a for a, b in zip(clock, clock[1:], strict=False)]
             parts[2] -= parts[1]  # generate reads the prompt too
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     print("| run | " + " | ".join(splits) + " |\n" + "|---" * (len(splits) + 1) + "|")
     for name, rates in found.items():
         print(f"| {name} | " + " | ".join(f"{rates[s]:.1f}" if s in rates else "" for s in splits) + " |")
-    shown = {name: [rates.get(split, 0.0) for split in splits] for name, rates in found.items()}
+    shown = {name: [rates.get(split, math.nan) for split in splits] for name, rates in found.items()}
     figures.bars(arguments.runs[-1] / "domains.png", splits, shown, "word error rate, %", "before and after adaptation")
     trained = [run for run in arguments.runs if (run / "model.safetensors").exists()]
     if trained:

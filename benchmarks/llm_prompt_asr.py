@@ -8,8 +8,8 @@ bytes of keys and values that the language model keeps of them, and the seconds 
 
 import argparse
 import json
+import random
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import llm_prompt_asr as script  # noqa: E402
 from common import figures  # noqa: E402
 from common.data import MicroBatch, loader, read_corpus  # noqa: E402
-from common.place import start  # noqa: E402
+from common.place import start, synchronise  # noqa: E402
 
 BATCH, REPEATS, LONG = 16, 3, 30.0  # utterances; interleaved; seconds
 
@@ -42,10 +42,10 @@ def decode(recogniser, utterances: list, size: int, config, place) -> tuple[floa
     """Seconds, and the texts; without reading the audio."""
     groups = [utterances[i : i + size] for i in range(0, len(utterances), size)]
     batches = list(loader([MicroBatch(group) for group in groups], config))
-    clock, texts = time.perf_counter(), []
+    clock, texts = synchronise(place), []
     for batch in batches:
         texts += [transcript.text for transcript in recogniser.transcribe(batch.to(place.device), place)]
-    return time.perf_counter() - clock, texts
+    return synchronise(place) - clock, texts
 
 
 @torch.inference_mode()
@@ -54,7 +54,8 @@ def show_costs(run: Path, root: str, count: int) -> None:
     (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, options)
     place = start(config)
     recogniser = script.load(config, place)
-    utterances = next(iter(read_corpus(config, place).tests.values()))[:count]
+    utterances = sum(read_corpus(config, place).tests.values(), [])  # of all languages
+    utterances = random.Random(0).sample(utterances, min(count, len(utterances)))
     utterances.sort(key=lambda u: u.duration)  # as everywhere, those of a batch are of similar length
     pairs = [[decode(recogniser, utterances, size, config, place) for size in (1, BATCH)] for _ in range(REPEATS)]
     ratio, same = np.median([one[0] / many[0] for one, many in pairs]), pairs[0][0][1] == pairs[0][1][1]
@@ -63,9 +64,9 @@ def show_costs(run: Path, root: str, count: int) -> None:
     sequences = recogniser.sequences(h, lengths, None)
     seconds = []
     for _ in range(REPEATS + 1):  # the first warms up
-        clock = time.perf_counter()
+        clock = synchronise(place)
         kept = recogniser.lm(inputs_embeds=sequences.inputs, use_cache=True).past_key_values
-        seconds.append(time.perf_counter() - clock)
+        seconds.append(synchronise(place) - clock)
     size = sum(x.nbytes for layer in kept.layers for x in (layer.keys, layer.values))
     print(f"{run.name}: one by one takes {ratio:.1f} x the time of batches of {BATCH}, "
           f"answers {'the same' if same else 'DIFFER'}; {LONG:.0f} s of speech: {sequences.inputs.shape[1]} positions, "

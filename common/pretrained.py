@@ -146,7 +146,8 @@ def load_causal(name: str, flag: str, root: str, frozen: bool, dtype: torch.dtyp
     """A causal language model: frozen, in `dtype` and known by its buffer `supplied`; or to be trained, in fp32.
 
     `supplied` is a digest of configuration and input embedding: checkpoints do not hold what is frozen, and this tells
-    whether the model named at loading is the same. name: see `find`. Raises UserError.
+    whether the model named at loading is the same (two that share both are not told apart). name: see `find`. Raises
+    UserError.
     """
     from transformers import AutoModelForCausalLM
 

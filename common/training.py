@@ -192,6 +192,9 @@ class Run:
             self._resume()
         updates = self._plan(1)[-1].update + 1  # epochs differ by an update or so
         self.steps = config.max_steps or config.epochs * updates  # of the whole run
+        if place.first and config.schedule == "inverse-sqrt" and config.warmup > self.steps:
+            reached = f"{100 * self.steps / config.warmup:.0f} % of its peak"
+            note(f"{self.steps} updates, --warmup {config.warmup:g}: the learning rate rises to {reached} only")
 
     def epochs(self) -> Iterator[int]:
         """Those that are left, counted from 0. One that was interrupted before `end_epoch` is yielded again."""

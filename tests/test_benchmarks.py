@@ -1,6 +1,7 @@
 """What the tables of RESULTS.md rest on: intervals, counts per utterance, and rows that their scripts can run."""
 
 import importlib
+import importlib.util
 import shlex
 import sys
 
@@ -111,3 +112,19 @@ def test_what_text_models_know_is_said(root, capsys):
     demo_world.main(["--root", str(root), "--data", "demo-smoke", "--hours", "0.1"])
     out = capsys.readouterr().out
     assert out.count(" %") == 3 + 8 + 1 and "bert-b" in out and "perplexity" in out
+
+
+@pytest.mark.parametrize(
+    "script, said",
+    [("llm_prompt_asr", ["answers the same", "positions"]), ("hubert_gpt_bridge", ["HuBERT and bridge"])],
+)
+def test_what_a_run_costs_is_said(script, said, runs, capsys):
+    """The figures' and tables' own scripts, beside the ones that they measure."""
+    spec = importlib.util.spec_from_file_location(f"{script}_costs", REPOSITORY / "benchmarks" / f"{script}.py")
+    costs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(costs)
+    run = runs(script)
+    capsys.readouterr()
+    costs.main([str(run.folder), "--utterances", "3"])
+    out = capsys.readouterr().out
+    assert f"| {run.folder.name} |" in out and all(words in out for words in said)

@@ -80,6 +80,13 @@ def test_rates_by_part_keep_their_ratio_and_their_peak_after_resuming(toy):
     assert all(side == pytest.approx(0.1 * main) for main, side in sides) and len(sides) == 8
 
 
+def test_a_warm_up_longer_than_the_run_is_said(toy, capsys):
+    toy.train(schedule="inverse-sqrt", warmup=2)
+    assert "--warmup" not in capsys.readouterr().err
+    toy.train(schedule="inverse-sqrt", warmup=1000)
+    assert "updates, --warmup 1000: the learning rate rises to" in capsys.readouterr().err
+
+
 # -------------------------------------------------------------------------------------------------------- gradients
 
 
