@@ -467,6 +467,14 @@ def alignment(a: Tensor, e: Tensor) -> Tensor:
     return a @ e.T
 
 
+def alignment_scores(S: Tensor) -> dict[str, float]:
+    """Of S (T', U), U > 1: does the vector most like a piece come later for later pieces? And how often by chance?"""
+    best, n = S.argmax(0), len(S)
+    rising = (best.diff() >= 0).double().mean().item()
+    rho = metrics.spearman(torch.arange(len(best)), best)
+    return {"rho": rho, "non_decreasing": rising, "chance": (n + 1) / (2 * n)}
+
+
 @torch.inference_mode()
 def measure_alignment(recogniser: Recogniser, corpus: Corpus, config: Config, place: Place) -> dict[str, float]:
     """Over 64 dev utterances, and for the same texts beside another utterance's audio; draws alignment.png of one.
@@ -475,27 +483,23 @@ def measure_alignment(recogniser: Recogniser, corpus: Corpus, config: Config, pl
     """
     from common import figures
 
-    found, panels, drawn, encode = {}, {}, None, recogniser.tokenizer.encode
-    table = recogniser.lm.get_input_embeddings()
+    maps, encode, table = ({}, {}), recogniser.tokenizer.encode, recogniser.lm.get_input_embeddings()
     for swapped, batch in prompting.listening_batches(corpus.dev, config, encode, partial(fits, "llm")):
         with place.autocast():
             a, sizes = recogniser.prompt(*recogniser.encode(batch.to(place.device)))
         for vectors, n, ids, u in zip(a, sizes, prompting.texts_of(batch), batch.utterances, strict=True):
-            if len(ids) < 2:
-                continue
-            S = alignment(vectors[:n], table(torch.tensor(ids, device=place.device)))  # (T', U)
-            best, suffix = S.argmax(0), "_swapped" if swapped else ""
-            scores = {"rho": metrics.spearman(torch.arange(len(ids), device=best.device), best)}
-            scores |= {"non_decreasing": (best.diff() >= 0).double().mean().item(), "chance": (n + 1) / (2 * n)}
-            for name, score in scores.items():
-                found.setdefault(name + suffix, []).append(score)
-            drawn = drawn if swapped else u.id  # the last of those beside their own audio
-            if u.id == drawn:
-                panels["audio of another session" if swapped else "its own audio"] = S.cpu().numpy()
-    if place.first and panels:
+            if len(ids) > 1:
+                maps[swapped][u.id] = alignment(vectors[:n], table(torch.tensor(ids, device=place.device))).cpu()
+    shared = [name for name in maps[0] if name in maps[1]]
+    if not shared:
+        return {}
+    if place.first:
+        panels = {"its own audio": maps[0][shared[-1]].numpy(), "audio of another session": maps[1][shared[-1]].numpy()}
         figures.matrices(Path(config.out) / "alignment.png", panels, "piece of the transcript", "vector of the prompt")
         figures.log_curves(Path(config.out) / "listening.png", "listening_gap", "nats per piece")
-    return {name: round(sum(scores) / len(scores), 3) for name, scores in found.items() if name != "chance_swapped"}
+    own, other = ([alignment_scores(S) for S in some.values()] for some in maps)
+    own, other = ({name: round(fmean(x[name] for x in some), 3) for name in some[0]} for some in (own, other))
+    return own | {f"{name}_swapped": other[name] for name in ("rho", "non_decreasing")}
 
 
 # ============================================================================================================ main

@@ -22,7 +22,7 @@ from common.flags import UserError
 from common.place import Place, reseed
 from common.pretrained import load_causal
 from common.weights import load_weights, own_state
-from llm_prompt_asr import alignment, answer_losses, compute_losses, hide, stack
+from llm_prompt_asr import alignment, alignment_scores, answer_losses, compute_losses, hide, stack
 
 CPU = Place(0, 1, torch.device("cpu"))
 
@@ -143,6 +143,15 @@ def test_s():
         for j in range(3):
             x, y = a[i] - a.mean(0), e[j] - e.mean(0)
             assert S[i, j].item() == pytest.approx((x @ y / x.norm() / y.norm()).item(), abs=1e-5)
+
+
+def test_what_an_alignment_says():
+    assert alignment_scores(torch.eye(4)) == {"rho": pytest.approx(1), "non_decreasing": 1, "chance": 5 / 8}
+    assert alignment_scores(torch.eye(4).flip(0))["rho"] == pytest.approx(-1)
+    assert alignment_scores(torch.eye(4)[:, [0, 2, 1]])["non_decreasing"] == 0.5
+    drawn = torch.randint(0, 3, (9999, 2))  # two vectors at random out of three
+    assert (drawn[:, 1] >= drawn[:, 0]).double().mean().item() == pytest.approx(4 / 6, abs=0.02)
+    assert alignment_scores(torch.eye(3))["chance"] == pytest.approx(4 / 6)
 
 
 def test_gap(made, corpus, root):
