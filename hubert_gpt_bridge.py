@@ -50,8 +50,8 @@ Choices (ours, marked again where they stand)
     C4 padding    with group norm in its CNN, as the published one, HuBERT knows no mask: it is scored by equal length,
                   and trained on padding as it comes (common/hubert.py)
     C5 LoRA       on query_key_value only, alpha = 2 r; freezes GPT's own weights; HuBERT and bridge only by rates of 0
-    C6 training   AdamW, a rate for each part, 0: frozen; the first epoch goes from short to long utterances, but with
-                  --init; checkpoints are chosen by dev WER, which counts sentences where there are no spaces
+    C6 training   AdamW, a rate for each part, 0: frozen; without --init the first epoch goes from short to long
+                  utterances; checkpoints are chosen by dev WER, which counts sentences where there are no spaces
 
 Metrics (beside those of all scripts)
 -------

@@ -497,9 +497,11 @@ def measure_alignment(recogniser: Recogniser, corpus: Corpus, config: Config, pl
         panels = {"its own audio": maps[0][shared[-1]].numpy(), "audio of another session": maps[1][shared[-1]].numpy()}
         figures.matrices(Path(config.out) / "alignment.png", panels, "piece of the transcript", "vector of the prompt")
         figures.log_curves(Path(config.out) / "listening.png", "listening_gap", "nats per piece")
-    own, other = ([alignment_scores(S) for S in some.values()] for some in maps)
-    own, other = ({name: round(fmean(x[name] for x in some), 3) for name in some[0]} for some in (own, other))
-    return own | {f"{name}_swapped": other[name] for name in ("rho", "non_decreasing")}
+    found = {}
+    for suffix, some in zip(("", "_swapped"), maps, strict=True):
+        scores = [alignment_scores(S) for S in some.values()]
+        found |= {name + suffix: round(fmean(score[name] for score in scores), 3) for name in scores[0]}
+    return {name: score for name, score in found.items() if name != "chance_swapped"}
 
 
 # ============================================================================================================ main

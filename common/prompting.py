@@ -189,9 +189,8 @@ def text_perplexity(
     with place.autocast():
         for utterance in utterances[:: len(utterances) // 100 + 1]:
             ids = [i - 1 for i in recogniser.tokenizer.encode(utterance.text)]
-            total += answer_loss(
-                recogniser.lm, build_sequences(embedding, no_speech, [0], [ids], [], [beginning], end)
-            ).item()
+            sequence = build_sequences(embedding, no_speech, [0], [ids], [], [beginning], end)
+            total += answer_loss(recogniser.lm, sequence).item()
             pieces += len(ids) + 1
     return round(math.exp(total / pieces), 3)
 

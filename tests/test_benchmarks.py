@@ -99,6 +99,14 @@ def test_a_table_from_hypotheses(tmp_path, monkeypatch):
     assert "| later | not run |  |  |  |  |" in lines and "| base | `--method base` | 0.1 | abc |" in lines
 
 
+def test_the_further_table_has_means_where_there_is_something(monkeypatch):
+    found = {"base": {1: {"n": 1200}, 2: {"n": 1301}}, "other": {1: {"x": 0.25}}, "nothing": {1: {}}, "later": {}}
+    monkeypatch.setitem(table.MORE, "script", {"n": lambda e: e["n"], "x": lambda e: e["x"]})
+    (shown,) = table.further("script", found)
+    assert shown.splitlines()[2:] == ["| base | 1,250 |  |", "| other |  | 0.25 |"]
+    assert table.further("another", found) == []
+
+
 def test_what_the_demo_world_can_be_guessed_from():
     train = ["the captain had the sail", "the pirate had the sail", "the broker had the sale"]
     dev = ["the captain had the sail", "the broker had the sale"]

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 from conftest import write_data
 from test_ctc import enumerate_paths
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, HubertModel
+from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
+from transformers.models.hubert.modeling_hubert import HubertFeedForward
 
 import hubert_gpt_bridge as script
 from common import lora, metrics, prompting
@@ -316,12 +319,24 @@ def test_what_is_frozen_stays_as_it_was(finished, tmp_path, part):
         assert all(torch.equal(after[n], again[n]) for n in after if n.startswith("bridge_"))
 
 
-def test_checkpointing_gradients_changes_nothing_but_memory(finished, tmp_path):
-    weights = []
+def test_checkpointing_gradients_computes_again_and_changes_nothing(finished, tmp_path, monkeypatch):
+    """The layers of HuBERT and of GPT go forward once more for every batch that is learnt from."""
+    weights, counts, calls = [], [], Counter()
+    for part in (GPTNeoXMLP, HubertFeedForward):
+        forward = part.forward
+
+        def counted(self, *inputs, forward=forward, **options):
+            calls[type(self)] += 1
+            return forward(self, *inputs, **options)
+
+        monkeypatch.setattr(part, "forward", counted)
     for options in ([], ["--gradient-checkpointing"]):
         folder = tmp_path / str(len(options))
         finished.train("--ctc-run", stage(finished), "--max-steps", 2, *options, "--out", folder)
         weights.append(load_weights(folder / "model.safetensors"))
+        counts.append(dict(calls))
+        calls.clear()
+    assert len(counts[0]) == 2 and all(counts[1][part] > n for part, n in counts[0].items())
     assert weights[0].keys() == weights[1].keys()
     for name, x in weights[0].items():
         torch.testing.assert_close(x, weights[1][name], atol=1e-5, rtol=1e-4)
