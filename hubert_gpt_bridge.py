@@ -43,7 +43,7 @@ by others, [choice] ours, as is most of training. Symbols and metrics that all s
 Choices (ours, marked again where they stand)
 -------
     C1 start      in the demo, and with the bridge of CTC, HuBERT is that of the CTC baseline; the paper starts from
-                  HuBERT as it was pretrained (--ctc-run none), which listens later, and is no worse for the same updates
+                  HuBERT as it was pretrained (--ctc-run none), which listens later; no worse for the same updates
     C2 CNN        frozen, as the digest has it; in the demo trained: 1.8 hours give none that is worth freezing
     C3 CTC        learns characters; the path that compresses is the head's own arg-max, without a gradient, the same in
                   training and decoding; where all is blank, the least blank frame stays, of `average` all
