@@ -4,7 +4,8 @@ BEAM = "--decode beam --lm demo/lm"
 KD = "--method multirep_kd"
 LAST = f"{KD} --teacher-layers last --n-layers 1"  # also uniform-1
 SHORT = "half the audio, 20 epochs"  # short of data rather than of updates, which is the paper's situation
-ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW anew
+ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW anew by evaluate.py,
+    # "variant NAME:" starts the script by variants/<script>/NAME.py
     "interaed_kd": {
         "ctc": "--method ctc",
         "interaed_kd": "--method interaed_kd",
@@ -14,13 +15,13 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
         "interaed": "--method interaed",
         "ctc + beam + LM": f"of ctc: {BEAM}",
         "interaed_kd + beam + LM": f"of interaed_kd: {BEAM}",
-        "aed_kd, w .66": "--method aed_kd --tap-ctc-share 0.66",
-        "interaed_kd, a 1": "--method interaed_kd --teacher-share 1",
-        "interaed_kd, a .1": "--method interaed_kd --teacher-share 0.1",
-        "interaed_kd, uniform teacher": "--method interaed_kd --soft-labels uniform",
+        "aed_kd, w .66": "variant aed_kd_with_taps: --method aed_kd",
+        "interaed_kd, a 1": "variant teacher_alone: --method interaed_kd",
+        "interaed_kd, a .1": "variant little_teacher: --method interaed_kd",
+        "interaed_kd, uniform teacher": "variant uniform_teacher: --method interaed_kd",
         "interaed_kd, teacher B": "--method interaed_kd --teacher demo/bert-b",
-        "interaed_kd, KD at the last layer": "--method interaed_kd --kd-where final",
-        "interaed_kd, KD at the taps": "--method interaed_kd --kd-where inter",
+        "interaed_kd, KD at the last layer": "variant kd_at_the_last_layer: --method interaed_kd",
+        "interaed_kd, KD at the taps": "variant kd_at_the_taps: --method interaed_kd",
         "ctc, half the audio": "--method ctc --hours 0.9",
         "interaed_kd, half the audio": "--method interaed_kd --hours 0.9",
         "ctc, four times the audio": "--method ctc --hours 7.2",
@@ -29,8 +30,8 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
             f"{row}, {SHORT}": f"{options} --hours 0.9 --epochs 20"
             for row, options in {
                 **{method: f"--method {method}" for method in ("ctc", "interctc", "interaed", "interaed_kd", "aed_kd")},
-                "aed_kd, w .66": "--method aed_kd --tap-ctc-share 0.66",
-                "interaed_kd, uniform teacher": "--method interaed_kd --soft-labels uniform",
+                "aed_kd, w .66": "variant aed_kd_with_taps: --method aed_kd",
+                "interaed_kd, uniform teacher": "variant uniform_teacher: --method interaed_kd",
             }.items()
         },
     },

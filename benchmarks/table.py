@@ -40,18 +40,12 @@ def run_one(script: str, row: str, seed: int, threads: int) -> dict:
     """Runs a row with one seed, or goes on with it, and returns what the results file keeps. Raises RuntimeError."""
     runs, what = ROOT / "runs" / "table" / script, ROWS[script][row]
     folder = runs / f"{re.sub('[^a-z0-9_.]+', '-', row.lower())}-s{seed}"
-    options = shlex.split(what.replace("{seed}", str(seed)))
-    if options[0] == "of":
-        of, options = what.removeprefix("of ").split(":")
-        of = runs / f"{of}-s{seed}"
-        command = ["--checkpoint", str(of), "--out", str(folder), *shlex.split(options)]
-    else:
-        resume = ["--resume"] if (folder / "config.json").exists() else []
-        command = [*options, "--seed", str(seed), "--out", str(folder), *resume]
+    command = command_of(script, what.replace("{seed}", str(seed)), runs, seed)
+    if "evaluate.py" not in command:
+        command += ["--seed", str(seed), *(["--resume"] if (folder / "config.json").exists() else [])]
+    command += ["--out", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(
-        [sys.executable, f"{script}.py", *command], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         error = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise RuntimeError(error[-1])
@@ -64,6 +58,16 @@ def run_one(script: str, row: str, seed: int, threads: int) -> dict:
         kept["dev"] = [[round(entry[key], 2) for key in keys if key in entry] for entry in dev]
     texts = {split: next(folder.rglob(f"hyp_{split}.tsv")) for split in result["wer"]}  # of each language, below
     return kept | result | {"seed": seed, "counts": {split: count(path) for split, path in texts.items()}}
+
+
+def command_of(script: str, what: str, runs: Path, seed: int) -> list[str]:
+    """What Python is started with for a row of benchmarks/rows.py, but for the options that all rows get."""
+    before, colon, after = what.partition(":")
+    if colon and before.startswith("of "):
+        return ["evaluate.py", str(runs / f"{before.removeprefix('of ')}-s{seed}"), *shlex.split(after)]
+    if colon and before.startswith("variant "):
+        return ["-m", f"variants.{script}.{before.removeprefix('variant ')}", *shlex.split(after)]
+    return [f"{script}.py", *shlex.split(what)]
 
 
 def commit() -> str:

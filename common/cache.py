@@ -1,8 +1,12 @@
 """A cache on disk for what a pretrained model said: arrays by key, written in pieces, safe to be killed at any moment.
 
-    for part in missing(folder, keys, place):     this rank's share of what FOLDER lacks, some keys at a time
+    known, seconds = remember(folder, items, compute, place, title)
+
+    which is, a step at a time:
+
+    for part in missing(folder, keys, place):     this rank's share of the absent keys
         add(folder, {key: {name: tensor}}, seconds)
-    entries, seconds = load(folder)               {key: {name: tensor}}, and the seconds spent on computing them
+    entries, seconds = load(folder)               {key: {name: tensor}}, and their cost
 
     FOLDER/<hash of its keys>.safetensors         some entries; complete or absent, never half
 
@@ -12,8 +16,9 @@ Any number of processes may add pieces at once. What the entries depend on belon
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,8 +28,9 @@ from tqdm import tqdm
 
 from common.files import write_atomically
 from common.flags import UserError
-from common.place import Place, barrier
+from common.place import Place, barrier, synchronise
 
+Compute = Callable[[list], list[dict[str, Tensor]]]
 ASKED_AT_ONCE = 500  # keys: how much a killed run has to ask again
 
 
@@ -35,6 +41,21 @@ def digest(*parts: bytes | str) -> str:
         part = part.encode() if isinstance(part, str) else part
         state.update(len(part).to_bytes(8, "little") + part)
     return state.hexdigest()
+
+
+def remember(
+    folder: Path, items: dict[str, Any], compute: Compute, place: Place, title: str
+) -> tuple[dict[str, dict[str, Tensor]], float]:
+    """What `compute` says about each item {key: item}, computed once per key; seconds spent on it.
+
+    compute: some items -> {name: tensor} for each of them. Ranks share the work. Keys are digests.
+    Returns {key: {name: tensor}}, and the seconds of all entries in the folder.
+    """
+    for part in missing(folder, list(items), place, title):
+        started = synchronise(place)
+        answers = compute([items[key] for key in part])
+        add(folder, dict(zip(part, answers, strict=True)), synchronise(place) - started)
+    return load(folder)
 
 
 def missing(folder: Path, keys: list[str], place: Place, title: str) -> Iterator[list[str]]:

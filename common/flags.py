@@ -21,11 +21,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import errno
 import functools
 import inspect
 import json
-import multiprocessing
 import os
 import re
 import reprlib
@@ -38,9 +36,7 @@ from glob import glob
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-
-class UserError(Exception):
-    """Something the user can mend (data, a model, a folder). One sentence that says what to do; exit code 1."""
+from common.errors import UserError, explain_errors
 
 
 # ========================================================================================================== types
@@ -165,6 +161,13 @@ class RunConfig:
     cut_seconds: Seconds = 40.0  # longer recordings are cut at pauses, in scoring as in --transcribe
     save_steps: Count = 1000  # updates between checkpoints; also one after every epoch
 
+    # The scripts that tyro reads have groups of options; here all are in one.
+    training = augmentation = search = property(lambda self: self)
+
+    def stored(self) -> dict:
+        """What config.json holds."""
+        return {"script": Path(inspect.getfile(type(self))).stem, "config": config_as_dict(self)}
+
     def check(self) -> None:
         """Refuses values that would fail late, or silently do nothing. Raises UserError. Scripts add theirs."""
         for field in dataclasses.fields(self):
@@ -222,30 +225,8 @@ def check_command_line(config_class: type, presets: dict[str, dict], doc: str) -
 
     From here on, errors that a user can mend end the script in one sentence instead of a traceback.
     """
-    sys.excepthook = _explain
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # texts and names of files need not fit the terminal
+    explain_errors()
     parse(config_class, presets, doc)
-
-
-def _explain(kind: type, error: BaseException, trace) -> None:
-    for process in multiprocessing.active_children():  # Python would wait for those that read audio
-        process.kill()
-    if isinstance(error, UserError):
-        print(f"error: {error}", file=sys.stderr)
-    elif isinstance(error, KeyboardInterrupt):
-        print("stopped.", file=sys.stderr)
-    elif isinstance(error, BrokenPipeError):  # nobody reads our output any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    elif isinstance(error, MemoryError) or "allocate memory" in str(error) or kind.__name__ == "OutOfMemoryError":
-        print("error: out of memory: lower --batch-seconds (also when resuming), or the model's size.", file=sys.stderr)
-    elif "DataLoader" in str(error):
-        print("error: the processes that read audio were killed or are stuck (memory? /dev/shm?): lower --workers, and "
-              "go on with --resume.", file=sys.stderr)  # fmt: skip
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-        print(f"error: what was to be written could not be ({error.strerror}): look at the disk.", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
 
 
 def _to_score(parser, config_class: type, presets: dict, given: dict):

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from common.files import write_atomically
-from common.flags import RunConfig, UserError, config_as_dict, differences, load_config
+from common.flags import RunConfig, UserError, differences, load_config
 
 
 class Place(NamedTuple):
@@ -49,39 +49,56 @@ class Place(NamedTuple):
 
 
 def start(config: RunConfig) -> Place:
-    """Joins the other ranks if torchrun started this process, picks the device, opens --out. Raises UserError."""
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    name = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """As `join`, and opens --out: for training, or for the scores of a finished run. Raises UserError."""
+    place = join(config.device, config.precision)
+    if not config.checkpoint:
+        open_folder(config, place)
+    elif place.first and not config.transcribe:
+        open_scores(Path(config.out))
+    return place
+
+
+def join(device: str, precision: str) -> Place:
+    """This process among torchrun's ranks, if it started some, with its device. Raises UserError.
+
+    device: auto, cpu, cuda or cuda:N. precision: auto, fp32 or bf16.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    found = find_device(device, ranks)
+    if ranks > 1 and not dist.is_initialized():
+        # The others wait while the first rank downloads a corpus.
+        backend = "nccl" if found.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(hours=12))
+        atexit.register(dist.destroy_process_group)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
+    fast = found.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = precision == "bf16" or (precision == "auto" and fast)
+    place = Place(rank, ranks, found, torch.bfloat16 if bf16 else None)
+    if bf16 and found.type == "cpu" and place.first:
+        note("--precision bf16 is several times slower than fp32 on a CPU.")
+    return place
+
+
+def find_device(name: str, ranks: int) -> torch.device:
+    """The device that --device names; each of several ranks has a GPU of its own. Raises UserError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: this machine (or this build of torch) has no CUDA: use --device cpu.")
+        raise UserError(
+            f"--device {name}: this machine (or this build of torch) has no CUDA: use --device cpu."
+        )
     if ranks > 1 and ":" in name:
         raise UserError(f"--device {name} is for one process: with torchrun give --device cuda.")
     if name == "cuda":
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     device = torch.device(name)
     if device.type == "cuda":
-        if device.index >= torch.cuda.device_count():
-            raise UserError(
-                f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0 on."
-            )
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise UserError(f"--device {name}: this machine has {count} CUDA devices, from cuda:0 on.")
         torch.cuda.set_device(device)
-    if ranks > 1 and not dist.is_initialized():
-        # The others wait while the first rank downloads a corpus.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=12))
-        atexit.register(dist.destroy_process_group)
-    torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and fast)
-    place = Place(rank, ranks, device, torch.bfloat16 if bf16 else None)
-    if bf16 and device.type == "cpu" and place.first:
-        note("--precision bf16 is several times slower than fp32 on a CPU.")
-    if not config.checkpoint:
-        open_folder(config, place)
-    elif place.first and not config.transcribe:
-        if Path(config.out, "config.json").exists():
-            raise UserError(f"{config.out} holds a run, whose results this would replace: give another --out.")
-        make_folder(Path(config.out))
-    return place
+    return device
 
 
 @contextmanager
@@ -167,6 +184,13 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"--out {folder} cannot be used ({reason}): choose another folder.") from None
 
 
+def open_scores(folder: Path) -> None:
+    """Makes a folder for the scores of a finished run. Raises UserError where it holds a run itself."""
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} holds a run, whose results this would replace: give another --out.")
+    make_folder(folder)
+
+
 def open_folder(config: RunConfig, place: Place) -> None:
     """Creates --out with its config.json, and keeps other processes out of it. Raises UserError.
 
@@ -187,7 +211,7 @@ def open_folder(config: RunConfig, place: Place) -> None:
                     f"{folder} already holds a run: add --resume to go on with it, or choose another --out."
                 )
             (folder / "log.jsonl").unlink(missing_ok=True)  # of a run that never reached its first checkpoint
-            write_atomically(folder / "config.json", json.dumps({"config": config_as_dict(config)}, indent=1) + "\n")
+            write_atomically(folder / "config.json", json.dumps(config.stored(), indent=1) + "\n")
         for draft in folder.rglob(".*.partial"):  # of a run that was killed while it wrote
             draft.unlink()
     barrier(place)

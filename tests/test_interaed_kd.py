@@ -18,24 +18,27 @@ import interaed_kd as script
 from common.corpora import Utterance
 from common.data import MicroBatch, make_batch
 from common.features import read_audio
-from common.flags import UserError
 from common.place import Place, open_folder
-from interaed_kd import MaskedLM, SoftLabel, WordPiece, compute_losses, ctc, mix_loss
+from common.pretrained import MaskedLM
+from common.running import command_line, options
+from common.text import WordPiece
+from interaed_kd import SoftLabel, compute_losses, ctc
 
 CPU = Place(0, 1, torch.device("cpu"))
 BF16 = CPU._replace(dtype=torch.bfloat16)
 SMALL = "--preset smoke --dim 32 --heads 2 --ff-dim 64 --channels 4 --decoder-ff-dim 64 --temperature 3"
 
 
-def read_config(method: str, options: str = "", **changes) -> script.Config:
-    argv = f"{SMALL} --method {method} {options}".split()
-    return replace(*script.parse(script.Config, script.PRESETS, script.__doc__, argv), **changes)
+def read_config(method: str, more: str = "", **changes) -> script.Config:
+    argv = f"{SMALL} --method {method} {more}".split()
+    (config,) = command_line.parse(script.PRESETS, script.__doc__, argv)
+    return options.with_values(config, **changes)
 
 
 def batch_of(waves, targets: list[list[int]], soft: list[SoftLabel]) -> tuple[script.Batch, SoftLabel]:
     utterances = [Utterance(str(i), "", "", 1.0) for i in range(len(waves))]
     batch = make_batch(waves, targets, utterances, {}, 0, MicroBatch([]))
-    return batch, script.padded({str(i): x for i, x in enumerate(soft)}, batch)
+    return batch, script.pad_soft_labels({str(i): x for i, x in enumerate(soft)}, batch)
 
 
 def one_hot(target: list[int]) -> SoftLabel:
@@ -56,7 +59,7 @@ def small():
     torch.manual_seed(0)
     config = read_config("interaed_kd", layers=3, taps=(1, 2))
     models = script.build_models(config, 4, WordPiece(["a", "b", "c"])).eval()
-    recogniser, (decoder,), waves = models["recogniser"], models["decoders"], [torch.randn(6500), torch.randn(5500)]
+    recogniser, decoder, waves = models["recogniser"], models["decoder"], [torch.randn(6500), torch.randn(5500)]
     (batch, soft), (_, hard) = (batch_of(waves, TARGETS, labels) for labels in (SOFT, HARD))
     states, lengths = recogniser(batch.waves, batch.samples, (1, 2))
     log_probs, decoded = [recogniser.log_probs(x) for x in states], decoder(states, lengths, batch.targets)
@@ -65,20 +68,20 @@ def small():
 
 
 def test_the_equation_map_names_what_exists():
-    rows = re.findall(r" {3,}(\S+) {2,}(test_\w+)$", script.__doc__, re.M)
-    assert len(rows) == 7 and all(operator.attrgetter(function)(script) and globals()[test] for function, test in rows)
+    rows = re.findall(r" {3,}(\S+) +(test_\w+)$", script.__doc__, re.M)
+    assert len(rows) == 9 and all(operator.attrgetter(function)(script) and globals()[test] for function, test in rows)
 
 
 def test_ctc_l(small):
-    """CTC at every layer by enumerating all paths of a short utterance; the rest of the formula left out by lam = 1."""
+    """CTC at every layer by enumerating all paths of a short utterance; without a decoder there is nothing else."""
     expected, lengths = 0.0, small.lengths.tolist()
     assert lengths == [4, 3]
     for i, (target, length) in enumerate(zip(TARGETS, lengths, strict=True)):
         first, second, last = (enumerate_paths(lp[i, :length].double(), target) for lp in small.log_probs)
         expected += (1 - 0.66) * last + 0.66 * (first + second) / 2
     only = nn.ModuleDict({"recogniser": small.recogniser})
-    found = compute_losses(only, small.batch, None, replace(small.config, ctc_share=1.0), CPU)
-    assert found.item() == pytest.approx(expected, rel=1e-5)
+    found, parts = compute_losses(only, small.batch, None, options.with_values(small.config, ctc_share=1.0), CPU)
+    assert found.item() == parts["ctc"].item() == pytest.approx(expected, rel=1e-5) and len(parts) == 1
 
 
 def cross_entropy_by_hand(log_probs: torch.Tensor, soft: list[SoftLabel], e: float) -> float:
@@ -98,63 +101,63 @@ def test_h(small):
         assert found.item() == pytest.approx(cross_entropy_by_hand(small.decoded[0], labels, e))
 
 
+def losses_of(small, log_probs, soft) -> tuple[float, float]:
+    """att_l and kd_l of the decoder's answer."""
+    att = script.hard_loss(log_probs, small.batch, 0.1)
+    return att.item(), script.soft_loss(log_probs, small.batch, soft, 0.1).item()
+
+
 def test_att_kd(small):
     """A teacher who is sure of the transcript teaches what the transcript does: kd_l == att_l."""
     for log_probs, (soft, same) in itertools.product(small.decoded, [(small.hard, True), (small.soft, False)]):
-        att, kd = (mix_loss(log_probs, small.batch, soft, a, 0.1).item() for a in (0.0, 1.0))
+        att, kd = losses_of(small, log_probs, soft)
         assert att > 0 and (kd == pytest.approx(att)) == same == (abs(kd - att) < 0.01)
 
 
 def test_mix(small):
     att, kd = (cross_entropy_by_hand(small.decoded[1], labels, 0.1) for labels in (HARD, SOFT))
+    assert losses_of(small, small.decoded[1], small.soft) == pytest.approx((att, kd))
     for a in (0.0, 0.1, 0.5, 1.0):
-        found = mix_loss(small.decoded[1], small.batch, small.soft, a, 0.1)
-        assert found.item() == pytest.approx((1 - a) * att + a * kd)
+        assert script.mix_losses([att, 1.0], [kd, 3.0], a) == pytest.approx([(1 - a) * att + a * kd, 1 + 2 * a])
+
+
+def test_weigh():
+    for s in (0.0, 0.5, 0.66):
+        assert script.weigh([3.0, 5.0, 7.0], s) == pytest.approx((1 - s) * 7 + s * (3 + 5) / 2)
+        assert script.weigh([7.0], s) == 7  # no taps
 
 
 def test_q():
-    """The K largest of the kept pieces, softened; special and dropped pieces never; a row sums to one."""
-    kept = torch.tensor([-1, 5, 2, -1, 7])  # label -> the teacher's piece
-    logits = torch.tensor([[9.0, 9.0, 1.0, 9.0, 9.0, 3.0, 9.0, -2.0], [9.0, 9.0, 1.0, 9.0, 9.0, 0.0, 9.0, 4.0]])
-    labels, probs = script.soften(logits, kept, k=2, tau=3.0)
-    assert labels.tolist() == [[1, 2], [4, 2]]
-    unnormalised = [[math.exp(z / 3) for z in row] for row in [(3, 1), (4, 1)]]
+    """The logits, softened; a row sums to one; a hard label, whose other logits are -inf, stays hard."""
+    inf = math.inf
+    probs = script.soften(torch.tensor([[3.0, 1.0], [4.0, 1.0], [0.0, -inf]]), tau=3.0)
+    unnormalised = [[math.exp(z / 3) for z in row] for row in [(3, 1), (4, 1), (0, -inf)]]
     assert probs.tolist() == [pytest.approx([q / sum(row) for q in row]) for row in unnormalised]
+    assert probs[2].tolist() == [1, 0]
 
 
-def test_loss():
-    c, m = [3.0, 5.0, 7.0], [2.0, 4.0, 11.0]
-    for lam, w, u in [(1.0, 0.0, 0.0), (0.3, 0.0, 0.0), (0.3, 0.66, 0.66), (0.2, 0.5, 0.9)]:
-        expected = lam * ((1 - w) * 7 + w * (3 + 5) / 2) + (1 - lam) * ((1 - u) * 11 + u * (2 + 4) / 2)
-        assert script.total_loss(c, m, script.Weights(lam, w, u, 0.5)) == pytest.approx(expected)
-    found = [script.total_loss([7.0], [11.0], script.METHODS[method]) for method in ("ctc", "aed")]
-    assert found == pytest.approx([7, 0.3 * 7 + 0.7 * 11])  # CTC alone; the plain hybrid, as ESPnet's
-
-
-def test_the_whole_loss_is_its_parts(small):
-    """compute_losses puts the parts together as the formula says, for every row, --kd-where and separate decoders."""
+def test_loss(small):
+    """compute_losses puts the parts together as the formula says, for every method, and returns them for the log."""
     config, models, batch, soft, c = small.config, small.models, small.batch, small.soft, small.ctc_losses
-    att, kd = ([mix_loss(lp, batch, soft, a, 0.1) for lp in small.decoded] for a in (0.0, 1.0))
-    for (method, (lam, w, u, a)), where in itertools.product(script.METHODS.items(), ("both", "final", "inter")):
-        shares = [a * (where != "final")] * 2 + [a * (where != "inter")]
-        m = [(1 - x) * hard + x * taught for x, hard, taught in zip(shares, att, kd, strict=True)]
+    att = [script.hard_loss(lp, batch, 0.1) for lp in small.decoded]
+    kd = [script.soft_loss(lp, batch, soft, 0.1) for lp in small.decoded]
+    for method, (lam, w, u, a) in script.METHODS.items():
+        m = [(1 - a) * hard + a * taught for hard, taught in zip(att, kd, strict=True)]
         expected = lam * ((1 - w) * c[2] + w * (c[0] + c[1]) / 2) + (1 - lam) * ((1 - u) * m[2] + u * (m[0] + m[1]) / 2)
         some = models if lam < 1 else nn.ModuleDict({"recogniser": small.recogniser})
-        found = compute_losses(some, batch, soft, replace(config, method=method, kd_where=where, ctc_share=None), CPU)
-        assert found.item() == pytest.approx(expected.item(), rel=1e-5), (method, where)
-    one, half = (compute_losses(models, batch, soft, config, place) for place in (CPU, BF16))
+        row = options.with_values(config, methods=(method,), ctc_share=None)
+        found, parts = compute_losses(some, batch, soft if a else None, row, CPU)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5), method
+        assert set(parts) == {"ctc"} | ({"att"} if lam < 1 else set()) | ({"kd"} if a else set())
+        together = (1 - a) * parts.get("att", 0) + a * parts.get("kd", 0)
+        assert found.item() == pytest.approx((lam * parts["ctc"] + (1 - lam) * together).item(), rel=1e-5)
+    one, half = (compute_losses(models, batch, soft, config, place)[0] for place in (CPU, BF16))
     assert half.dtype == torch.float32 and half.item() == pytest.approx(one.item(), rel=0.02) and half != one
-    several = script.build_models(separate := replace(config, decoder_sharing="separate"), 4).eval()
-    several["recogniser"] = small.recogniser
-    for decoder in several["decoders"]:
-        decoder.load_state_dict(small.decoder.state_dict())
-    three = compute_losses(several, batch, soft, separate, CPU)
-    assert len(several["decoders"]) == 3 and three.item() == pytest.approx(one.item(), rel=1e-5)
 
 
 def test_a_taps_loss_teaches_the_layers_at_and_below_it(small):
     """The gradient of CTC's and of the decoder's term at tap 1: none above block 1, some in it and below."""
-    for term in (small.ctc_losses[0], mix_loss(small.decoded[0], small.batch, small.soft, 0.5, 0.1)):
+    for term in (small.ctc_losses[0], script.soft_loss(small.decoded[0], small.batch, small.soft, 0.1)):
         small.models.zero_grad()
         term.backward(retain_graph=True)
         first, *above = small.recogniser.encoder.blocks
@@ -163,14 +166,14 @@ def test_a_taps_loss_teaches_the_layers_at_and_below_it(small):
         assert not any(p.grad is not None and p.grad.any() for block in above for p in block.parameters())
 
 
-def test_the_decoder_runs_once_on_what_the_row_reads(small):
+def test_the_decoder_runs_once_on_what_the_method_reads(small):
     """Its batch is (taps + 1) B for interaed_kd, and B where no tap has a decoder's loss."""
     sizes = []
     small.decoder.blocks[0].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    for method, w in (("interaed_kd", None), ("aed_kd", None), ("aed_kd", 0.66)):
-        row = replace(small.config, method=method, tap_ctc_share=w)
+    for method in ("interaed_kd", "aed_kd"):
+        row = options.with_values(small.config, methods=(method,))
         compute_losses(small.models, small.batch, small.soft, row, CPU)
-    assert sizes == [6, 2, 2]
+    assert sizes == [6, 2]
 
 
 def test_the_decoder_sees_neither_the_future_nor_padding(small):
@@ -206,49 +209,35 @@ def test_alone_is_as_in_a_padded_batch(small, corpus):
     alone_loss = 0.0
     for wave, target, label, *found in zip(waves, targets, labels, greedy, beam, strict=True):
         alone, its_soft = batch_of([wave], [target], [label])
-        alone_loss += compute_losses(small.models, alone, its_soft, small.config, CPU).item()
+        alone_loss += compute_losses(small.models, alone, its_soft, small.config, CPU)[0].item()
         assert [recogniser.transcribe(alone, CPU, **search) for search in searches] == [[x] for x in found]
         assert all(word.start < word.end <= len(wave) / 16000 for x in found for word in x.words)
-    assert compute_losses(small.models, together, soft, small.config, CPU).item() == pytest.approx(alone_loss, rel=1e-5)
+    assert compute_losses(small.models, together, soft, small.config, CPU)[0].item() == pytest.approx(alone_loss, rel=1e-5)
 
 
-def test_options_change_the_row():
-    weights = lambda *arguments: script.row(read_config(*arguments))  # noqa: E731
-    assert weights("ctc") == (1, 0, 0, 0)  # the demo preset's lam is for rows with a decoder
-    assert weights("aed_kd", "--ctc-share 0.3") == (0.3, 0, 0, 0.5)
-    assert weights("interaed_kd", "--preset full --teacher-share 1 --tap-decoder-share 0") == (0.3, 0.66, 0, 1)
-    assert weights("interctc", "--tap-ctc-share 0.2 --ctc-share 0.5") == (1, 0.2, 0, 0)
-    assert weights("ctc", "--tap-ctc-share 0.2 --ctc-share 0.5") == (1, 0, 0, 0)  # the baseline beside another row
-    assert script.taps(read_config("aed")) == () != script.taps(read_config("interctc"))
+def test_ctc_share_changes_lam_beside_a_decoder():
+    assert script.weights_of(read_config("ctc")) == (1, 0, 0, 0)  # the demo preset's lam is for methods with a decoder
+    assert script.weights_of(read_config("aed_kd", "--ctc-share 0.3")) == (0.3, 0, 0, 0.5)
+    assert script.weights_of(read_config("interaed_kd", "--preset full")).lam == 0.3
+    assert script.taps_of(read_config("aed")) == () != script.taps_of(read_config("interctc"))
 
 
-def test_a_row_that_asks_bert_learns_from_it(small):
-    """What is accepted and has a teacher changes its loss with the answers; what would not is refused."""
-    refused, wheres = set(), ("final", "inter", "both")
-    for method, where, a, u in itertools.product(script.METHODS, wheres, (None, 1.0), (None, 0.0, 1.0)):
-        config = replace(small.config, method=method, kd_where=where, teacher_share=a, tap_decoder_share=u)
-        if script.row(config).lam == 1 or not script.row(config).a:
-            config.check()
-            continue
-        losses = {compute_losses(small.models, small.batch, x, config, CPU).item() for x in (small.hard, small.soft)}
-        try:
-            config.check()
-            assert len(losses) == 2, config
-        except UserError as error:
-            assert len(losses) == 1 and f"--kd-where {where}: {method} has no decoder there" in str(error)
-            refused.add((method, where, u))
-    assert {("aed_kd", "inter", None), ("interaed_kd", "final", 1.0)} < refused
+def test_a_method_with_a_teacher_learns_from_it(small):
+    """Its loss changes with BERT's answers."""
+    for method in ("aed_kd", "interaed_kd"):
+        row = options.with_values(small.config, methods=(method,))
+        losses = {compute_losses(small.models, small.batch, x, row, CPU)[0].item() for x in (small.hard, small.soft)}
+        assert len(losses) == 2
 
 
-def test_only_rows_with_a_teacher_ask_it(corpus, teacher, monkeypatch):
+def test_only_methods_with_a_teacher_ask_it(corpus, teacher, monkeypatch):
     monkeypatch.setattr(script, "soft_labels", Mock(side_effect=LookupError("asked")))
     monkeypatch.setattr(script, "build_models", Mock(side_effect=LookupError("not asked")))
-    cases = dict.fromkeys(["aed_kd", "interaed_kd", "aed --teacher-share 1"], "asked")
-    some = ["ctc --teacher-share 1", "aed", "interaed_kd --teacher-share 0", "interaed_kd --ctc-share 1"]
-    cases |= dict.fromkeys(some, "not asked")
-    for options, what in cases.items():
+    cases = dict.fromkeys(["aed_kd", "interaed_kd"], "asked")
+    cases |= dict.fromkeys(["ctc", "aed", "interaed", "interaed_kd --ctc-share 1"], "not asked")
+    for words, what in cases.items():
         with pytest.raises(LookupError, match=f"^{what}"):
-            script.train(read_config(options, teacher=teacher[0].model.name_or_path), corpus, CPU)
+            script.train(read_config(words, teacher=teacher[0].model.name_or_path), corpus, CPU)
 
 
 def test_every_row_exports_the_same_model_from_the_same_start():
@@ -257,7 +246,7 @@ def test_every_row_exports_the_same_model_from_the_same_start():
     for method, weights in script.METHODS.items():
         torch.manual_seed(3)
         models = script.build_models(read_config(method), 50)
-        assert ("decoders" in models) == (weights.lam < 1)
+        assert ("decoder" in models) == (weights.lam < 1)
         exported.append(models["recogniser"].state_dict())
     for state in exported:
         assert state.keys() == exported[0].keys() and all(
@@ -268,9 +257,8 @@ def test_every_row_exports_the_same_model_from_the_same_start():
 @pytest.mark.parametrize("method, options, message", [
     ("interctc", "--layers 4 --taps 4", "--taps are layers from 1 to 3, below the last, each once"),
     ("ctc interaed", "--layers 4 --taps 2 2", "--taps are layers from 1 to 3, below the last, each once"),
-    ("ctc aed_kd", "--kd-where inter", "--kd-where inter: aed_kd has no decoder there that could learn"),
     ("aed", "--smoothing 1", "--smoothing must be a share, below 1"), ("aed", "--ctc-share 1.5", "must be a share"),
-    ("aed", "--teacher-share -1", "must be a share"), ("aed", "--top-k 0", "--top-k must be at least 1"),
+    ("aed", "--ctc-share -1", "must be a share"), ("aed", "--top-k 0", "--top-k must be at least 1"),
 ])  # fmt: skip
 def test_values_that_make_no_sense(method, options, message, tmp_path, capsys):
     """Refused before anything begins, also where only a later row would meet them."""
@@ -282,7 +270,7 @@ def test_values_that_make_no_sense(method, options, message, tmp_path, capsys):
 def test_summary(capsys):
     parts = script.main(["--data", "librispeech", "--summary"])
     assert parts["total"] == sum(n for name, n in parts.items() if name != "total") and 30e6 < parts["total"] < 36e6
-    assert f"{parts['total']:,}" in (shown := capsys.readouterr().out) and "in the decoders, for training only" in shown
+    assert f"{parts['total']:,}" in (shown := capsys.readouterr().out) and "in the decoder, for training only" in shown
 
 
 # --------------------------------------------------------------------------------------------------------- teacher
@@ -302,40 +290,25 @@ TEXTS = ["the baker's flour", "boys' knight é", "'tis knight the", "é flour" +
 def test_z(teacher):
     """Batched, with the head at the mask only, against one full pass per token; special ids are never a label."""
     (lm, tokenizer, piece_of), utterances = teacher, [Utterance(text, "", text, 1.0) for text in TEXTS]
-    questions = script.questions_of(read_config("aed_kd"), tokenizer, lm, utterances)
+    questions = script.questions_of(tokenizer, lm, utterances)
     pieces = {*piece_of.tolist()} - {-1}
-    answers = script.label_tokens(lm, questions, piece_of, len(pieces), 3.0)
+    answers = script.label_tokens(lm, questions, piece_of, len(pieces))
     for question, answer in zip(questions, answers, strict=True):
-        rows = zip(question.y.tolist(), answer.labels.tolist(), answer.probs.tolist(), strict=True)
-        for i, (y, labels, probs) in enumerate(rows, start=1):
+        rows = zip(question.labels, answer.labels.tolist(), answer.logits.tolist(), strict=True)
+        for i, (y, labels, logits) in enumerate(rows, start=1):
             if piece_of[y] < 0 or i >= lm.longest:  # BERT lacks the piece, or does not read so far: a hard label
-                assert labels[0] == y and probs[0] == sum(probs) == 1
+                assert labels[0] == y and logits[0] == 0 and set(logits[1:]) == {-math.inf}
                 continue
             masked = [lm.mask if j == i else piece for j, piece in enumerate(question.ids)][: lm.longest]
             z = lm.model(torch.tensor([masked])).logits[0, i].tolist()
-            q = {y if piece_of[y] == p else piece_of.tolist().index(p): math.exp(z[p] / 3) for p in pieces}
-            expected = {label: x / sum(q.values()) for label, x in q.items()}
-            assert dict(zip(labels, probs, strict=True)) == pytest.approx(expected, abs=1e-5)
+            expected = {y if piece_of[y] == p else piece_of.tolist().index(p): z[p] for p in pieces}
+            assert dict(zip(labels, logits, strict=True)) == pytest.approx(expected, abs=1e-5)
+    two = script.label_tokens(lm, questions, piece_of, 2)  # the two largest of them, in order
+    for answer, fewer in zip(answers, two, strict=True):
+        assert torch.equal(answer.logits.topk(2).values, fewer.logits)
     with BF16.autocast():  # fp32 all the same
-        again = script.label_tokens(lm, questions, piece_of, len(pieces), 3.0)
+        again = script.label_tokens(lm, questions, piece_of, len(pieces))
     assert all(torch.equal(*pair) for x in zip(answers, again, strict=True) for pair in zip(*x, strict=True))
-
-
-def test_context_of_neighbouring_utterances(teacher, monkeypatch):
-    (lm, tokenizer, _), said = teacher, [("the", "a"), ("knight", "a"), ("flour the", "a"), ("x é", "b")]
-    utterances = [Utterance(str(i), "", text, 1.0, session=session) for i, (text, session) in enumerate(said)]
-
-    def read(context: str, utterances=utterances, longest=32):
-        monkeypatch.setattr(lm, "longest", longest)
-        questions = script.questions_of(read_config("aed_kd", teacher_context=context), tokenizer, lm, utterances)
-        return [(" ".join(lm.pieces[i] for i in question.ids), question.first) for question in questions]
-
-    assert read("utt")[1] == ("[CLS] knight [SEP]", 1)
-    whole = "[CLS] the knight f ##l ##o ##u ##r the [SEP]"
-    assert read("full") == [(whole, 1), (whole, 2), (whole, 3), ("[CLS] x [UNK] [SEP]", 1)]
-    assert read("full", longest=4)[1] == ("[CLS] the knight [SEP]", 2)
-    many = [Utterance(str(i), "", "the knight the", 1.0, session="a") for i in range(200)]
-    assert {len(text.split()) for text, _ in read("full", many, longest=512)} == {2 + 3 * 84}  # 256 at most
 
 
 def test_one_update(corpus, root, model, tmp_path):

@@ -1,0 +1,62 @@
+"""Errors that a user can fix end a program with one sentence instead of a traceback.
+
+raise UserError("--root names the folder that holds LibriSpeech/.")
+explain_errors()        at the start of a program
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import sys
+
+
+class UserError(Exception):
+    """An error that the user can fix: in the data, a model or a folder. Its text says
+    how. Exit code 1."""
+
+
+def explain_errors() -> None:
+    """From here on, an error that the user can fix is printed as one sentence on
+    stderr."""
+    sys.excepthook = _explain
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(
+            errors="backslashreplace"
+        )  # the terminal may lack a transcript's letters
+
+
+def _explain(kind: type, error: BaseException, trace) -> None:
+    for process in multiprocessing.active_children():  # Python would wait for the reading processes
+        process.kill()
+    sentence = _sentence_of(kind, error)
+    if isinstance(error, BrokenPipeError):  # nobody reads our output any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    elif sentence:
+        print(sentence, file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _sentence_of(kind: type, error: BaseException) -> str:
+    """What is printed instead of the traceback, or "" for an error that the user cannot
+    fix."""
+    if isinstance(error, UserError):
+        return f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped."
+    out_of_memory = isinstance(error, MemoryError) or kind.__name__ == "OutOfMemoryError"
+    if out_of_memory or "allocate memory" in str(error):
+        return (
+            "error: out of memory: lower --batch-seconds (also when resuming), or the model's size."
+        )
+    if "DataLoader" in str(error):
+        return (
+            "error: the reading processes were killed or hang (is memory or /dev/shm full?): "
+            "lower --workers, and go on with --resume."
+        )
+    disk = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+    if isinstance(error, OSError) and error.errno in disk:
+        return f"error: a file could not be written ({error.strerror}): look at the disk."
+    return ""

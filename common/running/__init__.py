@@ -1,0 +1,1 @@
+"""What every run needs and no paper is about; a student need not read it."""

@@ -1,0 +1,115 @@
+"""Scores finished runs: on their own or other data, greedily or by beam search.
+
+Run
+---
+    python evaluate.py RUN                                   as at the end of its training
+    python evaluate.py RUN RUN                               side by side
+    python evaluate.py RUN --data librispeech --root ~/corpora
+    python evaluate.py RUN --decode beam --lm demo/lm        beam search with a language model
+    python evaluate.py RUN --summary                         parameters by part
+
+RUN is the folder of a finished run of any script. Scores, result.json and the hypotheses go
+to RUN/score-<data>, or to --out. Several values of --lm-weight and --bonus are tried on 100
+dev utterances.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from common import corpora, scoring
+from common.errors import UserError, explain_errors
+from common.place import Place, first_rank_first, join, open_scores
+from common.running import options, runs
+from common.running.command_line import Program
+from common.running.options import Positive, Search, Seconds
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is scored, and how."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]  # folders of finished runs
+    data: str | None = None  # None: what the run was trained on
+    root: str = "data"  # where corpora are, and where demo worlds are built
+    languages: tuple[str, ...] = ()  # of the corpus; none: those of the run, or all
+    out: str = "auto"  # auto: RUN/score-<data>; several runs: each in a folder inside
+    base: str | None = None  # where the pretrained model is now, if it has moved
+    summary: bool = False  # print the number of parameters by part, and stop
+    device: str = "auto"  # cpu, cuda or cuda:N; auto: cuda if there is one
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of networks; auto: bf16 on a GPU
+    workers: int = 4  # processes that read audio; 0: this process reads
+    batch_seconds: Positive = 400.0  # padded audio per forward pass and GPU: memory decides
+    cut_seconds: Seconds = 40.0  # longer recordings are cut at pauses
+    seed: tyro.conf.Suppress[int] = 1  # of the dev utterances drawn for tuning: the run's
+    search: Search = Search()
+
+    def check(self) -> None:
+        """Raises UserError for values that make no sense."""
+        options.check_values(self, may_be_empty=("languages",))
+
+
+def score_run(given: Evaluation, folder: str, place: Place) -> tuple[Evaluation, dict]:
+    """Scores one run; returns the evaluation with its folder, and what RESULT says."""
+    run = runs.load_run(folder, place, given.root, given.base)
+    data = given.data or run.config.data
+    changes = {
+        "data": data,
+        "languages": given.languages or run.config.languages,
+        "seed": run.config.seed,
+        "out": str(out_of(given, run.folder, data)),
+    }
+    evaluation = replace(given, **changes)
+    scoring.check_search(run.recogniser, evaluation.search)
+    if place.first:
+        open_scores(Path(evaluation.out))
+    with first_rank_first(place):
+        corpus = corpora.load_corpus(
+            data, given.root, seed=run.config.seed, scoring=True, languages=evaluation.languages
+        )
+    result = scoring.head_of_result(run.script, run.config)
+    result |= scoring.evaluate(run.recogniser, corpus, evaluation, place)
+    return evaluation, scoring.report(result, evaluation, place)
+
+
+def out_of(given: Evaluation, run: Path, data: str) -> Path:
+    """The folder for the scores of a run."""
+    if given.out == "auto":
+        decode = "" if given.search.decode == "greedy" else f"-{given.search.decode}"
+        return run / f"score-{Path(data).name or 'data'}{decode}"
+    if len(given.runs) == 1:
+        return Path(given.out)
+    return Path(given.out) / "-".join(run.parts[-2:])
+
+
+def main(argv: list[str] | None = None) -> dict | list[dict]:
+    """Scores the runs on the command line. Returns what RESULT says, a list for several runs."""
+    if argv is None:
+        explain_errors()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    program = Program("python evaluate.py", __doc__ or "", arguments)
+    given = program.read(Evaluation(runs=()))
+    try:
+        given.check()
+    except UserError as error:
+        program.refuse(error)
+    place = join(given.device, given.precision)
+    if given.summary:
+        loaded = [runs.load_run(folder, place, given.root, given.base) for folder in given.runs]
+        counts = [scoring.print_parameters({"recogniser": run.recogniser}) for run in loaded]
+        return counts[0] if len(counts) == 1 else counts
+    scored = [score_run(given, folder, place) for folder in given.runs]
+    results = [result for _, result in scored]
+    if len(results) == 1:
+        return results[0]
+    scoring.compare_results([evaluation.out for evaluation, _ in scored], results)
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Variants of interaed_kd.py, see common/running/variants.py."""
