@@ -2,15 +2,15 @@
 
 Run
 ---
-    python evaluate.py RUN                                   as at the end of its training
-    python evaluate.py RUN RUN                               side by side
+    python evaluate.py RUN                             as at the end of its training
+    python evaluate.py RUN RUN                         side by side
     python evaluate.py RUN --data librispeech --root ~/corpora
-    python evaluate.py RUN --decode beam --lm demo/lm        beam search with a language model
-    python evaluate.py RUN --summary                         parameters by part
+    python evaluate.py RUN --decode beam --lm demo/lm  with a language model
+    python evaluate.py RUN --summary                   parameters by part
 
-RUN is the folder of a finished run of any script. Scores, result.json and the hypotheses go
-to RUN/score-<data>, or to --out. Several values of --lm-weight and --bonus are tried on 100
-dev utterances.
+RUN is the folder of a finished run of any script. Scores, result.json and the
+hypotheses go to RUN/score-<data>, or to --out. Several values of --lm-weight and
+--bonus are tried on 100 dev utterances.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Literal
 
 import tyro
 
-from common import corpora, scoring
+from common import corpora
 from common.errors import UserError, explain_errors
 from common.place import Place, first_rank_first, join, open_scores
-from common.running import options, runs
+from common.running import decoding, evaluation, options, runs
 from common.running.command_line import Program
 from common.running.options import Positive, Search, Seconds
 
@@ -64,17 +64,17 @@ def score_run(given: Evaluation, folder: str, place: Place) -> tuple[Evaluation,
         "seed": run.config.seed,
         "out": str(out_of(given, run.folder, data)),
     }
-    evaluation = replace(given, **changes)
-    scoring.check_search(run.recogniser, evaluation.search)
+    chosen = replace(given, **changes)
+    decoding.check_search(run.recogniser, chosen.search)
     if place.first:
-        open_scores(Path(evaluation.out))
+        open_scores(Path(chosen.out))
     with first_rank_first(place):
         corpus = corpora.load_corpus(
-            data, given.root, seed=run.config.seed, scoring=True, languages=evaluation.languages
+            data, given.root, seed=run.config.seed, scoring=True, languages=chosen.languages
         )
-    result = scoring.head_of_result(run.script, run.config)
-    result |= scoring.evaluate(run.recogniser, corpus, evaluation, place)
-    return evaluation, scoring.report(result, evaluation, place)
+    result = evaluation.head_of_result(run.script, run.config)
+    result |= evaluation.evaluate(run.recogniser, corpus, chosen, place)
+    return chosen, evaluation.report(result, chosen, place)
 
 
 def out_of(given: Evaluation, run: Path, data: str) -> Path:
@@ -88,7 +88,8 @@ def out_of(given: Evaluation, run: Path, data: str) -> Path:
 
 
 def main(argv: list[str] | None = None) -> dict | list[dict]:
-    """Scores the runs on the command line. Returns what RESULT says, a list for several runs."""
+    """Scores the runs on the command line. Returns what RESULT says, a list for several
+    runs."""
     if argv is None:
         explain_errors()
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -101,13 +102,13 @@ def main(argv: list[str] | None = None) -> dict | list[dict]:
     place = join(given.device, given.precision)
     if given.summary:
         loaded = [runs.load_run(folder, place, given.root, given.base) for folder in given.runs]
-        counts = [scoring.print_parameters({"recogniser": run.recogniser}) for run in loaded]
+        counts = [evaluation.print_parameters({"recogniser": run.recogniser}) for run in loaded]
         return counts[0] if len(counts) == 1 else counts
     scored = [score_run(given, folder, place) for folder in given.runs]
     results = [result for _, result in scored]
     if len(results) == 1:
         return results[0]
-    scoring.compare_results([evaluation.out for evaluation, _ in scored], results)
+    evaluation.compare([chosen.out for chosen, _ in scored], results)
     return results
 
 

@@ -436,7 +436,9 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         if part in models:
             models[part].gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
-    run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, recogniser.fits)
+    run = Run(
+        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=recogniser.tokenizer.encode, fits=recogniser.fits,
+    )
     if place.first:
         published.keep_shapes(recogniser, Path(config.out))
     listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
@@ -457,7 +459,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
             update.average_gradients()
             norms = {name: nn.utils.clip_grad_norm_(models[name].parameters(), config.clip).item() for name in rates}
             update.log |= {"norm": norms, "lr": run.set_learning_rates()}
-            if update.usable(*norms.values()):
+            if update.is_usable(norms.values()):
                 optimizer.step()
             optimizer.zero_grad()
         scores = scoring.dev_scores(recogniser, corpus, config, place)

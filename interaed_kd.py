@@ -14,14 +14,14 @@ time the decoder is thrown away [digest], and CTC decodes in parallel as before.
 
 Diagram
 -------
-    wave (B, N) --LogMel--> (B, F, 80) --Subsampling--> (B, T, D) --block 1 ... L--+
-                                                          |                        |
-                                              states of the taps, and of the last layer:
-                                                      (B, T, D)                (B, T, D)
-                                                          |                        |
-    exported:        one Linear(D, V) for all layers    ctc_l                  ctc_last
-    - - - - - - - - - - - - - - - - - - - - - - - - - - - | - - - - - - - - - - - -| - -
-    training only:  the S states, stacked (S B, T, D) <---+------------------------+
+    wave (B, N) --LogMel--> (B, F, 80) --Subsampling--> (B, T, D) --blocks 1 ... L--+
+                                                                                    |
+                                         states (B, T, D) of the taps and of the last
+                                         layer
+                                                      |                |
+    exported:       one Linear(D, V) for all layers  ctc_l            ctc_last
+    - - - - - - - - - - - - - - - - - - - - - - - - - | - - - - - - - -|- - - - - - -
+    training only:  the S states, stacked: (S B, T, D)+----------------+
                                   |
     <sos> y_1 ... y_U --> AttentionDecoder --> log p_l(y_i | y_<i, x)  (S B, U+1, V)
                                   |
@@ -32,38 +32,37 @@ Diagram
 
 Equations (our names; right: the function, and its test in tests/test_interaed_kd.py)
 ---------
-    z_i    = BERT's K largest logits at y_i, masked          label_tokens           test_z
-    q_i    = softmax(z_i / tau)                              soften                 test_q
-    ctc_l  = -log sum of p_l over all paths to y             ctc.ctc_loss           test_ctc_l
+    z_i    = BERT's K largest logits at y_i, masked  label_tokens            test_z
+    q_i    = softmax(z_i / tau)                      soften                  test_q
+    ctc_l  = -log sum of p_l over all paths to y     ctc.ctc_loss            test_ctc_l
     H_l(q) = - sum_i sum_v [(1-e) q_i(v) + e/V] log p_l(v | y_<i, x)
-                                                             smoothed_cross_entropy
-                                                             test_h
-    att_l  = H_l(one-hot y)                                  hard_loss              test_att_kd
-    kd_l   = H_l(q)                                          soft_loss              test_att_kd
-    mix_l  = (1-a) att_l + a kd_l                            mix_losses             test_mix
-    M_s(x) = (1-s) x_last + s mean over taps of x_l          weigh                  test_weigh
-    loss   = lam M_w(ctc) + (1-lam) M_u(mix)                 compute_losses         test_loss
+                                                     smoothed_cross_entropy  test_h
+    att_l  = H_l(one-hot y)                          hard_label              test_att_kd
+    kd_l   = H_l(q)                                  compute_losses          test_att_kd
+    mix_l  = (1-a) att_l + a kd_l                    mix_losses              test_mix
+    M_s(x) = (1-s) x_last + s mean over taps of x_l  weigh                   test_weigh
+    loss   = lam M_w(ctc) + (1-lam) M_u(mix)         compute_losses          test_loss
 
     i = 1 ... U+1, and y_(U+1) is <eos>, a hard label in att and in kd; v = 1 ... V
     lam, w, u, a: four weights per method, see METHODS;  tau: temperature;  e: smoothing
-    taps: encoder layers with losses of their own;  S: the taps and the last layer
+    taps: encoder layers with losses of their own;  S: number of taps, plus 1
 
 What is not the paper's
 -----------------------
 We have not read the body of the paper, only its abstract [paper], a summary by others
-[digest], the papers before it and toolkits' recipes [peer: ESPnet; Futami et al. 2020,
-2022 for BERT's soft labels]. What none of them says is ours, [choice]:
-    encoder    a Conformer; the digest says Transformer
-    units      BERT's word pieces, pruned to those of the training transcripts
-    taps       the layers at one and two thirds of the depth
-    weights    the four numbers of each method, and the form of the whole loss
-    decoder    one decoder reads all layers; it is clipped apart from the recogniser
-    reading    BERT reads one transcript between [CLS] and [SEP], in the student's pieces
+[digest], earlier papers and the recipes of toolkits [peer: ESPnet; Futami et al. 2020
+and 2022 for BERT's soft labels]. What none of them says is ours [choice]:
+    encoder  a Conformer; the digest says Transformer
+    units    BERT's word pieces, pruned to those of the training transcripts
+    taps     the layers at one and two thirds of the depth
+    weights  the four numbers of each method, and the form of the whole loss
+    decoder  one decoder reads all layers; it is clipped apart from the recogniser
+    reading  BERT reads one transcript between [CLS] and [SEP], in the student's pieces
 
 Run
 ---
-    python interaed_kd.py                  demo, 7 minutes: ctc 18 % WER, interaed_kd 16 %
-    python interaed_kd.py --method aed_kd --seed 2            another row of METHODS
+    python interaed_kd.py                           demo, 7 minutes: 18 % WER, then 16 %
+    python interaed_kd.py --method aed_kd --seed 2  another row of METHODS
     python interaed_kd.py --data librispeech --root ~/corpora --hours 100
 """
 
@@ -78,12 +77,12 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common import cache, conformer, corpora, ctc, data, features, pretrained, scoring
-from common import text, training, weights
+from common import cache, conformer, corpora, ctc, data, features, pretrained, text, training
+from common import weights
 from common.data import Batch
 from common.errors import UserError
 from common.place import Place, first_rank_first, note, reseed, start
-from common.running import command_line, options, variants
+from common.running import command_line, decoding, evaluation, options, variants
 from common.running.options import Augmentation, ConformerSizes, Count, Extent, Positive, Share
 
 # ================================================================================ configuration
@@ -241,7 +240,7 @@ class Question(NamedTuple):
 class Answer(NamedTuple):
     """BERT's K most likely pieces for each of U tokens, as the student's labels."""
 
-    labels: Tensor  # (U, K), int16
+    labels: Tensor  # (U, K)
     logits: Tensor  # (U, K)
 
 
@@ -279,7 +278,8 @@ def label_tokens(
     """z_i: masks every token in turn, and asks BERT for its K most likely pieces there.
 
     piece_of (V,): BERT's id of each label, or -1. Only pieces that the student has are
-    taken: the cut makes q surer of them than BERT is.
+    taken: the cut makes q more certain of them than BERT is. Raises UserError for a K
+    that is too large.
     """
     # One row of ids per token; the token at `positions` will be masked.
     rows, positions = [], []
@@ -289,6 +289,8 @@ def label_tokens(
             positions.append(min(question.first + i, teacher.longest - 1))
 
     kept = one_label_per_piece(piece_of)  # (M,)
+    if k > len(kept):
+        raise UserError(f"--top-k {k} is more than the {len(kept)} pieces kept: lower it.")
     bert_ids = piece_of[kept].to(teacher.model.device)  # (M,)
     labels = torch.zeros(len(rows), k, dtype=torch.long)
     logits = torch.zeros(len(rows), k)
@@ -304,7 +306,7 @@ def label_tokens(
         questions, labels.split(sizes), logits.split(sizes), strict=True
     ):
         correct_answers(question, its_labels, its_logits, piece_of, teacher.longest)
-        answers.append(Answer(its_labels.short(), its_logits.clone()))
+        answers.append(Answer(its_labels, its_logits))
     return answers
 
 
@@ -363,7 +365,6 @@ def soft_labels(
     with first_rank_first(place):
         teacher = pretrained.MaskedLM(config.teacher, "--teacher", config.root, place.device)
     piece_of = torch.tensor([-1, *tokenizer.ids_in(teacher.pieces)])  # (V,); <eos> has none
-    check_teacher(config, tokenizer, piece_of)
     questions = questions_of(tokenizer, teacher, utterances)
     keys = [cache.digest(repr(question)) for question in questions]
 
@@ -387,22 +388,14 @@ def soft_labels(
     return found, {key: round(value, 4) for key, value in report.items()}
 
 
-def check_teacher(config: Config, tokenizer: text.WordPiece, piece_of: Tensor) -> None:
-    """Raises UserError where soft labels cannot be kept, or have not enough pieces."""
-    if tokenizer.size > 2**15:
-        raise UserError(f"{tokenizer.size} outputs do not fit 16 bits (32768): lower --units.")
-    if config.top_k > len(one_label_per_piece(piece_of)):
-        raise UserError(
-            f"--top-k {config.top_k} is more than the {tokenizer.size - 1} pieces kept: lower it."
-        )
-
-
 def accuracy(
     questions: list[Question], answers: list[Answer], piece_of: Tensor, longest: int
 ) -> tuple[float, float]:
     """The shares of tokens that are BERT's first guess, and among its K; of those it
     was asked."""
-    tokens, first, among = 0, 0, 0
+    tokens = 0
+    first = 0
+    among = 0
     for question, answer in zip(questions, answers, strict=True):
         for i, y in enumerate(question.labels):
             if can_be_asked(question, i, piece_of, longest):
@@ -417,7 +410,7 @@ def pad_soft_labels(soft_labels: dict[str, SoftLabel], batch: Batch) -> SoftLabe
     """The soft labels of a batch: (B, U+1, K) each, on its device."""
     mine = [soft_labels[utterance.id] for utterance in batch.utterances]
     pad = nn.utils.rnn.pad_sequence
-    labels = pad([soft.labels for soft in mine], batch_first=True).long()
+    labels = pad([soft.labels for soft in mine], batch_first=True)
     probs = pad([soft.probs for soft in mine], batch_first=True)
     return SoftLabel(labels.to(batch.waves.device), probs.to(batch.waves.device))
 
@@ -428,7 +421,11 @@ def pad_soft_labels(soft_labels: dict[str, SoftLabel], batch: Batch) -> SoftLabe
 class Recogniser(nn.Module):
     """Log-mel features, a Conformer and one CTC head: the exported model."""
 
-    beam_lm = pretrained.LanguageModel  # the kind of language model that its beam search takes
+    decodes = decoding.Decoding(  # for evaluate.py and transcribe.py
+        kinds=("greedy", "beam"),
+        lm=pretrained.LanguageModel,
+        own=options.Search(beam=10, lm_weight=(0.2, 0.4, 0.6), bonus=(0.0, 0.5, 1.0)),  # [choice]
+    )
 
     def __init__(self, config: Config, vocabulary: int, tokenizer: text.WordPiece | None = None):
         super().__init__()
@@ -471,7 +468,7 @@ class Recogniser(nn.Module):
         """state (B, T, D) -> log p(piece or blank | frame) (B, T, V), in fp32."""
         return self.ctc_head(state).float().log_softmax(-1)
 
-    def transcribe(self, batch: Batch, place: Place, **search) -> list[scoring.Transcript]:
+    def transcribe(self, batch: Batch, place: Place, **search) -> list[decoding.Transcript]:
         """The batch's transcripts with word times. search: none for greedy, or see
         `ctc.search`."""
         with place.autocast():
@@ -480,7 +477,7 @@ class Recogniser(nn.Module):
         paths = ctc.search(log_probs, lengths, **search)
         transcripts = []
         for path in paths:
-            transcripts.append(scoring.transcript_of(path, self.tokenizer, self.seconds_per_frame))
+            transcripts.append(decoding.transcript_of(path, self.tokenizer, self.seconds_per_frame))
         return transcripts
 
 
@@ -577,33 +574,23 @@ def fits(subsampling: int, samples: int, labels: list[int]) -> bool:
 # ======================================================================================= losses
 
 
-def smoothed_cross_entropy(
-    log_probs: Tensor, labels: Tensor, probs: Tensor, mask: Tensor, epsilon: float
-) -> Tensor:
-    """H(q) = - sum_i sum_v [(1-e) q_i(v) + e/V] log p(v | y_<i, x): a number, for the
-    whole batch.
+def smoothed_cross_entropy(log_probs: Tensor, q: SoftLabel, mask: Tensor, epsilon: float) -> Tensor:
+    """H(q) = - sum_i sum_v [(1-e) q_i(v) + e/V] log p(v | y_<i, x), over all tokens of
+    the batch.
 
-    log_probs (B, U+1, V). q is sparse: probs (B, U+1, K) for labels (B, U+1, K). mask
-    (B, U+1) is True for the real tokens.
+    log_probs (B, U+1, V); q holds K pieces of the V, (B, U+1, K); mask (B, U+1) is True
+    for real tokens. att_l is H of the hard label, kd_l is H of BERT's soft label.
     """
-    picked = (probs * log_probs.gather(-1, labels)).sum(-1)  # (B, U+1): sum_v q(v) log p(v)
+    picked = (q.probs * log_probs.gather(-1, q.labels)).sum(-1)  # (B, U+1): sum_v q(v) log p(v)
     even = log_probs.mean(-1)  # (B, U+1): sum_v 1/V log p(v)
     return -(((1 - epsilon) * picked + epsilon * even) * mask).sum()
 
 
-def hard_loss(log_probs: Tensor, batch: Batch, epsilon: float) -> Tensor:
-    """att_l: the decoder at layer l learns the transcript y_1 ... y_U <eos>; summed
-    over tokens."""
-    y = nn.functional.pad(batch.targets, (0, 1))[..., None]  # (B, U+1, 1); <eos>, padding: label 0
-    mask = conformer.length_mask(batch.target_lengths + 1, y.shape[1])  # (B, U+1)
-    return smoothed_cross_entropy(log_probs, y, torch.ones_like(y), mask, epsilon)
-
-
-def soft_loss(log_probs: Tensor, batch: Batch, soft: SoftLabel, epsilon: float) -> Tensor:
-    """kd_l: the decoder at layer l learns BERT's distributions q; summed over
-    tokens."""
-    mask = conformer.length_mask(batch.target_lengths + 1, soft.labels.shape[1])  # (B, U+1)
-    return smoothed_cross_entropy(log_probs, soft.labels, soft.probs, mask, epsilon)
+def hard_label(targets: Tensor) -> SoftLabel:
+    """The transcript y_1 ... y_U <eos> with probability 1: targets (B, U) -> (B, U+1,
+    1)."""
+    y = nn.functional.pad(targets, (0, 1))[..., None]  # padding and <eos> are label 0
+    return SoftLabel(y, torch.ones_like(y))
 
 
 def mix_losses(att_losses: list[Tensor], kd_losses: list[Tensor], a: float) -> list[Tensor]:
@@ -645,16 +632,17 @@ def compute_losses(
     if "decoder" not in models:
         return ctc_part, {"ctc": ctc_part}
 
-    decoded = (
-        states if row.u > 0 else states[-1:]
-    )  # where the taps have no weight, they are not read
+    decoded = states if row.u > 0 else states[-1:]  # taps without a weight are not decoded
     with place.autocast():
         decoder_log_probs = models["decoder"](decoded, lengths, batch.targets)  # (B, U+1, V) each
-    att_losses = [hard_loss(lp, batch, config.smoothing) for lp in decoder_log_probs]
+    hard = hard_label(batch.targets)
+    mask = conformer.length_mask(batch.target_lengths + 1, hard.labels.shape[1])  # (B, U+1)
+    e = config.smoothing
+    att_losses = [smoothed_cross_entropy(lp, hard, mask, e) for lp in decoder_log_probs]
     parts = {"ctc": ctc_part, "att": weigh(att_losses, row.u)}
     mixed = att_losses
     if soft is not None:
-        kd_losses = [soft_loss(lp, batch, soft, config.smoothing) for lp in decoder_log_probs]
+        kd_losses = [smoothed_cross_entropy(lp, soft, mask, e) for lp in decoder_log_probs]
         parts["kd"] = weigh(kd_losses, row.u)
         mixed = mix_losses(att_losses, kd_losses, row.a)
     return row.lam * ctc_part + (1 - row.lam) * weigh(mixed, row.u), parts
@@ -726,10 +714,10 @@ def train(
             if update.is_usable(norms.values()):  # all are finite, and there was an utterance
                 optimizer.step()
             optimizer.zero_grad()
-        scores = scoring.dev_scores(recogniser, corpus, config, place)
+        scores = evaluation.dev_scores(recogniser, corpus, config, place)
         run.end_epoch(recogniser, scores)
     if place.first and soft is not None:
-        scoring.draw_safely(draw_soft_label, config, models, corpus, soft)
+        evaluation.draw_safely(draw_soft_label, config, models, corpus, soft)
     return recogniser, report | run.finish(recogniser)
 
 
@@ -760,7 +748,7 @@ def draw_soft_label(
     decoder = log_probs[0, step].exp().cpu()  # (V,)
     mine = soft[utterance.id]
     teacher = torch.zeros_like(decoder)
-    teacher.index_add_(0, mine.labels[step].long(), mine.probs[step])
+    teacher.index_add_(0, mine.labels[step], mine.probs[step])
     words[n] = "[MASK]"
     title = " ".join(words)
     figures.expectations(
@@ -784,11 +772,11 @@ def run_method(config: Config) -> dict:
     place = start(config)
     corpus = data.read_corpus(config, place)
     recogniser, report = train(config, corpus, place)
-    result = scoring.head_of_result("interaed_kd", config)
+    result = evaluation.head_of_result("interaed_kd", config)
     result["weights"] = weights_of(config)._asdict()
-    result |= scoring.evaluate(recogniser, corpus, config, place)
+    result |= evaluation.evaluate(recogniser, corpus, config, place)
     result |= report
-    return scoring.report(result, config, place)
+    return evaluation.report(result, config, place)
 
 
 def main(argv: list[str] | None = None, replace: variants.Replacements | None = None) -> dict:
@@ -801,10 +789,10 @@ def main(argv: list[str] | None = None, replace: variants.Replacements | None = 
         configs = command_line.parse(PRESETS, __doc__, argv, variant.name)
         if configs[0].summary:
             last = configs[-1]
-            return scoring.print_parameters(build_models(last, vocabulary=last.units + 1))
+            return evaluation.print_parameters(build_models(last, vocabulary=last.units + 1))
         results = [run_method(config) for config in configs]
         variant.check_called()
-    return scoring.compare(configs, results)
+    return evaluation.compare_methods(configs, results)
 
 
 if __name__ == "__main__":

@@ -431,7 +431,9 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         perplexity = partial(prompting.text_perplexity, recogniser, corpus.dev, symbols(recogniser.lm), place)
         report["text_perplexity"] = [perplexity()]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
-    run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, partial(fits, config.method))
+    run = Run(
+        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=recogniser.tokenizer.encode, fits=partial(fits, config.method),
+    )
     listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
     for _ in run.epochs():
         for update in run.updates():
@@ -445,7 +447,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
             update.average_gradients()
             norms = {name: nn.utils.clip_grad_norm_(models[name].parameters(), config.clip).item() for name in rates}
             update.log |= {"norm": norms, "lr": run.set_learning_rates()}
-            if update.usable(*norms.values()):
+            if update.is_usable(norms.values()):
                 optimizer.step()
             optimizer.zero_grad()
         scores = scoring.dev_scores(recogniser, corpus, config, place)

@@ -518,7 +518,9 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
     groups = [{"params": list(part.parameters()), "lr": config.lr} for part in models.values()]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     weight = config.soft_label_weight if config.method == "soft_labels" else config.kd_weight
-    run = Run(config, place, models, optimizer, utterances, tokenizer.encode, partial(fits, config))
+    run = Run(
+        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=tokenizer.encode, fits=partial(fits, config),
+    )
     for _ in run.epochs():
         for update in run.updates():
             lam = weight * min(1.0, update.step / max(1.0, config.ramp * run.steps))  # (C4 ramp)
@@ -530,7 +532,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
             # Each part's gradient is clipped by itself: the heads must not slow the recogniser down (C3 heads).
             norms = [nn.utils.clip_grad_norm_(part.parameters(), config.clip).item() for part in models.values()]
             update.log |= {"norm": norms[0], "lr": run.set_learning_rates()}
-            if update.usable(*norms):
+            if update.is_usable(norms):
                 optimizer.step()
             optimizer.zero_grad()
         run.end_epoch(recogniser, scoring.dev_scores(recogniser, corpus, config, place))

@@ -487,7 +487,9 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         recogniser.frontend.fit(sample_waves(utterances, config))
     groups = [{"params": list(part.parameters()), "lr": config.lr} for part in models.values()]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
-    run = Run(config, place, models, optimizer, utterances, tokenizer.encode, fits)
+    run = Run(
+        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=tokenizer.encode, fits=fits,
+    )
     for _ in run.epochs():
         for update in run.updates():
             for batch in update:
@@ -498,7 +500,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
             # Each part's gradient is clipped by itself: the branches must not slow the recogniser down.
             norms = [nn.utils.clip_grad_norm_(part.parameters(), config.clip).item() for part in models.values()]
             update.log |= {"norm": norms[0], "lr": run.set_learning_rates()}
-            if update.usable(*norms):
+            if update.is_usable(norms):
                 optimizer.step()
             optimizer.zero_grad()
         run.end_epoch(recogniser, scoring.dev_scores(recogniser, corpus, config, place))

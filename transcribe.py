@@ -8,8 +8,8 @@ Run
     python transcribe.py RUN --stream a.wav           words while the audio comes in
     arecord -q -t raw -f S16_LE -r 16000 | python transcribe.py RUN --stream -
 
-RUN is the folder of a finished run. WAV, FLAC, OGG and MP3 files of any rate, channels and
-length are read; a folder stands for the audio files in it. Longer recordings than
+RUN is the folder of a finished run. WAV, FLAC, OGG and MP3 files of any rate, channels
+and length are read; a folder stands for the audio files in it. Longer recordings than
 --cut-seconds are cut at pauses.
 """
 
@@ -22,10 +22,10 @@ from typing import Literal
 
 import tyro
 
-from common import scoring, streaming
+from common import streaming
 from common.errors import UserError, explain_errors
 from common.place import join
-from common.running import options, runs
+from common.running import decoding, options, runs, transcription
 from common.running.command_line import Program
 from common.running.options import Search, Seconds
 
@@ -64,7 +64,8 @@ class Transcription:
 
 
 def files_of(paths: tuple[str, ...]) -> list[str]:
-    """The files that are named, and the audio files inside of folders. Raises UserError."""
+    """The files that are named, and the audio files inside of folders. Raises
+    UserError."""
     found = []
     for path in map(Path, paths):
         if not path.is_dir():
@@ -93,8 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     if given.stream:
         streaming.stream_words(recogniser, given, place)
     else:
-        scoring.check_search(recogniser, given.search)
-        scoring.transcribe_files(recogniser, files_of(given.files), given, place)
+        decoding.check_search(recogniser, given.search)
+        transcription.transcribe_files(recogniser, files_of(given.files), given, place)
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ class _Reader(Dataset):
         self, plan: list[MicroBatch], config: RunConfig, encode: Encode | None, fits: Fits | None, known_bad: set[str]
     ):
         self.plan, self.encode, self.fits, self.known_bad = plan, encode, fits, known_bad
-        self.seed, self.speeds = config.seed, config.speeds if encode else ()
+        self.seed, self.speeds = config.seed, config.augmentation.speeds if encode else ()
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -237,6 +237,15 @@ def _ignore_signals(worker: int) -> None:
 def read_one(utterance: Utterance, config: RunConfig) -> Batch:
     """A batch of one utterance as it is, without labels; of none, where it cannot be read."""
     return _Reader([MicroBatch([utterance])], config, None, None, set())[0]
+
+
+def read_first(utterances: list[Utterance], config: RunConfig) -> Batch | None:
+    """A batch of the first utterance that can be read, without labels; None if there is none."""
+    for utterance in utterances:
+        batch = read_one(utterance, config)
+        if batch.utterances:
+            return batch
+    return None
 
 
 def sample_waves(utterances: list[Utterance], config: RunConfig, count: int = 500) -> Iterator[Tensor]:

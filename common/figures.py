@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
+from torch import Tensor
 
 from common.files import read_log
 
@@ -104,3 +105,15 @@ def bars(path: str | Path, names: list[str], series: dict[str, list[float]], lab
     if len(series) > 1:
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)  # beside the bars
     _save(figure, path)
+
+
+def expectations(path: Path, title: str, pieces: list[str], teacher: Tensor, decoder: Tensor, some: int = 12) -> None:
+    """What BERT and the decoder expect at one place: probabilities (V,) of both, of the `some` likeliest pieces of each.
+
+    pieces: of labels 1 to V - 1; label 0 is <eos>.
+    """
+    likely = {*teacher.topk(some).indices.tolist(), *decoder.topk(some).indices.tolist()}
+    shown = sorted(likely, key=lambda label: -teacher[label])
+    names = [pieces[label - 1] if label else "<eos>" for label in shown]
+    series = {"BERT's soft label": teacher[shown].tolist(), "decoder at the last layer": decoder[shown].tolist()}
+    bars(path, names, series, "probability", title)

@@ -7,7 +7,7 @@ Both sides of every comparison pass the normaliser `basic` (common/text.py). Rat
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import jiwer
@@ -116,6 +116,21 @@ def score(
     pairs = [(text, hypotheses[name]) for name, text in references.items() if name in hypotheses]
     texts, found = [text for text, _ in pairs], [hypothesis for _, hypothesis in pairs]
     return word_errors(texts, found), homophone_errors(texts, found, twins)
+
+
+class Metric(NamedTuple):
+    """A column of the scores: (references, hypotheses, twins) -> per cent."""
+
+    rate: Callable[[list[str], list[str], Mapping[str, str]], float]
+    needs_twins: bool = False  # it is left out where the corpus has no homophones
+
+
+METRICS = {
+    "wer": Metric(lambda ref, hyp, twins: word_errors(ref, hyp).rate),
+    "cer": Metric(lambda ref, hyp, twins: character_errors(ref, hyp).rate),
+    "homophone_error": Metric(lambda ref, hyp, twins: homophone_errors(ref, hyp, twins).rate, True),
+    "wer_twins_equal": Metric(lambda ref, hyp, twins: word_errors(ref, hyp, twins).rate, True),
+}
 
 
 def side_by_side(reference: str, hypothesis: str) -> str:

@@ -33,7 +33,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -165,8 +165,8 @@ class Update:
         average_gradients(self.run.trainable, int(self.counts["utterances"]), self.run.place)
         self.averaged = True
 
-    def usable(self, *norms: Tensor | float) -> bool:
-        """Whether there is something to learn from and every norm is finite: else the update is skipped."""
+    def is_usable(self, norms: Iterable[float]) -> bool:
+        """Whether there were utterances, and every norm is finite. Otherwise the update is skipped and counted."""
         self.applied = self.counts["utterances"] > 0 and all(math.isfinite(norm) for norm in norms)
         return self.applied
 
@@ -179,7 +179,7 @@ class Run:
     """
 
     def __init__(
-        self, config: RunConfig, place: Place, models: nn.ModuleDict, optimizer: torch.optim.Optimizer,
+        self, config: RunConfig, place: Place, *, models: nn.ModuleDict, optimizer: torch.optim.Optimizer,
         utterances: list[Utterance], encode: Encode, fits: Fits,
     ):  # fmt: skip
         self.config, self.place, self.models, self.optimizer = config, place, models, optimizer
@@ -191,10 +191,10 @@ class Run:
         if config.resume:
             self._resume()
         updates = self._plan(1)[-1].update + 1  # epochs differ by an update or so
-        self.steps = config.max_steps or config.epochs * updates  # of the whole run
-        if place.first and config.schedule == "inverse-sqrt" and config.warmup > self.steps:
-            reached = f"{100 * self.steps / config.warmup:.0f} % of its peak"
-            note(f"{self.steps} updates, --warmup {config.warmup:g}: the learning rate rises to {reached} only")
+        self.steps = config.max_steps or config.training.epochs * updates  # of the whole run
+        if place.first and config.training.schedule == "inverse-sqrt" and config.training.warmup > self.steps:
+            reached = f"{100 * self.steps / config.training.warmup:.0f} % of its peak"
+            note(f"{self.steps} updates, --warmup {config.training.warmup:g}: the learning rate rises to {reached} only")
 
     def epochs(self) -> Iterator[int]:
         """Those that are left, counted from 0. One that was interrupted before `end_epoch` is yielded again."""
@@ -223,7 +223,7 @@ class Run:
 
     def set_learning_rates(self) -> float:
         """Sets every group's rate for this update; returns that of the first."""
-        share = learning_rate(self.config.schedule, self.config.warmup, self.progress.step, self.steps)
+        share = learning_rate(self.config.training.schedule, self.config.training.warmup, self.progress.step, self.steps)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
         return self.optimizer.param_groups[0]["lr"]
@@ -232,7 +232,7 @@ class Run:
         """scores: of the dev set; "dev", the lower the better, decides which epochs are averaged."""
         progress, config = self.progress, self.config
         progress.epoch, progress.update = progress.epoch + 1, 0
-        progress.done = progress.step >= config.max_steps if config.max_steps else progress.epoch >= config.epochs
+        progress.done = progress.step >= config.max_steps if config.max_steps else progress.epoch >= config.training.epochs
         if self.place.first:
             self._keep_epoch(recogniser, scores["dev"])
             self._write_log(step=progress.step, epoch=progress.epoch, **scores)
@@ -273,7 +273,7 @@ class Run:
     def _plan(self, epoch: int) -> list[MicroBatch]:
         config, place = self.config, self.place
         return plan_epoch(
-            self.utterances, epoch, config.seed, config.update_seconds, config.batch_seconds, place.rank, place.ranks,
+            self.utterances, epoch, config.seed, config.training.update_seconds, config.batch_seconds, place.rank, place.ranks,
             config.language_power, by_length=not config.init,
         )  # fmt: skip
 
@@ -361,7 +361,7 @@ class Run:
     def _keep_epoch(self, recogniser: nn.Module, error: float) -> None:
         """Writes this epoch's weights if it is among the best --average; of equals the later."""
         best = sorted([*self.progress.best, [error, self.progress.epoch]], key=lambda x: (x[0], -x[1]))
-        self.progress.best = best[: self.config.average]
+        self.progress.best = best[: self.config.training.average]
         if self.progress.epoch in [epoch for _, epoch in self.progress.best]:
             (self.folder / "epochs").mkdir(exist_ok=True)
             save_weights(self._epoch_file(self.progress.epoch), own_state(recogniser))

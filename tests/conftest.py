@@ -187,7 +187,7 @@ SCRIPTS = {
         small=f"{SMALL} --decoder-ff-dim 64",
         random=AUGMENTED,
         exported={"frontend", "encoder", "ctc_head"},
-        trained={"recogniser", "decoders"},
+        trained={"recogniser", "decoder"},
         files={"soft_label.png"},
         report={"teacher_seconds", "teacher_top1", "teacher_top_k"},
         make_talk=_unlikely_blank,
@@ -283,6 +283,14 @@ class Finished(NamedTuple):
 
     def main(self, *arguments) -> dict:
         return importlib.import_module(self.name).main([str(argument) for argument in arguments])
+
+    def evaluate(self, *arguments) -> dict:
+        """evaluate.py; what it returns."""
+        return importlib.import_module("evaluate").main([str(argument) for argument in arguments])
+
+    def transcribe(self, *arguments) -> None:
+        """transcribe.py, which prints."""
+        importlib.import_module("transcribe").main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,9 @@ from common import cache
 from common.corpora import Utterance
 from common.flags import UserError
 from common.place import Place
+from common.pretrained import MaskedLM
 from common.text import WordPiece
+from variants.interaed_kd import session_context, uniform_teacher
 
 CPU = Place(0, 1, torch.device("cpu"))
 KEYS = [cache.digest(str(i)) for i in range(40)]
@@ -126,7 +128,7 @@ def ask(tmp_path, monkeypatch):
         config = read_config("aed_kd", f"--top-k 8 {options}", root=str(tmp_path), teacher=str(folder))
         utterances = [Utterance(str(i), "", text, 1.0) for i, text in enumerate(texts)]
         labels, report = interaed_kd.soft_labels(config, tokenizer, utterances, CPU)
-        return labels, report, sum(len(question.y) for call in counting.call_args_list for question in call.args[1])
+        return labels, report, sum(len(question.labels) for call in counting.call_args_list for question in call.args[1])
 
     ask.tokenizer = tokenizer
     return ask
@@ -138,11 +140,11 @@ def test_no_token_is_asked_twice_and_nothing_stale_is_read(ask, tmp_path):
     assert report == again[1] and report["teacher_seconds"] > 0
     assert all(torch.equal(a, b) for name in once for a, b in zip(once[name], again[0][name], strict=True))
     fewer, other = WordPiece(ask.tokenizer.pieces[1:]), save(tmp_path / "other", bert(seed=1))
-    news = [ask("--top-k 4"), ask("--temperature 1"), ask(tokenizer=fewer), ask(folder=other)]
-    assert all(asked for *_, asked in news) and len(list((tmp_path / "soft-labels").iterdir())) == 5
-    assert news[0][0]["0"].probs.shape[1] == 4 and (news[1][0]["0"].probs > once["0"].probs)[:-1, 0].all()  # surer
-    assert ask("--soft-labels uniform")[2] == 0  # made of the same answers
-    assert ask("--teacher-context full")[2] > 0
+    news = [ask("--top-k 4"), ask(tokenizer=fewer), ask(folder=other)]
+    assert all(asked for *_, asked in news) and len(list((tmp_path / "soft-labels").iterdir())) == 4
+    assert news[0][0]["0"].probs.shape[1] == 4
+    surer, _, asked = ask("--temperature 1")  # made of the same answers
+    assert asked == 0 and (surer["0"].probs > once["0"].probs)[:-1, 0].all()
 
 
 def test_answers_are_kept_as_soon_as_they_are_there(ask):
@@ -154,12 +156,38 @@ def test_answers_are_kept_as_soon_as_they_are_there(ask):
     assert ask(texts=texts)[2] == 8 + 9 + 10
 
 
-def test_uniform_labels_keep_the_pieces_and_forget_the_rest(ask):
-    learnt, even = (ask(f"--soft-labels {kind}", ["the é flour"])[0]["0"] for kind in ("teacher", "uniform"))
-    assert torch.equal(even.labels, learnt.labels) and even.probs[0].tolist() == pytest.approx([1 / 8] * 8)
+def test_uniform_labels_keep_the_pieces_and_forget_the_rest(ask, monkeypatch):
+    """The variant uniform_teacher: made of the same answers; what BERT cannot be asked about stays hard."""
+    (learnt, _, _), uniform = ask(texts=["the é flour"]), uniform_teacher.uniform
+    monkeypatch.setattr(interaed_kd, "soften", uniform)
+    even, _, asked = ask(texts=["the é flour"])
+    learnt, even = learnt["0"], even["0"]
+    assert asked == 0 and torch.equal(even.labels, learnt.labels)
+    assert even.probs[0].tolist() == pytest.approx([1 / 8] * 8)
     for i in (1, -1):  # é, which BERT does not know, and <eos>
         assert even.probs[i].tolist() == learnt.probs[i].tolist() == [1.0] + [0.0] * 7
     assert even.labels[-1, 0] == 0
+
+
+def test_the_session_around_an_utterance(tmp_path, monkeypatch):
+    """The variant session_context: as many neighbours as fit, nearer ones first."""
+    lm = MaskedLM(str(save(tmp_path / "bert", bert())), "--teacher", "unused", "cpu")
+    tokenizer = WordPiece.prune(lm.pieces, ["the baker's flour é", "boys' knight 'tis x"], 5)
+    said = [("the", "a"), ("knight", "a"), ("flour the", "a"), ("x é", "b")]
+    utterances = [Utterance(str(i), "", text, 1.0, session=session) for i, (text, session) in enumerate(said)]
+
+    def read(questions_of, utterances=utterances, longest=32):
+        monkeypatch.setattr(lm, "longest", longest)
+        questions = questions_of(tokenizer, lm, utterances)
+        return [(" ".join(lm.pieces[i] for i in question.ids), question.first) for question in questions]
+
+    full = session_context.questions_in_context
+    assert read(interaed_kd.questions_of)[1] == ("[CLS] knight [SEP]", 1)
+    whole = "[CLS] the knight f ##l ##o ##u ##r the [SEP]"
+    assert read(full) == [(whole, 1), (whole, 2), (whole, 3), ("[CLS] x [UNK] [SEP]", 1)]
+    assert read(full, longest=4)[1] == ("[CLS] the knight [SEP]", 2)
+    many = [Utterance(str(i), "", "the knight the", 1.0, session="a") for i in range(200)]
+    assert {len(text.split()) for text, _ in read(full, many, longest=512)} == {2 + 3 * 84}  # 256 at most
 
 
 def test_hard_labels_are_no_guesses_of_the_teacher(ask):
@@ -179,5 +207,3 @@ def test_hard_labels_are_no_guesses_of_the_teacher(ask):
 def test_what_soft_labels_cannot_be(ask):
     with pytest.raises(UserError, match="--top-k 400 is more than"):
         ask("--top-k 400")
-    with pytest.raises(UserError, match="40001 outputs .* lower --units"):
-        ask(tokenizer=WordPiece([f"x{i}" for i in range(40000)]))

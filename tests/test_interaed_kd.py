@@ -46,6 +46,7 @@ def one_hot(target: list[int]) -> SoftLabel:
 
 
 TARGETS = [[1, 2], [2]]
+MASK = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
 HARD = [one_hot(target) for target in TARGETS]
 SOFT = [
     SoftLabel(torch.tensor([[1, 3], [3, 2], [0, 1]]), torch.tensor([[0.8, 0.2], [0.6, 0.4], [1.0, 0.0]])),
@@ -68,7 +69,7 @@ def small():
 
 
 def test_the_equation_map_names_what_exists():
-    rows = re.findall(r" {3,}(\S+) +(test_\w+)$", script.__doc__, re.M)
+    rows = re.findall(r" {2,}(\S+) {2,}(test_\w+)$", script.__doc__, re.M)
     assert len(rows) == 9 and all(operator.attrgetter(function)(script) and globals()[test] for function, test in rows)
 
 
@@ -95,16 +96,15 @@ def cross_entropy_by_hand(log_probs: torch.Tensor, soft: list[SoftLabel], e: flo
 
 
 def test_h(small):
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0]]).bool()
     for e, (soft, labels) in itertools.product((0.0, 0.1, 0.7), [(small.soft, SOFT), (small.hard, HARD)]):
-        found = script.smoothed_cross_entropy(small.decoded[0], soft.labels, soft.probs, mask, e)
+        found = script.smoothed_cross_entropy(small.decoded[0], soft, MASK, e)
         assert found.item() == pytest.approx(cross_entropy_by_hand(small.decoded[0], labels, e))
 
 
 def losses_of(small, log_probs, soft) -> tuple[float, float]:
     """att_l and kd_l of the decoder's answer."""
-    att = script.hard_loss(log_probs, small.batch, 0.1)
-    return att.item(), script.soft_loss(log_probs, small.batch, soft, 0.1).item()
+    hard = script.hard_label(small.batch.targets)
+    return tuple(script.smoothed_cross_entropy(log_probs, q, MASK, 0.1).item() for q in (hard, soft))
 
 
 def test_att_kd(small):
@@ -139,10 +139,11 @@ def test_q():
 def test_loss(small):
     """compute_losses puts the parts together as the formula says, for every method, and returns them for the log."""
     config, models, batch, soft, c = small.config, small.models, small.batch, small.soft, small.ctc_losses
-    att = [script.hard_loss(lp, batch, 0.1) for lp in small.decoded]
-    kd = [script.soft_loss(lp, batch, soft, 0.1) for lp in small.decoded]
+    hard = script.hard_label(batch.targets)
+    att = [script.smoothed_cross_entropy(lp, hard, MASK, 0.1) for lp in small.decoded]
+    kd = [script.smoothed_cross_entropy(lp, soft, MASK, 0.1) for lp in small.decoded]
     for method, (lam, w, u, a) in script.METHODS.items():
-        m = [(1 - a) * hard + a * taught for hard, taught in zip(att, kd, strict=True)]
+        m = [(1 - a) * x + a * taught for x, taught in zip(att, kd, strict=True)]
         expected = lam * ((1 - w) * c[2] + w * (c[0] + c[1]) / 2) + (1 - lam) * ((1 - u) * m[2] + u * (m[0] + m[1]) / 2)
         some = models if lam < 1 else nn.ModuleDict({"recogniser": small.recogniser})
         row = options.with_values(config, methods=(method,), ctc_share=None)
@@ -157,7 +158,7 @@ def test_loss(small):
 
 def test_a_taps_loss_teaches_the_layers_at_and_below_it(small):
     """The gradient of CTC's and of the decoder's term at tap 1: none above block 1, some in it and below."""
-    for term in (small.ctc_losses[0], script.soft_loss(small.decoded[0], small.batch, small.soft, 0.1)):
+    for term in (small.ctc_losses[0], script.smoothed_cross_entropy(small.decoded[0], small.soft, MASK, 0.1)):
         small.models.zero_grad()
         term.backward(retain_graph=True)
         first, *above = small.recogniser.encoder.blocks

@@ -90,19 +90,10 @@ def test_a_signal_to_the_whole_process_group_spares_the_reading_processes(finish
     assert (tmp_path / "last.pt").exists()
 
 
-def test_ctrl_c_while_libraries_are_loaded(tmp_path):
-    process = start_script("--data", "nowhere", cwd=tmp_path)
-    while process.poll() is None and "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGINT)
-    out, error = process.communicate(timeout=60)
-    assert (out, error) == ("", "stopped.\n") and process.returncode not in (0, 1)
-
-
 def test_nobody_reads_on(babbling, corpus):
-    """python interaed_kd.py --transcribe … | head -1"""
+    """python transcribe.py RUN … | head -1"""
     files = [u.audio for u in corpus.train[:50]]
-    process = start_script("--checkpoint", babbling("interaed_kd"), "--transcribe", *files)
+    process = start_script(babbling("interaed_kd"), *files, script="transcribe.py")
     assert process.stdout.readline().startswith(files[0])
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait(60) != 0
@@ -116,17 +107,17 @@ def test_exit_codes_and_one_sentence(finished, tmp_path):
     cases = [
         (1, ["--data", "nowhere"], "--data nowhere: no such folder"),
         (1, ["--data", "librispeech", "--root", tmp_path], "--root names the folder"),
-        (1, ["--checkpoint", tmp_path], "holds no run"),
+        (1, ["--resume", "--out", tmp_path], "holds no run"),
         (1, ["--data", "nowhere", "--out", tmp_path / "file"], "choose another folder"),  # found before data are read
         (1, ["--data", "nowhere", "--out", "/proc/run"], "choose another folder"),
-        (2, ["--checkpoint", finished.folder, "--seed", 9, "--method", "aed"], "--seed 1 -> 9, --method inter"),
+        (1, ["--resume", "--out", finished.folder, "--seed", 9], "--seed 1 -> 9"),
         (2, ["--epochs", 0], "--epochs must be at least 1"),
     ]  # fmt: skip
     processes = [start_script(*arguments, cwd=tmp_path) for _, arguments, _ in cases]
     for process, (code, arguments, message) in zip(processes, cases, strict=True):
         out, error = process.communicate(timeout=120)
         assert (process.returncode, out) == (code, "") and message in error and "Traceback" not in error, error
-        assert one_sentence(error) if code == 1 else error.startswith("usage: "), arguments
+        assert one_sentence(error) if code == 1 else len(error.splitlines()) < 10, arguments
 
 
 def test_a_hub_model_without_network(finished, tmp_path):
@@ -207,13 +198,13 @@ def test_unreadable_audio_is_not_scored_but_counted(finished, data, tmp_path, ca
     second["audio_filepath"] = str(tmp_path / "nowhere.flac")
     del second["duration"]
     write_lines(data / "test.jsonl", [cut_audio(first, tmp_path / "cut.flac"), second, *others])
-    score = ["--checkpoint", finished.folder, "--data", data, "--out", tmp_path / "score"]
-    result = finished.main(*score)
+    score = [finished.folder, "--data", data, "--out", tmp_path / "score"]
+    result = finished.evaluate(*score)
     assert result["not_scored"] == 2 and "not scored: " in capsys.readouterr().err
     assert len((tmp_path / "score" / "hyp_test.tsv").read_text().splitlines()) == 1 + 2
     write_lines(data / "test.jsonl", [cut_audio(first, tmp_path / "cut.flac")])
     with pytest.raises(UserError, match="none of the 1 utterances of test could be scored"):
-        finished.main(*score)
+        finished.evaluate(*score)
 
 
 @pytest.mark.parametrize("name", ["train", "dev", "test"])

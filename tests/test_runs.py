@@ -195,18 +195,18 @@ def talkative(finished, babbling):
 
 
 def transcribe(finished, capsys, *arguments) -> list[list[str]]:
-    """The columns of what --transcribe prints; standard output holds nothing else."""
+    """The columns of what transcribe.py prints; standard output holds nothing else."""
     capsys.readouterr()
-    finished.main(*arguments)
+    finished.transcribe(*arguments)
     return [line.split("\t") for line in capsys.readouterr().out.splitlines()]
 
 
 def test_scoring_a_checkpoint(finished, root):
     """On its own data as when it was trained; on other data, in a folder of its own."""
-    result = finished.main("--checkpoint", finished.folder, "--root", root, "--data", "demo-smoke")
+    result = finished.evaluate(finished.folder, "--root", root, "--data", "demo-smoke")
     assert set(result["wer"]) == set(result["homophone_error"]) == {"test-clean", "test-other"}
     assert (finished.folder / "score-demo-smoke" / "hyp_test-clean.txt").exists()
-    again = finished.main("--checkpoint", finished.folder)
+    again = finished.evaluate(finished.folder)
     assert again["wer"] == json.loads((finished.folder / "result.json").read_text())["wer"]
     assert not {"skipped_updates", "train_seconds"} & set(again)
 
@@ -217,28 +217,28 @@ def test_weights_that_do_not_fit(finished, tmp_path):
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="damaged"):
-        finished.main("--checkpoint", tmp_path / "run")
+        finished.evaluate(tmp_path / "run")
     weights.unlink()
     with pytest.raises(UserError, match="not finished"):
-        finished.main("--checkpoint", tmp_path / "run")
+        finished.evaluate(tmp_path / "run")
     weights.write_bytes(content)
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     stored["config"] |= finished.script.other
     (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
     with pytest.raises(UserError, match=r"do not fit its config\.json"):
-        finished.main("--checkpoint", tmp_path / "run")
+        finished.evaluate(tmp_path / "run")
 
 
 def test_beam_search_with_a_language_model(finished, talkative, model, tmp_path, capsys):
     """Its weight and the bonus are tuned on dev; both real-time factors are in RESULT."""
     if not finished.script.beam:
         pytest.skip("it decodes greedily")
-    search = ["--checkpoint", talkative, "--decode", "beam", "--beam", 2]
-    plain = finished.main(*search, "--bonus", 0)
+    search = [talkative, "--decode", "beam", "--beam", 2]
+    plain = finished.evaluate(*search, "--bonus", 0)
     assert plain["lm"] is None and plain["lm_weight"] == 0 and "dev WER" not in capsys.readouterr().err
     assert (talkative / "score-data-beam" / "hyp_test.txt").read_text().count("REF: ") == 4
     lm = ["--lm", model("lm"), "--lm-weight", 0.1, 2, "--bonus", 0, 1, "--out", tmp_path]
-    result = finished.main(*search, *lm)
+    result = finished.evaluate(*search, *lm)
     tuned = re.findall(r"dev WER ([\d.]+) %", capsys.readouterr().err)
     assert len(tuned) == 4 and all(float(rate) > 0 for rate in tuned)
     assert result["lm"] == str(model("lm")) and result["lm_weight"] in (0.1, 2) and result["bonus"] in (0, 1)
@@ -255,7 +255,7 @@ def test_transcribing_any_file(finished, talkative, corpus, tmp_path, capsys):
     soundfile.write(paths[3], np.stack([wave[::2], wave[::2]], axis=1), 8000)
     joined((corpus.train * 4)[:280], paths[4])
     started = time.perf_counter()
-    rows = transcribe(finished, capsys, "--checkpoint", talkative, "--transcribe", *paths)
+    rows = transcribe(finished, capsys, talkative, *paths)
     assert time.perf_counter() - started < 60
     assert [row[0] for row in rows] == [str(path) for path in paths]
     assert all(len(row) == 2 and row[1] for row in rows)
@@ -264,7 +264,7 @@ def test_transcribing_any_file(finished, talkative, corpus, tmp_path, capsys):
 def test_subtitles(finished, talkative, corpus, tmp_path, capsys):
     """Beside the file, one block per stretch of speech, in order; a file that is there is not touched."""
     talk = joined(corpus.train[:6], tmp_path / "talk.flac")
-    rows = transcribe(finished, capsys, "--checkpoint", talkative, "--srt", "--transcribe", talk.audio)
+    rows = transcribe(finished, capsys, talkative, "--srt", talk.audio)
     assert rows == [[talk.audio, str(tmp_path / "talk.srt")]]
     text, before = (tmp_path / "talk.srt").read_text(), 0.0
     for i, block in enumerate(text.split("\n\n"), start=1):
@@ -275,7 +275,7 @@ def test_subtitles(finished, talkative, corpus, tmp_path, capsys):
         before = end
     assert i >= 2
     with pytest.raises(UserError, match="1 of 1 files"):
-        finished.main("--checkpoint", talkative, "--srt", "--transcribe", talk.audio)
+        finished.transcribe(talkative, "--srt", talk.audio)
     assert (tmp_path / "talk.srt").read_text() == text
 
 
@@ -286,11 +286,10 @@ def test_word_times_and_unreadable_files(finished, talkative, corpus, tmp_path, 
     if search and not finished.script.beam:
         pytest.skip("it decodes greedily")
     utterances = {u.audio: u for u in corpus.train[:8]}
-    arguments = ["--checkpoint", talkative, *search, "--transcribe"]
-    texts = dict(transcribe(finished, capsys, *arguments, *utterances))
+    texts = dict(transcribe(finished, capsys, talkative, *utterances, *search))
     (tmp_path / "broken.flac").write_bytes(b"x")
     with pytest.raises(UserError, match="1 of 9 files could not be read"):
-        finished.main(*arguments, tmp_path / "broken.flac", *utterances, "--times")
+        finished.transcribe(talkative, tmp_path / "broken.flac", *utterances, *search, "--times")
     captured = capsys.readouterr()
     assert "broken.flac cannot be read" in captured.err and "broken" not in captured.out
     timed: dict[str, list] = {path: [] for path in utterances}
@@ -309,12 +308,10 @@ def test_long_recordings_are_cut_in_scoring_as_in_transcribing(finished, talkati
     data = tmp_path / "data"
     data.mkdir()
     write_manifest(data / "test.jsonl", [*corpus.dev[:2], long])
-    cut = ["--checkpoint", talkative, "--cut-seconds", 5]
-    finished.main(*cut, "--data", data, "--out", tmp_path)
+    cut = [talkative, "--cut-seconds", 5]
+    finished.evaluate(*cut, "--data", data, "--out", tmp_path)
     scored = {row[0]: row[2] for row in (x.split("\t") for x in (tmp_path / "hyp_test.tsv").read_text().splitlines())}
-    ((_, text),) = transcribe(finished, capsys, *cut, "--transcribe", long.audio)
+    ((_, text),) = transcribe(finished, capsys, talkative, long.audio, "--cut-seconds", 5)
     assert text == scored["long"] and len(text.split()) > 3
-    ((_, whole),) = transcribe(
-        finished, capsys, "--checkpoint", talkative, "--cut-seconds", 200, "--transcribe", long.audio
-    )
+    ((_, whole),) = transcribe(finished, capsys, talkative, long.audio, "--cut-seconds", 200)
     assert whole != text

@@ -73,7 +73,9 @@ class Toy:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
         encode, fits = (lambda text: [1] * len(text)), (lambda samples, labels: len(labels) < 12)
         config = replace(self.config, **changes)
-        self.run = Run(config, self.place, self.models, self.optimizer, self.utterances, encode, fits)
+        self.run = Run(
+        config, self.place, models=self.models, optimizer=self.optimizer, utterances=self.utterances, encode=encode, fits=fits,
+    )
         return self.run
 
     def loss(self, batch) -> torch.Tensor:
@@ -92,7 +94,7 @@ class Toy:
         update.average_gradients()
         norms = [nn.utils.clip_grad_norm_(part.parameters(), 5.0).item() for part in self.models.values()]
         update.log |= {"norm": norms[0], "lr": self.run.set_learning_rates()}
-        if update.usable(*norms):
+        if update.is_usable(norms):
             self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -1,7 +1,7 @@
 """The command line of a training script, read by tyro: one finished configuration per
 method.
 
-    configs = parse(PRESETS, __doc__, argv)      PRESETS: {"full": Config(), "demo": Config(...), ...}
+    configs = parse(PRESETS, __doc__, argv)    PRESETS: {"full": Config(), "demo": ...}
 
 A preset gives the options that the command line leaves open; with --resume the stored
 run gives them. So: command line > stored run > preset. `options.py` tells what a
@@ -55,7 +55,8 @@ class Program(NamedTuple):
         )
 
     def read_run(self, default: RunConfig) -> RunConfig:
-        """As `read`, for a training run: each method once, data/ is data, and its variant."""
+        """As `read`, for a training run: each method once, data/ is data, and its
+        variant."""
         config = self.read(default)
         data = config.data.rstrip("/") or config.data
         methods = tuple(dict.fromkeys(config.methods))
@@ -163,10 +164,8 @@ def _resumed(
 def _unchanged(stored: RunConfig, config: RunConfig) -> RunConfig:
     changed = options.differences(stored, config)
     if changed:
-        raise UserError(
-            f"{config.out} holds a run with other options ({', '.join(changed)}): leave these as "
-            "they were to --resume it, or start a new run with another --out."
-        )
+        what = f"{config.out} holds a run with other options ({', '.join(changed)})"
+        raise UserError(what + ": leave these as they were to --resume it, or give another --out.")
     return config
 
 

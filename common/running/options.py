@@ -3,12 +3,12 @@ the groups below.
 
     @dataclass(frozen=True)
     class Config(options.RunConfig):
-        taps: tuple[Count, ...] = (6, 12)                    # the comment is the help of --taps
-        encoder: ConformerSizes = ConformerSizes(dim=256, ...)     # a group: --dim, --layers, ...
+        taps: tuple[Count, ...] = (6, 12)  # the comment is the help of --taps
+        encoder: ConformerSizes = ConformerSizes(dim=256, ...)  # a group: --dim ...
 
-    flat(config)                         {"taps": (6, 12), "dim": 256, ...}: names are unique over groups
-    with_values(config, dim=112)         the same configuration with another value
-    check(config)                        raises UserError for a value that makes no sense
+    flat(config)                  {"taps": (6, 12), "dim": 256, ...}, whatever the group
+    with_values(config, dim=112)  the same configuration with another value
+    config.check()                raises UserError for a value that makes no sense
 
 `common/running/command_line.py` reads the command line into such a dataclass.
 """
@@ -168,7 +168,8 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Search:
-    """Decoding of a finished run. Several values of a weight are tried on 100 dev utterances.
+    """Decoding of a finished run. Several values of a weight are tried on 100 dev
+    utterances.
 
     None stands for the script's own value, see `scoring.Decoding`.
     """

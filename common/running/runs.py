@@ -1,9 +1,10 @@
 """Finished runs of all scripts: which script wrote a folder, and its recogniser.
 
-    run = load_run("runs/x", place, root="data")     run.recogniser.transcribe(batch, place)
+    run = load_run("runs/x", place, root="data")
+    run.recogniser.transcribe(batch, place)
 
-Programs know runs by the closed table SCRIPTS: nothing that a config.json names is imported
-unless it stands there.
+Programs know runs by the closed table SCRIPTS: nothing that a config.json names is
+imported unless it stands there.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def load_run(
 ) -> FinishedRun:
     """A finished run with its recogniser on the place's device, in evaluation mode.
 
-    root: where demo worlds and their models are. base: where the pretrained model is now, if the
-    run does not keep its weights; a digest decides whether it is the same. Raises UserError.
+    root: where demo worlds and their models are. base: where the pretrained model is
+    now, if the run does not keep its weights; a digest decides whether it is the same.
+    Raises UserError.
     """
     script = script_of_run(folder)
     module = importlib.import_module(script)
@@ -59,7 +61,8 @@ def load_run(
 
 
 def script_of_run(folder: str | Path) -> str:
-    """The name of the script that wrote the run. Raises UserError where it is none of SCRIPTS."""
+    """The name of the script that wrote the run. Raises UserError where it is none of
+    SCRIPTS."""
     script = command_line.read_stored(folder)["script"]
     if script not in SCRIPTS:
         known = ", ".join(SCRIPTS)
@@ -76,7 +79,8 @@ def stored_config(module: ModuleType, folder: str | Path) -> Any:
 
 
 def base_option(script: str, config: Any) -> str:
-    """The option of the run that --base replaces. Raises UserError where the run has none."""
+    """The option of the run that --base replaces. Raises UserError where the run has
+    none."""
     if script not in BASES:
         raise UserError(
             f"--base is for {' and '.join(BASES)}: a run of {script} keeps all weights."

@@ -35,10 +35,8 @@ class Variant(NamedTuple):
         script's."""
         unused = sorted(self.replaced - self.called)
         if unused:
-            raise UserError(
-                f"{self.name} replaces {unused[0]}, which this method never calls: choose another "
-                "--method."
-            )
+            what = f"{self.name} replaces {unused[0]}, which this method never calls"
+            raise UserError(what + ": choose another --method.")
 
 
 @contextmanager

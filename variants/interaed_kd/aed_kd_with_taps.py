@@ -1,8 +1,8 @@
 """Does distillation at the taps help, or do CTC losses at the taps?
 
-`aed_kd` is conventional distillation: its decoder reads the last layer only. Here it has the
-CTC losses of `interaed_kd` at the taps (w = 0.66), so that the two differ in the decoder's
-losses alone.
+`aed_kd` is conventional distillation: its decoder reads the last layer only. Here it
+has the CTC losses of `interaed_kd` at the taps (w = 0.66), so that the two differ in
+the decoder's losses alone.
 
     python -m variants.interaed_kd.aed_kd_with_taps --method aed_kd
 """

@@ -1,7 +1,7 @@
 """Where should BERT teach? Here at the taps only.
 
-At the last layer the decoder learns hard labels. Compare with `kd_at_the_last_layer.py`,
-and with `interaed_kd`, where BERT teaches at all layers.
+At the last layer the decoder learns hard labels. Compare with
+`kd_at_the_last_layer.py`, and with `interaed_kd`, where BERT teaches at all layers.
 
     python -m variants.interaed_kd.kd_at_the_taps
 """

@@ -20,7 +20,8 @@ class SeparateDecoders(nn.Module):
         self.decoders = nn.ModuleList(decoders)
 
     def forward(self, states: list[Tensor], lengths: Tensor, targets: Tensor) -> list[Tensor]:
-        """As AttentionDecoder: states (B, T, D) -> log-probabilities (B, U+1, V), one each."""
+        """As AttentionDecoder: states (B, T, D) -> log-probabilities (B, U+1, V), one
+        each."""
         found = []
         for decoder, state in zip(self.decoders, states, strict=True):
             found += decoder([state], lengths, targets)

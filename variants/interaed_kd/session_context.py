@@ -1,8 +1,8 @@
 """Does BERT teach better if it reads more than one utterance?
 
-BERT reads the utterance among its neighbours in the session, as many as fit in 256 tokens.
-On Japanese lectures, others report 10.3 % errors without a teacher, 9.5 % with one that
-reads the utterance, 9.2 % with one that reads its neighbours too [peer].
+BERT reads the utterance among its neighbours in the session, as many as fit in 256
+tokens. On Japanese lectures, others report 10.3 % errors without a teacher, 9.5 % with
+one that reads the utterance, 9.2 % with one that reads its neighbours too [peer].
 
     python -m variants.interaed_kd.session_context
 """
@@ -18,7 +18,8 @@ questions_of_one = interaed_kd.questions_of
 
 
 def neighbours(lengths: list[int], i: int, room: int) -> tuple[int, int]:
-    """The range of utterances around the i-th whose lengths fit in `room`, nearer ones first."""
+    """The range of utterances around the i-th whose lengths fit in `room`, nearer ones
+    first."""
     first, end = i, i + 1
     while True:
         nearest = sorted((first - 1, end), key=lambda j: abs(j - i))
@@ -26,7 +27,8 @@ def neighbours(lengths: list[int], i: int, room: int) -> tuple[int, int]:
         if not fitting:
             return first, end
         chosen = fitting[0]
-        first, end = min(first, chosen), max(end, chosen + 1)
+        first = min(first, chosen)
+        end = max(end, chosen + 1)
         room -= lengths[chosen]
 
 

@@ -1,7 +1,7 @@
 """Can BERT replace the transcript in the decoder's loss?
 
-With a = 1 the decoder learns BERT's soft labels only, as the digest says in one place; CTC
-still learns the transcript.
+With a = 1 the decoder learns BERT's soft labels only, as the digest says in one place;
+CTC still learns the transcript.
 
     python -m variants.interaed_kd.teacher_alone
 """

@@ -1,8 +1,8 @@
 """Is it BERT's knowledge that helps, or only a softer target?
 
 The student learns the same K pieces per token as from BERT, but all K have the same
-probability: the pieces still come from BERT, their probabilities do not. If this helps as
-much as BERT, the probabilities teach nothing.
+probability: the pieces still come from BERT, their probabilities do not. If this helps
+as much as BERT, the probabilities teach nothing.
 
     python -m variants.interaed_kd.uniform_teacher
 """
@@ -12,7 +12,8 @@ from torch import Tensor
 
 
 def uniform(logits: Tensor, tau: float) -> Tensor:
-    """(U, K) -> (U, K): 1/K for every piece; a hard label, with a single piece, stays hard."""
+    """(U, K) -> (U, K): 1/K for every piece; a hard label, with a single piece, stays
+    hard."""
     allowed = logits.isfinite().float()  # a hard label has one finite logit
     return allowed / allowed.sum(-1, keepdim=True)
 

@@ -1,0 +1,338 @@
+"""Scores of a trained recogniser: on dev after every epoch, on the test sets at the
+end.
+
+The functions take a recogniser and a `config` as `decoding.py` describes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from torch import nn
+
+from common import metrics
+from common.corpora import Corpus, Utterance
+from common.data import MicroBatch, loader
+from common.errors import UserError
+from common.features import SAMPLE_RATE
+from common.files import write_atomically
+from common.place import Place, barrier, note, synchronise
+from common.running.decoding import Transcript, decode, recognise, searches, texts_of
+from common.text import printable
+from common.training import add_up
+
+# ==================================================================================== scores
+
+
+def dev_scores(
+    recogniser: nn.Module, corpus: Corpus, config: Any, place: Place
+) -> dict[str, float]:
+    """{"dev": see `mean_error`, "dev_homophone_error": if the corpus has homophones},
+    in %."""
+    found = texts_of(decode(recogniser, corpus.dev, config, place))
+    if not found:
+        raise UserError(
+            f"none of the {len(corpus.dev)} dev utterances could be read: mend the dev set."
+        )
+    references = {u.id: u.text for u in corpus.dev}
+    words, homophones = metrics.score(references, found, corpus.homophones)
+    if not words.words:
+        raise UserError("the dev utterances that could be read have no text: mend the dev set.")
+    scores = {"dev": mean_error(corpus.dev, found)}
+    if corpus.homophones:
+        scores["dev_homophone_error"] = homophones.rate
+    return scores
+
+
+def mean_error(utterances: list[Utterance], found: dict[str, str]) -> float:
+    """Word error rate, %; of several languages the unweighted mean."""
+    references: dict[str, dict[str, str]] = {}
+    for u in utterances:
+        references.setdefault(u.language, {})[u.id] = u.text
+    words = [metrics.score(texts, found, {})[0] for texts in references.values()]
+    return fmean([of_one.rate for of_one in words if of_one.words] or [0.0])
+
+
+def tune(
+    recogniser: nn.Module, corpus: Corpus, config: Any, place: Place, choices: list[dict]
+) -> dict[str, Any]:
+    """The search with the fewest errors on 100 dev utterances; the only one if there is
+    one."""
+    if len(choices) == 1:
+        return choices[0]
+    if not corpus.dev:
+        raise UserError("there is no dev set to tune on: give one --lm-weight and one --bonus.")
+    sample = random.Random(config.seed).sample(corpus.dev, min(100, len(corpus.dev)))
+    rates = []
+    for search in choices:
+        found = texts_of(decode(recogniser, sample, config, place, **search))
+        rates.append(mean_error(sample, found))
+        if place.first:
+            shown = f"--lm-weight {search['lm_weight']:g} --bonus {search['bonus']:g}"
+            note(f"dev WER {rates[-1]:.1f} % with {shown}")
+    return choices[rates.index(min(rates))]
+
+
+def evaluate(recogniser: nn.Module, corpus: Corpus, config: Any, place: Place) -> dict[str, Any]:
+    """Scores every test set with the search that was tuned on dev; returns what RESULT
+    says.
+
+    Writes hyp_<split>.txt and .tsv, and prints some errors of each set. Raises
+    UserError where there is nothing to score.
+    """
+    search = tune(recogniser, corpus, config, place, searches(config, recogniser, place))
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    if not corpus.tests:
+        raise UserError(f"{config.data} has no test set: give it a test.jsonl.")
+    scores: dict[str, Any] = {"decode": config.search.decode, "not_scored": 0}
+    for split, utterances in corpus.tests.items():
+        found = decode(recogniser, utterances, config, place, **search)
+        for name, rate in score_split(split, utterances, found, corpus.homophones).items():
+            scores.setdefault(name, {})[split] = rate
+        missing = len(corpus.missing.get(split, {}))  # at loading
+        scores["not_scored"] += len(utterances) - len(found) + missing
+        for transcript in found.values():
+            add_up(scores, transcript.counts)
+        if place.first:
+            show_split(Path(config.out), split, utterances, texts_of(found), corpus.homophones)
+    languages = {u.language for utterances in corpus.tests.values() for u in utterances}
+    if len(languages) > 1:
+        for name in ("wer", "cer"):
+            scores[f"{name}_mean"] = round(fmean(scores[name].values()), 2)  # unweighted
+    scores |= describe_search(recogniser, corpus, config, place, search)
+    scores["missing"] = {name: len(bad) for name, bad in corpus.missing.items() if bad}
+    scores["normaliser"] = metrics.NORMALISER
+    scores["params"] = parameters_by_part(recogniser)["total"]
+    return scores
+
+
+def score_split(
+    split: str, utterances: list[Utterance], found: dict[str, Transcript], twins: dict[str, str]
+) -> dict[str, float]:
+    """{metric: %} of a test set, over what could be read. Raises UserError if that is
+    nothing."""
+    if not found:
+        raise UserError(
+            f"none of the {len(utterances)} utterances of {split} could be scored: mend the set."
+        )
+    references = [u.text for u in utterances if u.id in found]
+    if not any(text.split() for text in references):
+        raise UserError(
+            f"the utterances of {split} that could be read have no text: there is nothing to score."
+        )
+    hypotheses = [found[u.id].text for u in utterances if u.id in found]
+    rates = {}
+    for name, metric in metrics.METRICS.items():
+        if twins or not metric.needs_twins:
+            rates[name] = round(metric.rate(references, hypotheses, twins), 2)
+    return rates
+
+
+def show_split(
+    folder: Path,
+    split: str,
+    utterances: list[Utterance],
+    found: dict[str, str],
+    twins: dict[str, str],
+) -> None:
+    """Prints a test set's errors in a line, and three sentences; writes all of its
+    hypotheses."""
+    references = {u.id: u.text for u in utterances}
+    words, homophones = metrics.score(references, found, twins)
+    print(summarise(split, words, homophones))
+    write_hypotheses(folder, split, references, found)
+
+
+def describe_search(
+    recogniser: nn.Module, corpus: Corpus, config: Any, place: Place, search: dict[str, Any]
+) -> dict[str, Any]:
+    """What RESULT says of the search: its options, and its real-time factor beside
+    greedy's."""
+    described: dict[str, Any] = {
+        "rtf": real_time_factor(recogniser, corpus, config, place, **search)
+    }
+    if not search:
+        return described
+    described["greedy_rtf"] = real_time_factor(recogniser, corpus, config, place)
+    for name, value in search.items():
+        described[name] = config.search.lm if name == "lm" else value
+    return described
+
+
+def summarise(split: str, words: metrics.ErrorRate, homophones: metrics.HomophoneErrors) -> str:
+    counts = f"{words.substitutions} wrong, {words.deletions} missing, {words.insertions} too many"
+    line = f"{split:12} WER {words.rate:5.2f} % of {words.words} words ({counts})"
+    if homophones.count:
+        line += f"; homophones {homophones.rate:.1f} % of {homophones.count} wrong"
+        line += f" (chance {homophones.chance:.0f} %)"
+    return line
+
+
+def write_hypotheses(
+    folder: Path, split: str, references: dict[str, str], found: dict[str, str]
+) -> None:
+    """hyp_<split>.txt for people, hyp_<split>.tsv for programs; prints the first three
+    errors."""
+    scored = {name: text for name, text in references.items() if name in found}
+    pairs = {name: metrics.side_by_side(text, found[name]) for name, text in scored.items()}
+    aligned = [f"{printable(name)}\n{pair}\n" for name, pair in pairs.items()]
+    write_atomically(folder / f"hyp_{split}.txt", "\n".join(aligned))
+    rows = [f"{printable(name)}\t{text}\t{found[name]}\n" for name, text in scored.items()]
+    write_atomically(folder / f"hyp_{split}.tsv", "id\treference\thypothesis\n" + "".join(rows))
+    wrong = [pairs[name] for name, text in scored.items() if found[name] != text]
+    print(*wrong[:3], sep="\n", flush=True)
+
+
+def read_hypotheses(path: Path) -> list[list[str]]:
+    """[[id, reference, hypothesis], ...] of a hyp_<split>.tsv."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [line.split("\t") for line in lines[1:] if line]
+
+
+def real_time_factor(
+    recogniser: nn.Module, corpus: Corpus, config: Any, place: Place, **search: Any
+) -> float | None:
+    """Seconds for features, model and search per second of audio, one utterance at a
+    time.
+
+    Reading is not counted. Only the first rank measures: others would compete for its
+    processor.
+    """
+    if not place.first:
+        return None
+    utterances = [u for split in corpus.tests.values() for u in split][:50]
+    plan = [MicroBatch([u]) for u in utterances]
+    batches = [batch for batch in loader(plan, config) if batch.utterances]
+    if not batches:
+        return None
+    for batch in batches[:3]:  # to warm up
+        recognise(recogniser, batch, config, place, **search)
+    started = synchronise(place)
+    for batch in batches:
+        recognise(recogniser, batch, config, place, **search)
+    took = synchronise(place) - started
+    seconds = sum(batch.samples.sum().item() for batch in batches) / SAMPLE_RATE
+    return round(took / seconds, 5)
+
+
+# =================================================================================== results
+
+
+def head_of_result(script: str, config: Any) -> dict[str, Any]:
+    """What RESULT begins with."""
+    head = {"script": script, "method": config.method, "seed": config.seed}
+    if config.variant:
+        head["variant"] = config.variant
+    return head
+
+
+def report(result: dict[str, Any], config: Any, place: Place) -> dict[str, Any]:
+    """Writes result.json and prints the RESULT line, the last one of a run."""
+    if place.first:
+        write_atomically(Path(config.out) / "result.json", json.dumps(result, indent=1) + "\n")
+        print("RESULT " + json.dumps(result), flush=True)
+    barrier(place)
+    return result
+
+
+def compare(folders: list[str | Path], results: list[dict[str, Any]]) -> None:
+    """Prints several results below each other, and three sentences in which they
+    differ.
+
+    folders: where each run's hypotheses are.
+    """
+    if int(os.environ.get("RANK", 0)):  # one rank prints
+        return
+    names = [name_of(result) for result in results]
+    print_table(names, results)
+    split = next(iter(results[0]["wer"]))
+    found = []
+    for folder in folders:
+        rows = read_hypotheses(next(Path(folder).rglob(f"hyp_{split}.tsv")))
+        found.append({row[0]: row[1:] for row in rows})
+    first = found[0]
+    differing = [name for name in first if differs(name, found)]
+    for utterance in differing[:3]:
+        reference = first[utterance][0]
+        print(f"\n{'':14}REF: {reference}")
+        for name, texts in zip(names, found, strict=True):
+            hypothesis = texts.get(utterance, [reference, ""])[1]
+            print(f"{name:14}{metrics.side_by_side(reference, hypothesis).splitlines()[1]}")
+    print(flush=True)
+
+
+def differs(name: str, found: list[dict[str, list[str]]]) -> bool:
+    """Whether the hypotheses of an utterance differ between the results that have
+    it."""
+    texts = {tuple(rows[name]) for rows in found if name in rows}
+    return len(texts) > 1
+
+
+def compare_methods(configs: list[Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Prints the results of several methods, and returns them by method; of one, its
+    result."""
+    if len(results) == 1:
+        return results[0]
+    compare([config.out for config in configs], results)
+    return {result["method"]: result for result in results}
+
+
+def name_of(result: dict[str, Any]) -> str:
+    return result.get("variant") or result["method"]
+
+
+def print_table(names: list[str], results: list[dict[str, Any]]) -> None:
+    """A line per result: mean WER of several languages, then WER and homophone errors
+    by set."""
+    columns = []  # (title, value of a result)
+    if "wer_mean" in results[0]:
+        columns.append(("mean WER", [result["wer_mean"] for result in results]))
+    for split in results[0]["wer"]:
+        columns.append((f"{split} WER", [result["wer"].get(split) for result in results]))
+        if "homophone_error" in results[0]:
+            rates = [result.get("homophone_error", {}).get(split) for result in results]
+            columns.append(("homophone error", rates))
+    widths = [max(18, len(title) + 2) for title, _ in columns]
+    titles = [f"{title:>{width}}" for (title, _), width in zip(columns, widths, strict=True)]
+    print("\n" + " " * 14 + "".join(titles))
+    for i, name in enumerate(names):
+        cells = []
+        for (_, values), width in zip(columns, widths, strict=True):
+            cells.append(" " * width if values[i] is None else f"{values[i]:>{width}.1f}")
+        print(f"{name:14}" + "".join(cells))
+
+
+def print_parameters(models: nn.ModuleDict | dict[str, nn.Module]) -> dict[str, int]:
+    """Prints the parameters of `recogniser` by part, and of what is trained beside
+    it."""
+    parts = parameters_by_part(models["recogniser"])
+    for name, count in parts.items():
+        print(f"{name:12}{count:>14,}")
+    for name, model in models.items():
+        if name != "recogniser":
+            print(f"and {parameters_by_part(model)['total']:,} in the {name}, for training only")
+    return parts
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """{part: parameters} of the model's direct children, then `total`."""
+    parts = {}
+    for name, child in model.named_children():
+        parts[name] = sum(p.numel() for p in child.parameters())
+    parts["total"] = sum(p.numel() for p in model.parameters())
+    return parts
+
+
+def draw_safely(draw: Callable[..., None], *arguments: Any) -> None:
+    """Draws a figure. No figure may lose a result: whatever goes wrong is only
+    noted."""
+    try:
+        draw(*arguments)
+    except Exception as error:
+        note(f"no figure by {draw.__name__}: {type(error).__name__}: {error}")
