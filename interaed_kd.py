@@ -5,23 +5,24 @@ M. Hentschel, Y. Nishikawa, T. Komatsu, Y. Fujita. ICASSP 2024. arXiv 2401.11700
 
 Idea
 ----
-CTC predicts the labels of all frames at once, and each one independently of the other
-labels. This is fast, but a CTC model learns little about language. In the paper a
-language model, BERT, teaches it. During training an attention decoder reads the encoder
-at intermediate layers and at the last layer, and learns the probabilities that BERT
-gives to every word piece. The gradient carries this knowledge into the encoder. At test
-time the decoder is thrown away [digest], and CTC decodes in parallel as before.
+Given the audio, CTC predicts the label of each frame independently of the others. This
+is fast, but a CTC model learns little about language. In the paper a language model,
+BERT, teaches it. During training an attention decoder reads the encoder at intermediate
+layers and at the last one. At each position of the transcript it learns which word
+pieces BERT expects there. BERT sees the words on both sides, the decoder only the words
+before and the audio; so the gradient asks the encoder for what helps to tell the next
+piece. At test time the decoder is thrown away [digest], and CTC decodes as before.
 
 Diagram
 -------
-    wave (B, N) --LogMel--> (B, F, 80) --Subsampling--> (B, T, D) --blocks 1 ... L--+
-                                                                                    |
-                                         states (B, T, D) of the taps and of the last
-                                         layer
+    wave (B, N) --LogMel--> (B, F, 80) --Subsampling--> (B, T, D) --blocks 1 ... L
+                                                                          |
+            states (B, T, D) of the taps and of the last layer, after one LayerNorm
                                                       |                |
-    exported:       one Linear(D, V) for all layers  ctc_l            ctc_last
-    - - - - - - - - - - - - - - - - - - - - - - - - - | - - - - - - - -|- - - - - - -
-    training only:  the S states, stacked: (S B, T, D)+----------------+
+    exported:        Linear(D, V), log_softmax:     log p            log p
+    - - - - - - - - - - - - - - - - - - - - - - - - - | - - - - - - - -| - - - - - - -
+    training only:                                  ctc_l           ctc_last
+                     the S states, stacked: (S B, T, D)
                                   |
     <sos> y_1 ... y_U --> AttentionDecoder --> log p_l(y_i | y_<i, x)  (S B, U+1, V)
                                   |
@@ -33,7 +34,7 @@ Diagram
 Equations (our names; right: the function, and its test in tests/test_interaed_kd.py)
 ---------
     z_i    = BERT's K largest logits at y_i, masked  label_tokens            test_z
-    q_i    = softmax(z_i / tau)                      soften                  test_q
+    q_i    = softmax(z_i / tau); other pieces: 0     soften                  test_q
     ctc_l  = -log sum of p_l over all paths to y     ctc.ctc_loss            test_ctc_l
     H_l(q) = - sum_i sum_v [(1-e) q_i(v) + e/V] log p_l(v | y_<i, x)
                                                      smoothed_cross_entropy  test_h
@@ -43,25 +44,30 @@ Equations (our names; right: the function, and its test in tests/test_interaed_k
     M_s(x) = (1-s) x_last + s mean over taps of x_l  weigh                   test_weigh
     loss   = lam M_w(ctc) + (1-lam) M_u(mix)         compute_losses          test_loss
 
-    i = 1 ... U+1, and y_(U+1) is <eos>, a hard label in att and in kd; v = 1 ... V
+    i = 1 ... U+1, where y_(U+1) is <eos>, a hard label for att and kd;  v: V labels
+    label 0: the blank of CTC, and <sos> and <eos> of the decoder
     lam, w, u, a: four weights per method, see METHODS;  tau: temperature;  e: smoothing
-    taps: encoder layers with losses of their own;  S: number of taps, plus 1
+    taps: encoder layers with losses of their own;  S: the number of taps, plus 1
+    The loss is a sum over utterances; `train` divides by their number, over all GPUs.
 
 What is not the paper's
 -----------------------
 We have not read the body of the paper, only its abstract [paper], a summary by others
-[digest], earlier papers and the recipes of toolkits [peer: ESPnet; Futami et al. 2020
-and 2022 for BERT's soft labels]. What none of them says is ours [choice]:
+[digest], earlier papers and toolkits' recipes [peer: ESPnet; Futami et al. 2020, 2022
+for BERT's soft labels]. What none of them says is ours [choice]. `choice: taps` in the
+code points to the line `taps` here:
     encoder  a Conformer; the digest says Transformer
     units    BERT's word pieces, pruned to those of the training transcripts
     taps     the layers at one and two thirds of the depth
     weights  the four numbers of each method, and the form of the whole loss
+    targets  hard and soft labels mixed; the digest reads as if soft ones alone
     decoder  one decoder reads all layers; it is clipped apart from the recogniser
     reading  BERT reads one transcript between [CLS] and [SEP], in the student's pieces
 
 Run
 ---
-    python interaed_kd.py                           demo, 7 minutes: 18 % WER, then 16 %
+    python interaed_kd.py                           demo, 7 minutes: ctc 18 % WER, then
+                                                    interaed_kd 16 % (why: RESULTS.md)
     python interaed_kd.py --method aed_kd --seed 2  another row of METHODS
     python interaed_kd.py --data librispeech --root ~/corpora --hours 100
 """
@@ -77,8 +83,19 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common import cache, conformer, corpora, ctc, data, features, pretrained, text, training
-from common import weights
+from common import (
+    bert,
+    cache,
+    conformer,
+    corpora,
+    ctc,
+    data,
+    features,
+    pretrained,
+    text,
+    training,
+    weights,
+)
 from common.data import Batch
 from common.errors import UserError
 from common.place import Place, first_rank_first, note, reseed, start
@@ -98,13 +115,13 @@ class Weights(NamedTuple):
 
 
 Method = Literal["ctc", "interctc", "aed", "aed_kd", "interaed", "interaed_kd"]
-METHODS: dict[Method, Weights] = {  # choice: all weights
+METHODS: dict[Method, Weights] = {  # choice: weights
     "ctc": Weights(lam=1.0, w=0.0, u=0.0, a=0.0),  # the baseline
     "interctc": Weights(lam=1.0, w=0.66, u=0.0, a=0.0),  # CTC at the taps too, no decoder
     "aed": Weights(lam=0.3, w=0.0, u=0.0, a=0.0),  # a decoder at the last layer, no teacher
     "aed_kd": Weights(lam=0.3, w=0.0, u=0.0, a=0.5),  # conventional distillation
     "interaed": Weights(lam=0.3, w=0.66, u=0.66, a=0.0),  # a decoder at the taps, no teacher
-    "interaed_kd": Weights(lam=0.3, w=0.66, u=0.66, a=0.5),  # the paper
+    "interaed_kd": Weights(lam=0.3, w=0.66, u=0.66, a=0.5),  # the paper's method
 }
 
 
@@ -132,7 +149,7 @@ class Config(options.RunConfig):
         kernel=31,
         dropout=0.1,
     )
-    training: options.Training = options.Training(  # [peer]; 180 epochs are 60 at three speeds
+    training: options.Training = options.Training(  # [peer]; 180 passes, each at one of 3 speeds
         epochs=180,
         update_seconds=1600.0,
         max_seconds=30.0,
@@ -150,57 +167,12 @@ class Config(options.RunConfig):
         """Raises UserError for values that would fail late, or do nothing."""
         super().check()
         if self.smoothing == 1:
-            raise UserError("--smoothing must be a share, below 1: nothing would be left to learn.")
+            raise UserError("--smoothing must be below 1: at 1 the labels say nothing.")
         below_the_last = set(range(1, self.encoder.layers))
-        are_layers = set(self.taps) <= below_the_last and len(set(self.taps)) == len(self.taps)
-        if taps_of(self) and not are_layers:
+        are_valid = set(self.taps) <= below_the_last and len(set(self.taps)) == len(self.taps)
+        if taps_of(self) and not are_valid:
             last = self.encoder.layers - 1
             raise UserError(f"--taps are layers from 1 to {last}, below the last, each once.")
-
-
-DEMO_SIZES = ConformerSizes(
-    subsampling=8, channels=16, layers=4, dim=112, heads=4, ff_dim=448, kernel=15, dropout=0.0
-)
-DEMO_TRAINING = options.Training(
-    epochs=5,
-    update_seconds=32.0,
-    max_seconds=8.0,
-    lr=4.5e-3,
-    schedule="one-cycle",
-    warmup=0.3,
-    clip=5.0,
-    average=1,
-)
-DEMO = Config(  # [choice] sizes and schedule: three minutes of training on two cores
-    methods=("ctc", "interaed_kd"),
-    # The demo stands at another point of the paper's space (choice; tuned on dev, see RESULTS.md).
-    # With lam 0.3 the encoder learns its alignments late. At tau 3 this small BERT's soft labels
-    # are nearly even. Ten homophones may fit a sentence: the right one is among BERT's first 8
-    # pieces in 81 % of the cases, and always among its first 12.
-    ctc_share=0.8,
-    temperature=1.0,
-    top_k=12,
-    taps=(2,),
-    teacher="demo",
-    decoder_layers=1,
-    decoder_ff_dim=448,
-    encoder=DEMO_SIZES,
-    training=DEMO_TRAINING,
-    augmentation=Augmentation(speeds=(1.0,), frequency_masks=0, time_masks=0),
-    workers=0,
-    batch_seconds=60.0,
-)
-SMOKE = options.with_values(
-    DEMO,
-    data="demo-smoke",
-    teacher="demo-smoke",
-    hours=0.1,
-    layers=2,
-    taps=(1,),
-    update_seconds=8.0,
-    epochs=6,
-)
-PRESETS = {"full": Config(), "demo": DEMO, "smoke": SMOKE}
 
 
 def weights_of(config: Config) -> Weights:
@@ -229,113 +201,49 @@ def has_teacher(config: Config) -> bool:
 # ====================================================================================== teacher
 
 
-class Question(NamedTuple):
-    """A transcript as BERT reads it."""
-
-    ids: list[int]  # [CLS] ... y_1 ... y_U ... [SEP], as BERT's ids
-    first: int  # the position of y_1
-    labels: list[int]  # y_1 ... y_U, as the student's labels
-
-
-class Answer(NamedTuple):
-    """BERT's K most likely pieces for each of U tokens, as the student's labels."""
-
-    labels: Tensor  # (U, K)
-    logits: Tensor  # (U, K)
-
-
 class SoftLabel(NamedTuple):
     """The distributions q_1 ... q_(U+1) of an utterance, or of a batch (B, U+1, K)."""
 
     labels: Tensor  # (U+1, K)
-    probs: Tensor  # (U+1, K); each row sums to 1
+    probs: Tensor  # (U+1, K); each row sums to 1, other labels have probability 0
 
 
 def questions_of(
-    tokenizer: text.WordPiece, teacher: pretrained.MaskedLM, utterances: list[corpora.Utterance]
-) -> list[Question]:
+    tokenizer: text.WordPiece, pieces: bert.SharedPieces, utterances: list[corpora.Utterance]
+) -> list[bert.Question]:
     """Every transcript by itself: [CLS] y_1 ... y_U [SEP] (choice: reading)."""
-    bert_ids = tokenizer.ids_in(teacher.pieces)  # of labels 1, 2, ...; -1 if BERT has no such piece
+    teacher = pieces.teacher
     questions = []
     for utterance in utterances:
-        labels = tokenizer.encode(utterance.text)
-        ids = []
-        for label in labels:
-            piece = bert_ids[label - 1]
-            ids.append(piece if piece >= 0 else teacher.unk)
-        questions.append(Question([teacher.cls, *ids, teacher.sep], first=1, labels=labels))
+        labels = tokenizer.encode(utterance.text)  # y_1 ... y_U
+        ids = (teacher.cls, *pieces.read(labels), teacher.sep)
+        questions.append(bert.Question(ids, first=1, labels=tuple(labels)))
     return questions
 
 
-def can_be_asked(question: Question, i: int, piece_of: Tensor, longest: int) -> bool:
-    """Whether BERT has the piece y_(i+1), and reads as far as that."""
-    return bool(piece_of[question.labels[i]] >= 0) and question.first + i < longest
-
-
 def label_tokens(
-    teacher: pretrained.MaskedLM, questions: list[Question], piece_of: Tensor, k: int
-) -> list[Answer]:
-    """z_i: masks every token in turn, and asks BERT for its K most likely pieces there.
+    pieces: bert.SharedPieces, questions: list[bert.Question], k: int
+) -> list[bert.Answer]:
+    """z_i: every token is masked in turn, and BERT predicts it from the words on both
+    sides.
 
-    piece_of (V,): BERT's id of each label, or -1. Only pieces that the student has are
-    taken: the cut makes q more certain of them than BERT is. Raises UserError for a K
-    that is too large.
+    Of BERT's pieces only those are taken that the student has, and of these the K most
+    likely: so q gives them more probability than BERT does.
     """
-    # One row of ids per token; the token at `positions` will be masked.
     rows, positions = [], []
     for question in questions:
         for i in range(len(question.labels)):
-            rows.append(question.ids[: teacher.longest])
-            positions.append(min(question.first + i, teacher.longest - 1))
-
-    kept = one_label_per_piece(piece_of)  # (M,)
-    if k > len(kept):
-        raise UserError(f"--top-k {k} is more than the {len(kept)} pieces kept: lower it.")
-    bert_ids = piece_of[kept].to(teacher.model.device)  # (M,)
-    labels = torch.zeros(len(rows), k, dtype=torch.long)
-    logits = torch.zeros(len(rows), k)
-    for part in pretrained.by_length(rows):  # indices of rows of equal length
-        z = teacher.logits([rows[i] for i in part], [positions[i] for i in part])
-        top = z[:, bert_ids].float().topk(k)  # (n, BERT's vocabulary) -> (n, M) -> (n, K)
-        labels[part] = kept[top.indices.cpu()]
-        logits[part] = top.values.cpu()
-
-    answers = []
+            position = question.first + i
+            row = list(question.ids)
+            row[position] = pieces.teacher.mask
+            rows.append(row)
+            positions.append(position)
+    labels, logits = pieces.top_k(rows, positions, k)  # (N, K), for the N tokens of all questions
     sizes = [len(question.labels) for question in questions]
-    for question, its_labels, its_logits in zip(
-        questions, labels.split(sizes), logits.split(sizes), strict=True
-    ):
-        correct_answers(question, its_labels, its_logits, piece_of, teacher.longest)
-        answers.append(Answer(its_labels, its_logits))
+    answers = []
+    for parts in zip(questions, labels.split(sizes), logits.split(sizes), strict=True):
+        answers.append(pieces.answer(*parts))
     return answers
-
-
-def one_label_per_piece(piece_of: Tensor) -> Tensor:
-    """The labels (M,) whose piece BERT has; of labels with one piece, as the
-    apostrophes, the first."""
-    label_of = {}
-    for label, piece in enumerate(piece_of.tolist()):
-        if piece >= 0:
-            label_of.setdefault(piece, label)
-    return torch.tensor(list(label_of.values()))
-
-
-def correct_answers(
-    question: Question, labels: Tensor, logits: Tensor, piece_of: Tensor, longest: int
-) -> None:
-    """Two exceptions, in place: labels, logits (U, K).
-
-    A token about which BERT cannot be asked keeps its hard label. A piece that several
-    labels share counts for the label in the transcript.
-    """
-    for i, y in enumerate(question.labels):
-        if can_be_asked(question, i, piece_of, longest):
-            labels[i][piece_of[labels[i]] == piece_of[y]] = y
-        else:
-            labels[i] = 0
-            labels[i, 0] = y
-            logits[i] = -torch.inf
-            logits[i, 0] = 0.0
 
 
 def soften(logits: Tensor, tau: float) -> Tensor:
@@ -343,43 +251,46 @@ def soften(logits: Tensor, tau: float) -> Tensor:
     return (logits / tau).softmax(-1)
 
 
-def soft_label_of(answer: Answer, tau: float) -> SoftLabel:
-    """An utterance's answers, softened, and a hard label for <eos>: BERT cannot be
-    asked about it."""
+def soft_label_of(answer: bert.Answer, tau: float) -> SoftLabel:
+    """An utterance's answers, softened. BERT cannot be asked about <eos>: it is a hard
+    label."""
     k = answer.labels.shape[1]
-    eos = torch.zeros(1, k, dtype=answer.labels.dtype)
-    probs = torch.cat([soften(answer.logits, tau), torch.eye(1, k)])  # (U+1, K)
-    return SoftLabel(torch.cat([answer.labels, eos]), probs)
+    eos_labels = torch.zeros(1, k, dtype=torch.long)  # label 0 is <eos> ...
+    eos_probs = torch.zeros(1, k)
+    eos_probs[0, 0] = 1.0  # ... and has all of the probability
+    probs = torch.cat([soften(answer.logits, tau), eos_probs])  # (U+1, K)
+    return SoftLabel(torch.cat([answer.labels, eos_labels]), probs)
 
 
-def soft_labels(
+def soft_labels_of(
     config: Config, tokenizer: text.WordPiece, utterances: list[corpora.Utterance], place: Place
 ) -> tuple[dict[str, SoftLabel], dict[str, float]]:
     """{utterance: its soft label}, and figures of the teacher for RESULT.
 
-    BERT is asked once: ROOT/soft-labels keeps its answers for these weights, pieces and
-    K. `teacher_top1` and `teacher_top_k` are the shares of tokens that are BERT's first
-    guess, and among its K; `teacher_seconds` includes those of earlier runs, and is a
-    sum over GPUs.
+    ROOT/soft-labels keeps BERT's answers for these weights, pieces and K, so that it is
+    asked once. `teacher_top1` and `teacher_top_k`: how often the token is BERT's first
+    guess, and among its K. `teacher_seconds` includes earlier runs, and is a sum over
+    GPUs.
     """
     with first_rank_first(place):
         teacher = pretrained.MaskedLM(config.teacher, "--teacher", config.root, place.device)
-    piece_of = torch.tensor([-1, *tokenizer.ids_in(teacher.pieces)])  # (V,); <eos> has none
-    questions = questions_of(tokenizer, teacher, utterances)
-    keys = [cache.digest(repr(question)) for question in questions]
+    pieces = bert.SharedPieces(tokenizer, teacher)
+    if config.top_k > len(pieces.labels):
+        raise UserError(f"--top-k must be at most {len(pieces.labels)}, the pieces that are kept.")
+    questions = questions_of(tokenizer, pieces, utterances)
 
-    def ask(part: list[Question]) -> list[dict[str, Tensor]]:
-        return [answer._asdict() for answer in label_tokens(teacher, part, piece_of, config.top_k)]
+    def ask(part: list[bert.Question]) -> list[dict[str, Tensor]]:
+        return [answer._asdict() for answer in label_tokens(pieces, part, config.top_k)]
 
     name = cache.digest(pretrained.digest_of(teacher), repr(tokenizer.pieces), repr(config.top_k))
     folder = Path(config.root).expanduser() / "soft-labels" / name
-    by_length = sorted(zip(keys, questions, strict=True), key=lambda pair: len(pair[1].ids))
-    known, seconds = cache.remember(folder, dict(by_length), ask, place, "asking the teacher")
-    answers = [Answer(**known[key]) for key in keys]
+    short_first = sorted(questions, key=lambda question: len(question.ids))
+    known, seconds = cache.remember(folder, short_first, ask, place, "asking BERT")
+    answers = [bert.Answer(**known[question]) for question in questions]
     found = {}
     for utterance, answer in zip(utterances, answers, strict=True):
         found[utterance.id] = soft_label_of(answer, config.temperature)
-    top1, top_k = accuracy(questions, answers, piece_of, teacher.longest)
+    top1, top_k = pieces.accuracy(questions, answers)
     if place.first:
         note(
             f"BERT's first guess is right at {top1:.0%} of the tokens, one of its K at {top_k:.0%}"
@@ -388,30 +299,12 @@ def soft_labels(
     return found, {key: round(value, 4) for key, value in report.items()}
 
 
-def accuracy(
-    questions: list[Question], answers: list[Answer], piece_of: Tensor, longest: int
-) -> tuple[float, float]:
-    """The shares of tokens that are BERT's first guess, and among its K; of those it
-    was asked."""
-    tokens = 0
-    first = 0
-    among = 0
-    for question, answer in zip(questions, answers, strict=True):
-        for i, y in enumerate(question.labels):
-            if can_be_asked(question, i, piece_of, longest):
-                right = answer.labels[i] == y  # (K,)
-                tokens += 1
-                first += int(right[0])
-                among += int(right.any())
-    return first / max(tokens, 1), among / max(tokens, 1)
-
-
-def pad_soft_labels(soft_labels: dict[str, SoftLabel], batch: Batch) -> SoftLabel:
+def pad_soft_labels(soft: dict[str, SoftLabel], batch: Batch) -> SoftLabel:
     """The soft labels of a batch: (B, U+1, K) each, on its device."""
-    mine = [soft_labels[utterance.id] for utterance in batch.utterances]
+    mine = [soft[utterance.id] for utterance in batch.utterances]
     pad = nn.utils.rnn.pad_sequence
-    labels = pad([soft.labels for soft in mine], batch_first=True)
-    probs = pad([soft.probs for soft in mine], batch_first=True)
+    labels = pad([q.labels for q in mine], batch_first=True)  # (B, U+1, K)
+    probs = pad([q.probs for q in mine], batch_first=True)
     return SoftLabel(labels.to(batch.waves.device), probs.to(batch.waves.device))
 
 
@@ -420,12 +313,6 @@ def pad_soft_labels(soft_labels: dict[str, SoftLabel], batch: Batch) -> SoftLabe
 
 class Recogniser(nn.Module):
     """Log-mel features, a Conformer and one CTC head: the exported model."""
-
-    decodes = decoding.Decoding(  # for evaluate.py and transcribe.py
-        kinds=("greedy", "beam"),
-        lm=pretrained.LanguageModel,
-        own=options.Search(beam=10, lm_weight=(0.2, 0.4, 0.6), bonus=(0.0, 0.5, 1.0)),  # [choice]
-    )
 
     def __init__(self, config: Config, vocabulary: int, tokenizer: text.WordPiece | None = None):
         super().__init__()
@@ -452,13 +339,19 @@ class Recogniser(nn.Module):
         """waves (B, N) zero-padded, samples (B,) -> states (B, T, D); their lengths
         (B,).
 
-        There is one state for every tap and one for the last layer, in this order.
+        There is a state for every tap and one for the last layer, in this order, all
+        normalised by one LayerNorm.
         """
         mel, frames = self.frontend(waves, samples)  # (B, F, 80), (B,)
         if self.training:
             masks = self.augmentation
             mel = features.spec_augment(
-                mel, frames, masks.frequency_masks, 27, masks.time_masks, 0.05
+                mel,
+                frames,
+                frequency_masks=masks.frequency_masks,
+                frequency_width=27,  # of 80 channels, at most [peer]
+                time_masks=masks.time_masks,
+                time_share=0.05,  # of the utterance, at most [peer]
             )
         encoded = self.encoder(mel, frames, taps)
         states = [tap.output for tap in encoded.taps]
@@ -467,6 +360,12 @@ class Recogniser(nn.Module):
     def log_probs(self, state: Tensor) -> Tensor:
         """state (B, T, D) -> log p(piece or blank | frame) (B, T, V), in fp32."""
         return self.ctc_head(state).float().log_softmax(-1)
+
+    decodes = decoding.Decoding(  # for evaluate.py and transcribe.py
+        kinds=("greedy", "beam"),
+        lm=pretrained.LanguageModel,
+        own=options.Search(beam=10, lm_weight=(0.2, 0.4, 0.6), bonus=(0.0, 0.5, 1.0)),  # [choice]
+    )
 
     def transcribe(self, batch: Batch, place: Place, **search) -> list[decoding.Transcript]:
         """The batch's transcripts with word times. search: none for greedy, or see
@@ -485,10 +384,10 @@ class AttentionDecoder(nn.Module):
     """Predicts the transcript piece by piece from an encoder layer. Only training needs
     it.
 
-    Its losses reach the encoder through cross-attention. To help the decoder, an
-    encoder layer must contain information that predicts the next word piece: knowledge
-    of the language. The blocks are torch's Transformer blocks [choice]; label 0 is
-    <sos> and <eos>.
+    It reads the true words before each position (teacher forcing), and the encoder by
+    cross-attention, through which its losses reach the encoder. The hope is that the
+    encoder comes to hold what predicts the next piece; the decoder may also learn that
+    by itself. The blocks are torch's, with the norm first [choice].
     """
 
     def __init__(self, config: Config, vocabulary: int):
@@ -537,15 +436,16 @@ class AttentionDecoder(nn.Module):
 
 
 def sinusoids(positions: int, dim: int, device: torch.device) -> Tensor:
-    """(positions, dim): sines and cosines of position / 10000^(2i / dim). Vaswani et
-    al. 2017."""
+    """Position code (positions, dim): all sines, then all cosines. Vaswani et al.
+    2017."""
     rates = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10000.0) / dim))
     angles = torch.arange(positions, device=device)[:, None] * rates  # (positions, dim / 2)
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def build_decoder(config: Config, vocabulary: int) -> nn.Module:
-    """One decoder that reads all layers (choice: decoder)."""
+    """One decoder for all layers (choice: decoder). A variant replaces this
+    function."""
     return AttentionDecoder(config, vocabulary)
 
 
@@ -590,7 +490,7 @@ def hard_label(targets: Tensor) -> SoftLabel:
     """The transcript y_1 ... y_U <eos> with probability 1: targets (B, U) -> (B, U+1,
     1)."""
     y = nn.functional.pad(targets, (0, 1))[..., None]  # padding and <eos> are label 0
-    return SoftLabel(y, torch.ones_like(y))
+    return SoftLabel(y, torch.ones(y.shape, device=y.device))
 
 
 def mix_losses(att_losses: list[Tensor], kd_losses: list[Tensor], a: float) -> list[Tensor]:
@@ -632,7 +532,8 @@ def compute_losses(
     if "decoder" not in models:
         return ctc_part, {"ctc": ctc_part}
 
-    decoded = states if row.u > 0 else states[-1:]  # taps without a weight are not decoded
+    # A variant has CTC at the taps alone; then the decoder reads the last layer only.
+    decoded = states if row.u > 0 else states[-1:]
     with place.autocast():
         decoder_log_probs = models["decoder"](decoded, lengths, batch.targets)  # (B, U+1, V) each
     hard = hard_label(batch.targets)
@@ -661,12 +562,32 @@ def build_tokenizer(
     return text.WordPiece.prune(vocabulary, transcripts, config.units)
 
 
-def build_optimizer(config: Config, models: nn.ModuleDict) -> torch.optim.Optimizer:
-    groups = []
-    for part in models.values():
-        groups.append({"params": list(part.parameters()), "lr": config.training.lr})
-    decay = config.training.weight_decay
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=decay, fused=True)
+def prepare(
+    config: Config, utterances: list[corpora.Utterance], tokenizer: text.WordPiece, place: Place
+) -> tuple[nn.ModuleDict, torch.optim.Optimizer, training.Run]:
+    """The models on their device, the optimiser, and the run: new, or as a checkpoint
+    left it."""
+    reseed(config.seed)
+    models = build_models(config, tokenizer.size, tokenizer).to(place.device)
+    # The mean and the variance of the features.
+    models["recogniser"].frontend.fit(data.sample_waves(utterances, config))
+    optimizer = torch.optim.AdamW(
+        models.parameters(),
+        lr=config.training.lr,
+        betas=(0.9, 0.98),  # [peer]
+        weight_decay=config.training.weight_decay,
+        fused=True,
+    )
+    run = training.Run(
+        config,
+        place,
+        models=models,
+        optimizer=optimizer,
+        utterances=utterances,
+        encode=tokenizer.encode,
+        fits=partial(fits, config.encoder.subsampling),
+    )
+    return models, optimizer, run
 
 
 def train(
@@ -678,22 +599,9 @@ def train(
     tokenizer = build_tokenizer(config, utterances, place)
     soft, report = None, {}
     if has_teacher(config):
-        soft, report = soft_labels(config, tokenizer, utterances, place)
-
-    reseed(config.seed)
-    models = build_models(config, tokenizer.size, tokenizer).to(place.device)
+        soft, report = soft_labels_of(config, tokenizer, utterances, place)
+    models, optimizer, run = prepare(config, utterances, tokenizer, place)
     recogniser = models["recogniser"]
-    recogniser.frontend.fit(data.sample_waves(utterances, config))
-    optimizer = build_optimizer(config, models)
-    run = training.Run(
-        config,
-        place,
-        models=models,
-        optimizer=optimizer,
-        utterances=utterances,
-        encode=tokenizer.encode,
-        fits=partial(fits, config.encoder.subsampling),
-    )
     for _ in run.epochs():
         for update in run.updates():  # a step of the optimiser; --resume skips what is done
             for batch in update:  # this GPU's micro-batches, none of them empty
@@ -704,13 +612,15 @@ def train(
             # The gradient of the mean loss per utterance: over all micro-batches and all GPUs.
             update.average_gradients()
 
-            # Each part is clipped by itself: the decoder must not slow the recogniser down.
+            # A large gradient of the decoder must not shrink the recogniser's (choice: decoder).
             norms = {}
             for name, part in models.items():
                 norm = nn.utils.clip_grad_norm_(part.parameters(), config.training.clip)
                 norms[name] = norm.item()
             learning_rate = run.set_learning_rates()
-            update.log.update(norm=norms["recogniser"], lr=learning_rate)
+            update.log.update(
+                norm=norms["recogniser"], lr=learning_rate
+            )  # and the loss with its parts
             if update.is_usable(norms.values()):  # all are finite, and there was an utterance
                 optimizer.step()
             optimizer.zero_grad()
@@ -736,6 +646,7 @@ def draw_soft_label(
     batch = data.read_first(utterances, config)
     if batch is None:
         return
+    models.cpu().eval()
     utterance = batch.utterances[0]
     words = utterance.text.split()
     n = next(n for n, word in enumerate(words) if word in twins)
@@ -743,8 +654,8 @@ def draw_soft_label(
     step = len(tokenizer.encode(" ".join(words[:n])))  # of the homophone's first piece
     targets = torch.tensor([tokenizer.encode(utterance.text)])
     with torch.inference_mode():
-        states, lengths = models["recogniser"].eval()(batch.waves, batch.samples)
-        log_probs = models["decoder"].eval()(states[-1:], lengths, targets)[0]  # (1, U+1, V)
+        states, lengths = models["recogniser"](batch.waves, batch.samples)
+        log_probs = models["decoder"](states[-1:], lengths, targets)[0]  # (1, U+1, V)
     decoder = log_probs[0, step].exp().cpu()  # (V,)
     mine = soft[utterance.id]
     teacher = torch.zeros_like(decoder)
@@ -754,6 +665,53 @@ def draw_soft_label(
     figures.expectations(
         Path(config.out) / "soft_label.png", title, tokenizer.pieces, teacher, decoder
     )
+
+
+# ====================================================================================== presets
+
+DEMO_SIZES = ConformerSizes(
+    subsampling=8, channels=16, layers=4, dim=112, heads=4, ff_dim=448, kernel=15, dropout=0.0
+)
+DEMO_TRAINING = options.Training(
+    epochs=5,
+    update_seconds=32.0,
+    max_seconds=8.0,
+    lr=4.5e-3,
+    schedule="one-cycle",
+    warmup=0.3,
+    clip=5.0,
+    average=1,
+)
+DEMO = Config(  # [choice] sizes and schedule: three minutes of training on two cores
+    methods=("ctc", "interaed_kd"),
+    # lam, tau and K differ from `full` (choice; tuned on dev, see RESULTS.md). With lam 0.3 the
+    # encoder learns its alignments late. At tau 3 the soft labels of this small BERT are nearly
+    # uniform. In the demo world up to ten words fit a place alike: the right one is always among
+    # BERT's first 12 pieces, but among its first 8 in 81 % of the cases only.
+    ctc_share=0.8,
+    temperature=1.0,
+    top_k=12,
+    taps=(2,),
+    teacher="demo",
+    decoder_layers=1,
+    decoder_ff_dim=448,
+    encoder=DEMO_SIZES,
+    training=DEMO_TRAINING,
+    augmentation=Augmentation(speeds=(1.0,), frequency_masks=0, time_masks=0),
+    workers=0,
+    batch_seconds=60.0,
+)
+SMOKE = options.with_values(
+    DEMO,
+    data="demo-smoke",
+    teacher="demo-smoke",
+    hours=0.1,
+    layers=2,
+    taps=(1,),
+    update_seconds=8.0,
+    epochs=6,
+)
+PRESETS = {"full": Config(), "demo": DEMO, "smoke": SMOKE}
 
 
 # ========================================================================================= main

@@ -1,4 +1,5 @@
-"""A cache on disk for what a pretrained model said: arrays by key, written in pieces, safe to be killed at any moment.
+"""A cache on disk for what a pretrained model said: arrays by key, written in pieces,
+safe to be killed at any moment.
 
     known, seconds = remember(folder, items, compute, place, title)
 
@@ -10,15 +11,15 @@
 
     FOLDER/<hash of its keys>.safetensors         some entries; complete or absent, never half
 
-Any number of processes may add pieces at once. What the entries depend on belongs into the folder's name: `digest`.
+Any number of processes may add pieces at once. What the entries depend on belongs into
+the folder's name: `digest`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,32 +45,44 @@ def digest(*parts: bytes | str) -> str:
 
 
 def remember(
-    folder: Path, items: dict[str, Any], compute: Compute, place: Place, title: str
-) -> tuple[dict[str, dict[str, Tensor]], float]:
-    """What `compute` says about each item {key: item}, computed once per key; seconds spent on it.
+    folder: Path, items: list[Hashable], compute: Compute, place: Place, title: str
+) -> tuple[dict[Hashable, dict[str, Tensor]], float]:
+    """{item: what `compute` gives for it}, computed once per item; the seconds spent on
+    it.
 
-    compute: some items -> {name: tensor} for each of them. Ranks share the work. Keys are digests.
-    Returns {key: {name: tensor}}, and the seconds of all entries in the folder.
+    compute: some items -> {name: tensor} for each of them. Items are told apart by
+    their repr. They are computed in their order, and all ranks share the work.
     """
-    for part in missing(folder, list(items), place, title):
+    by_key = {digest(repr(item)): item for item in items}
+    for part in missing(folder, list(by_key), place, title):
         started = synchronise(place)
-        answers = compute([items[key] for key in part])
+        answers = compute([by_key[key] for key in part])
         add(folder, dict(zip(part, answers, strict=True)), synchronise(place) - started)
-    return load(folder)
+    known, seconds = load(folder)
+    return {item: known[key] for key, item in by_key.items()}, seconds
 
 
 def missing(folder: Path, keys: list[str], place: Place, title: str) -> Iterator[list[str]]:
-    """Those of `keys` (digests) that FOLDER lacks and this rank has to add, in their order, ASKED_AT_ONCE at a time.
+    """Those of `keys` (digests) that FOLDER lacks and this rank has to add, in their
+    order, ASKED_AT_ONCE at a time.
 
     Ends when all ranks are done. Raises UserError where the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"answers of the teacher cannot be kept in {folder} ({error}): give another --root.") from None
+        raise UserError(
+            f"answers of the teacher cannot be kept in {folder} ({error}): give another --root."
+        ) from None
     known, _ = load(folder)
-    mine = [key for key in dict.fromkeys(keys) if key not in known and int(key, 16) % place.ranks == place.rank]
-    with tqdm(desc=title, total=len(mine), unit="utt", disable=None if place.first else True) as bar:
+    mine = [
+        key
+        for key in dict.fromkeys(keys)
+        if key not in known and int(key, 16) % place.ranks == place.rank
+    ]
+    with tqdm(
+        desc=title, total=len(mine), unit="utt", disable=None if place.first else True
+    ) as bar:
         for i in range(0, len(mine), ASKED_AT_ONCE):
             part = mine[i : i + ASKED_AT_ONCE]
             yield part
@@ -78,7 +91,8 @@ def missing(folder: Path, keys: list[str], place: Place, title: str) -> Iterator
 
 
 def add(folder: Path, entries: dict[str, dict[str, Tensor]], seconds: float) -> None:
-    """Writes entries whose tensors differ in their first dimension only. seconds: what they cost."""
+    """Writes entries whose tensors differ in their first dimension only. seconds: what
+    they cost."""
     names = list(next(iter(entries.values())))
     content = {name: torch.cat([entry[name] for entry in entries.values()]) for name in names}
     lengths = ",".join(str(len(entry[names[0]])) for entry in entries.values())
@@ -87,7 +101,8 @@ def add(folder: Path, entries: dict[str, dict[str, Tensor]], seconds: float) -> 
 
 
 def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], float]:
-    """All entries, and the sum of their seconds. A damaged file counts as absent: its entries are computed again."""
+    """All entries, and the sum of their seconds. A damaged file counts as absent: its
+    entries are computed again."""
     entries, seconds = {}, 0.0
     for path in sorted(folder.glob("*.safetensors")):
         try:

@@ -209,15 +209,19 @@ class MaskedLM:
         states = self.states(rows, output_hidden_states=True).hidden_states  # depth + 1 times (N, L, D)
         return torch.stack([states[layer] for layer in layers], 2)
 
-    def logits(self, rows: list[list[int]], positions: list[int]) -> Tensor:
-        """Logits (N, vocabulary) at one position of each of N rows of ids, where [MASK] takes the token's place.
+    def logits_at(self, rows: list[list[int]], positions: list[int]) -> Tensor:
+        """Logits (N, vocabulary) at one position of each of N rows of ids.
 
         The vocabulary head, a fifth of the work of bert-base, runs at these positions only.
         """
-        masked = [[*row[:i], self.mask, *row[i + 1 :]] for row, i in zip(rows, positions, strict=True)]
-        states = self.states(masked).last_hidden_state  # (N, L, D)
+        states = self.states(rows).last_hidden_state  # (N, L, D)
         with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
             return self.model.cls(states[range(len(rows)), positions])
+
+    def logits(self, rows: list[list[int]], positions: list[int]) -> Tensor:
+        """As `logits_at`, where [MASK] takes the token's place."""
+        masked = [[*row[:i], self.mask, *row[i + 1 :]] for row, i in zip(rows, positions, strict=True)]
+        return self.logits_at(masked, positions)
 
 
 def digest_of(teacher: MaskedLM) -> str:

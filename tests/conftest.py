@@ -360,7 +360,8 @@ def copy_corpus(root: Path, target: Path) -> Path:
 
 def start_script(*arguments, script="interaed_kd.py", launcher=(), cwd=REPOSITORY, **environment) -> subprocess.Popen:
     """A script in its own process group, as a user runs it; its output as text in two pipes."""
-    command = [sys.executable, *launcher, str(REPOSITORY / script), *map(str, arguments)]
+    program = [str(REPOSITORY / script)] if script else []  # None: the launcher names it
+    command = [sys.executable, *launcher, *program, *map(str, arguments)]
     env = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=cwd, env=env, start_new_session=True, **pipes)

@@ -9,6 +9,7 @@ from test_pretrained import VOCABULARY, bert, save
 
 import interaed_kd
 from common import cache
+from common.bert import SharedPieces
 from common.corpora import Utterance
 from common.flags import UserError
 from common.place import Place
@@ -127,7 +128,7 @@ def ask(tmp_path, monkeypatch):
         counting.reset_mock()
         config = read_config("aed_kd", f"--top-k 8 {options}", root=str(tmp_path), teacher=str(folder))
         utterances = [Utterance(str(i), "", text, 1.0) for i, text in enumerate(texts)]
-        labels, report = interaed_kd.soft_labels(config, tokenizer, utterances, CPU)
+        labels, report = interaed_kd.soft_labels_of(config, tokenizer, utterances, CPU)
         return labels, report, sum(len(question.labels) for call in counting.call_args_list for question in call.args[1])
 
     ask.tokenizer = tokenizer
@@ -178,7 +179,7 @@ def test_the_session_around_an_utterance(tmp_path, monkeypatch):
 
     def read(questions_of, utterances=utterances, longest=32):
         monkeypatch.setattr(lm, "longest", longest)
-        questions = questions_of(tokenizer, lm, utterances)
+        questions = questions_of(tokenizer, SharedPieces(tokenizer, lm), utterances)
         return [(" ".join(lm.pieces[i] for i in question.ids), question.first) for question in questions]
 
     full = session_context.questions_in_context
@@ -205,5 +206,5 @@ def test_hard_labels_are_no_guesses_of_the_teacher(ask):
 
 
 def test_what_soft_labels_cannot_be(ask):
-    with pytest.raises(UserError, match="--top-k 400 is more than"):
+    with pytest.raises(UserError, match="--top-k must be at most"):
         ask("--top-k 400")

@@ -15,6 +15,7 @@ from test_pretrained import bert, save
 from torch import nn
 
 import interaed_kd as script
+from common.bert import SharedPieces
 from common.corpora import Utterance
 from common.data import MicroBatch, make_batch
 from common.features import read_audio
@@ -232,7 +233,7 @@ def test_a_method_with_a_teacher_learns_from_it(small):
 
 
 def test_only_methods_with_a_teacher_ask_it(corpus, teacher, monkeypatch):
-    monkeypatch.setattr(script, "soft_labels", Mock(side_effect=LookupError("asked")))
+    monkeypatch.setattr(script, "soft_labels_of", Mock(side_effect=LookupError("asked")))
     monkeypatch.setattr(script, "build_models", Mock(side_effect=LookupError("not asked")))
     cases = dict.fromkeys(["aed_kd", "interaed_kd"], "asked")
     cases |= dict.fromkeys(["ctc", "aed", "interaed", "interaed_kd --ctc-share 1"], "not asked")
@@ -258,7 +259,7 @@ def test_every_row_exports_the_same_model_from_the_same_start():
 @pytest.mark.parametrize("method, options, message", [
     ("interctc", "--layers 4 --taps 4", "--taps are layers from 1 to 3, below the last, each once"),
     ("ctc interaed", "--layers 4 --taps 2 2", "--taps are layers from 1 to 3, below the last, each once"),
-    ("aed", "--smoothing 1", "--smoothing must be a share, below 1"), ("aed", "--ctc-share 1.5", "must be a share"),
+    ("aed", "--smoothing 1", "--smoothing must be below 1"), ("aed", "--ctc-share 1.5", "must be a share"),
     ("aed", "--ctc-share -1", "must be a share"), ("aed", "--top-k 0", "--top-k must be at least 1"),
 ])  # fmt: skip
 def test_values_that_make_no_sense(method, options, message, tmp_path, capsys):
@@ -291,9 +292,10 @@ TEXTS = ["the baker's flour", "boys' knight é", "'tis knight the", "é flour" +
 def test_z(teacher):
     """Batched, with the head at the mask only, against one full pass per token; special ids are never a label."""
     (lm, tokenizer, piece_of), utterances = teacher, [Utterance(text, "", text, 1.0) for text in TEXTS]
-    questions = script.questions_of(tokenizer, lm, utterances)
+    shared = SharedPieces(tokenizer, lm)
+    questions = script.questions_of(tokenizer, shared, utterances)
     pieces = {*piece_of.tolist()} - {-1}
-    answers = script.label_tokens(lm, questions, piece_of, len(pieces))
+    answers = script.label_tokens(shared, questions, len(pieces))
     for question, answer in zip(questions, answers, strict=True):
         rows = zip(question.labels, answer.labels.tolist(), answer.logits.tolist(), strict=True)
         for i, (y, labels, logits) in enumerate(rows, start=1):
@@ -304,11 +306,11 @@ def test_z(teacher):
             z = lm.model(torch.tensor([masked])).logits[0, i].tolist()
             expected = {y if piece_of[y] == p else piece_of.tolist().index(p): z[p] for p in pieces}
             assert dict(zip(labels, logits, strict=True)) == pytest.approx(expected, abs=1e-5)
-    two = script.label_tokens(lm, questions, piece_of, 2)  # the two largest of them, in order
+    two = script.label_tokens(shared, questions, 2)  # the two largest of them, in order
     for answer, fewer in zip(answers, two, strict=True):
         assert torch.equal(answer.logits.topk(2).values, fewer.logits)
     with BF16.autocast():  # fp32 all the same
-        again = script.label_tokens(lm, questions, piece_of, len(pieces))
+        again = script.label_tokens(shared, questions, len(pieces))
     assert all(torch.equal(*pair) for x in zip(answers, again, strict=True) for pair in zip(*x, strict=True))
 
 
@@ -318,7 +320,10 @@ def test_one_update(corpus, root, model, tmp_path):
     config = read_config("interaed_kd", "--max-steps 1 --clip 0.01", out=str(tmp_path), root=str(root))
     open_folder(config, CPU)
     _, report = script.train(config, replace(corpus, train=corpus.train[:12], dev=corpus.dev[:2]), CPU)
-    state, groups = torch.load(tmp_path / "last.pt", weights_only=True)["optimizer"].values()
-    norms = [math.hypot(*(state[i]["exp_avg"].norm().item() for i in group["params"])) for group in groups]
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    names = [name for name in state["model"] if ".frontend." not in name]  # the others are parameters, in order
+    moments = dict(zip(names, state["optimizer"]["state"].values(), strict=True))
+    parts = [[m["exp_avg"] for name, m in moments.items() if name.startswith(part)] for part in ("recogniser", "decoder")]
+    norms = [math.hypot(*(moment.norm().item() for moment in part)) for part in parts]
     assert norms == pytest.approx([0.1 * 0.01] * 2, rel=1e-3)  # a first moment is 0.1 of the clipped gradient
     assert 0 < report["teacher_top1"] <= report["teacher_top_k"] <= 1 and report["teacher_seconds"] > 0

@@ -6,8 +6,9 @@ The decoder reads the taps too, but learns hard labels there. Compare with
     python -m variants.interaed_kd.kd_at_the_last_layer
 """
 
-import interaed_kd
 from torch import Tensor
+
+import interaed_kd
 
 
 def mix_the_last(att_losses: list[Tensor], kd_losses: list[Tensor], a: float) -> list[Tensor]:

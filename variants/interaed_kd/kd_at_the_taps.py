@@ -6,8 +6,9 @@ At the last layer the decoder learns hard labels. Compare with
     python -m variants.interaed_kd.kd_at_the_taps
 """
 
-import interaed_kd
 from torch import Tensor
+
+import interaed_kd
 
 mix_all = interaed_kd.mix_losses
 

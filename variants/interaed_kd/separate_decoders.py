@@ -6,8 +6,9 @@ shared decoder has to read all layers alike; separate ones may read each in its 
     python -m variants.interaed_kd.separate_decoders
 """
 
-import interaed_kd
 from torch import Tensor, nn
+
+import interaed_kd
 
 
 class SeparateDecoders(nn.Module):

@@ -8,10 +8,9 @@ one that reads the utterance, 9.2 % with one that reads its neighbours too [peer
 """
 
 import interaed_kd
+from common.bert import Question, SharedPieces
 from common.corpora import Utterance, session_order
-from common.pretrained import MaskedLM
 from common.text import WordPiece
-from interaed_kd import Question
 
 LONGEST = 256  # tokens that BERT reads at once, [CLS] and [SEP] included
 questions_of_one = interaed_kd.questions_of
@@ -33,10 +32,11 @@ def neighbours(lengths: list[int], i: int, room: int) -> tuple[int, int]:
 
 
 def questions_in_context(
-    tokenizer: WordPiece, teacher: MaskedLM, utterances: list[Utterance]
+    tokenizer: WordPiece, pieces: SharedPieces, utterances: list[Utterance]
 ) -> list[Question]:
     """[CLS] past y_1 ... y_U future [SEP]."""
-    alone = questions_of_one(tokenizer, teacher, utterances)
+    teacher = pieces.teacher
+    alone = questions_of_one(tokenizer, pieces, utterances)
     ids = {u.id: question.ids[1:-1] for u, question in zip(utterances, alone, strict=True)}
     places = session_order(utterances)
     questions = []
@@ -47,7 +47,8 @@ def questions_in_context(
         first, end = neighbours(lengths, i, room)
         read = [piece for name in session[first:end] for piece in ids[name]]
         start = 1 + sum(lengths[first:i])
-        questions.append(Question([teacher.cls, *read, teacher.sep], start, question.labels))
+        whole = (teacher.cls, *read, teacher.sep)
+        questions.append(Question(whole, start, question.labels))
     return questions
 
 

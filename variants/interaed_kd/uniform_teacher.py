@@ -7,8 +7,9 @@ as much as BERT, the probabilities teach nothing.
     python -m variants.interaed_kd.uniform_teacher
 """
 
-import interaed_kd
 from torch import Tensor
+
+import interaed_kd
 
 
 def uniform(logits: Tensor, tau: float) -> Tensor:
