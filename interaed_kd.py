@@ -74,6 +74,7 @@ Run
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -91,6 +92,7 @@ from common import (
     ctc,
     data,
     features,
+    figures,
     pretrained,
     text,
     training,
@@ -265,7 +267,7 @@ def soft_label_of(answer: bert.Answer, tau: float) -> SoftLabel:
 def soft_labels_of(
     config: Config, tokenizer: text.WordPiece, utterances: list[corpora.Utterance], place: Place
 ) -> tuple[dict[str, SoftLabel], dict[str, float]]:
-    """{utterance: its soft label}, and figures of the teacher for RESULT.
+    """{utterance: its soft label}, and numbers about the teacher for RESULT.
 
     ROOT/soft-labels keeps BERT's answers for these weights, pieces and K, so that it is
     asked once. `teacher_top1` and `teacher_top_k`: how often the token is BERT's first
@@ -463,7 +465,7 @@ def build_models(
     return models
 
 
-def fits(subsampling: int, samples: int, labels: list[int]) -> bool:
+def fits(subsampling: int, samples: int, labels: list[int], transcript: str) -> bool:
     """Whether CTC has a frame for every label, and one for the blank between two equal
     labels."""
     frames = conformer.subsampled(features.num_frames(samples), subsampling)
@@ -592,9 +594,10 @@ def prepare(
 
 def train(
     config: Config, corpus: corpora.Corpus, place: Place
-) -> tuple[Recogniser, dict[str, float]]:
-    """Returns the recogniser with the mean weights of the best epochs, and figures for
-    RESULT."""
+) -> tuple[Recogniser, dict[str, float], figures.Drawings]:
+    """Returns the recogniser with the mean weights of the best epochs, numbers for RESULT,
+    and the figures to be drawn.
+    """
     utterances = corpora.trainable(corpus.train, config.training.max_seconds)
     tokenizer = build_tokenizer(config, utterances, place)
     soft, report = None, {}
@@ -626,9 +629,11 @@ def train(
             optimizer.zero_grad()
         scores = evaluation.dev_scores(recogniser, corpus, config, place)
         run.end_epoch(recogniser, scores)
-    if place.first and soft is not None:
-        evaluation.draw_safely(draw_soft_label, config, models, corpus, soft)
-    return recogniser, report | run.finish(recogniser)
+    drawings = {}
+    if place.first and soft is not None and corpus.homophones:
+        last = copy.deepcopy(models)  # of the last epoch, as the decoder is; the score is of a mean
+        drawings["soft_label.png"] = partial(draw_soft_label, config, last, corpus, soft)
+    return recogniser, report | run.finish(recogniser), drawings
 
 
 def draw_soft_label(
@@ -639,13 +644,9 @@ def draw_soft_label(
 
     BERT sees the words around it, the decoder the words before it and the audio.
     """
-    from common import figures  # imports matplotlib, which takes a second
-
     twins = corpus.homophones
     utterances = [u for u in corpus.train if u.id in soft and set(u.text.split()) & set(twins)]
-    batch = data.read_first(utterances, config)
-    if batch is None:
-        return
+    batch = data.first_readable(utterances, config)
     models.cpu().eval()
     utterance = batch.utterances[0]
     words = utterance.text.split()
@@ -729,12 +730,15 @@ def run_method(config: Config) -> dict:
     """Trains one method and scores it on the test sets; returns what RESULT says."""
     place = start(config)
     corpus = data.read_corpus(config, place)
-    recogniser, report = train(config, corpus, place)
+    recogniser, report, drawings = train(config, corpus, place)
     result = evaluation.head_of_result("interaed_kd", config)
     result["weights"] = weights_of(config)._asdict()
     result |= evaluation.evaluate(recogniser, corpus, config, place)
     result |= report
-    return evaluation.report(result, config, place)
+    evaluation.report(result, config, place)
+    if place.first:
+        figures.draw(config.out, drawings)  # loss.png, too
+    return result
 
 
 def main(argv: list[str] | None = None, replace: variants.Replacements | None = None) -> dict:

@@ -6,10 +6,10 @@ The functions take a recogniser and a `config` as `decoding.py` describes them.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -44,6 +44,7 @@ def dev_scores(
     words, homophones = metrics.score(references, found, corpus.homophones)
     if not words.words:
         raise UserError("the dev utterances that could be read have no text: mend the dev set.")
+    name_of_error(corpus.dev, place)  # says where it is not words that are counted
     scores = {"dev": mean_error(corpus.dev, found)}
     if corpus.homophones:
         scores["dev_homophone_error"] = homophones.rate
@@ -51,12 +52,65 @@ def dev_scores(
 
 
 def mean_error(utterances: list[Utterance], found: dict[str, str]) -> float:
-    """Word error rate, %; of several languages the unweighted mean."""
-    references: dict[str, dict[str, str]] = {}
-    for u in utterances:
-        references.setdefault(u.language, {})[u.id] = u.text
-    words = [metrics.score(texts, found, {})[0] for texts in references.values()]
-    return fmean([of_one.rate for of_one in words if of_one.words] or [0.0])
+    """The error rate, %, by which epochs and searches are chosen; of languages the plain mean.
+
+    Words are counted. Characters are counted in a language whose references are written without
+    spaces, since a sentence would be one word there; all utterances decide about that, see
+    `metrics.written_without_spaces`.
+
+    utterances: the whole dev set. found: {utterance: text} of those that were decoded.
+    """
+    by_characters = languages_by_characters(utterances)
+    rates = []
+    for language, same in by_language(utterances).items():
+        decoded = [u for u in same if u.id in found]
+        if not decoded:
+            continue
+        count = metrics.word_errors
+        if language in by_characters:
+            count = metrics.character_errors
+        errors = count([u.text for u in decoded], [found[u.id] for u in decoded])
+        if errors.words:
+            rates.append(errors.rate)
+    return fmean(rates or [0.0])
+
+
+def by_language(utterances: list[Utterance]) -> dict[str, list[Utterance]]:
+    """The utterances of each language, in the order of their first ones."""
+    found: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        found.setdefault(utterance.language, []).append(utterance)
+    return found
+
+
+def languages_by_characters(utterances: list[Utterance]) -> list[str]:
+    """The languages whose errors `mean_error` counts in characters."""
+    names = []
+    for name, same in by_language(utterances).items():
+        if metrics.written_without_spaces(u.text for u in same):
+            names.append(name)
+    return names
+
+
+@functools.cache  # which writes it once
+def note_once(message: str) -> None:
+    """As `note`; a message that this process has written before is not written again."""
+    note(message)
+
+
+def name_of_error(utterances: list[Utterance], place: Place) -> str:
+    """What `mean_error` counts: WER, CER, or "error" where languages differ.
+
+    The first rank says once in the log where characters are counted.
+    """
+    by_characters = languages_by_characters(utterances)
+    if not by_characters:
+        return "WER"
+    if place.first:
+        which = f" of {', '.join(by_characters)}" if any(by_characters) else ""
+        how = "have no spaces between words: epochs and searches are chosen by errors in characters"
+        note_once(f"the dev transcripts{which} {how}")
+    return "CER" if len(by_characters) == len(by_language(utterances)) else "error"
 
 
 def tune(
@@ -69,13 +123,14 @@ def tune(
     if not corpus.dev:
         raise UserError("there is no dev set to tune on: give one --lm-weight and one --bonus.")
     sample = random.Random(config.seed).sample(corpus.dev, min(100, len(corpus.dev)))
+    error = name_of_error(corpus.dev, place)
     rates = []
     for search in choices:
         found = texts_of(decode(recogniser, sample, config, place, **search))
-        rates.append(mean_error(sample, found))
+        rates.append(mean_error(corpus.dev, found))
         if place.first:
             shown = f"--lm-weight {search['lm_weight']:g} --bonus {search['bonus']:g}"
-            note(f"dev WER {rates[-1]:.1f} % with {shown}")
+            note(f"dev {error} {rates[-1]:.1f} % with {shown}")
     return choices[rates.index(min(rates))]
 
 
@@ -327,12 +382,3 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
         parts[name] = sum(p.numel() for p in child.parameters())
     parts["total"] = sum(p.numel() for p in model.parameters())
     return parts
-
-
-def draw_safely(draw: Callable[..., None], *arguments: Any) -> None:
-    """Draws a figure. No figure may lose a result: whatever goes wrong is only
-    noted."""
-    try:
-        draw(*arguments)
-    except Exception as error:
-        note(f"no figure by {draw.__name__}: {type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ def transcribe_files(recogniser: nn.Module, files: list[str], config: Any, place
     if others:
         raise UserError("transcribing needs one --lm-weight and one --bonus.")
     failed = 0
+    targets = subtitle_files(files)
     for path in files:
         try:
             wave = read_audio(path)
-            lines = lines_of(recogniser, wave, path, config, place, search)
+            lines = lines_of(recogniser, wave, targets[path], config, place, search)
         except (AudioError, FileExistsError) as error:
             failed += 1
             note(f"error: {error}")
@@ -48,7 +50,7 @@ def transcribe_files(recogniser: nn.Module, files: list[str], config: Any, place
 def lines_of(
     recogniser: nn.Module,
     wave: Tensor,
-    path: str,
+    target: Path,
     config: Any,
     place: Place,
     search: dict[str, Any],
@@ -60,7 +62,6 @@ def lines_of(
     wave: (samples,). Raises FileExistsError for subtitles that are there already.
     """
     if config.srt:
-        target = Path(path).with_suffix(".srt")
         if target.exists():  # perhaps somebody has corrected it
             raise FileExistsError(f"{printable(target)} is there already: move it away")
         write_atomically(target, subtitles(recogniser, wave, config, place, search))
@@ -71,6 +72,17 @@ def lines_of(
     if transcript.words is None:
         raise UserError("this model gives no word times: leave --times out.")
     return [[f"{word.start:.2f}", f"{word.end:.2f}", word.text] for word in transcript.words]
+
+
+def subtitle_files(paths: list[str]) -> dict[str, Path]:
+    """{audio file: its subtitles}: a.srt for a.wav; a.wav.srt and a.flac.srt for two of a name."""
+    shared = Counter(path.with_suffix(".srt") for path in {Path(name) for name in paths})
+    found = {}
+    for name in paths:
+        path = Path(name)
+        target = path.with_suffix(".srt")
+        found[name] = target if shared[target] == 1 else path.with_name(f"{path.name}.srt")
+    return found
 
 
 def subtitles(
