@@ -185,7 +185,7 @@ from common.pretrained import CharacterModel, find, forget_supplied, load_causal
 from common.scoring import Transcript
 from common.text import Characters, Tokenizer, load_tokenizer
 from common.training import Run
-from common.weights import load_recogniser
+from common.weights import digest_in_memory, load_recogniser
 
 # ========================================================================================================== model
 
@@ -399,7 +399,7 @@ def load_pretrained(config: Config, place: Place) -> tuple[HubertModel, nn.Modul
     encoder = HubertModel(encoder.config) if config.untrained_hubert else encoder
     if llm and config.untrained_gpt:
         llm = GPTNeoXForCausalLM(llm.config)
-        llm = mark_supplied(llm) if frozen_llm(config) else llm
+        llm = mark_supplied(llm, digest_in_memory(llm)) if frozen_llm(config) else llm
     return encoder, llm, tokenizer
 
 
@@ -522,6 +522,7 @@ def load_init(config: Config, place: Place) -> Recogniser:
         stored = load_config(Config, folder, PRESETS)
         if stored.method != "gpt":
             raise UserError(f"--init {config.init} is a run of {stored.method}: give it as --ctc-run.")
+        shapes = published.read_json(folder / published.SHAPES, "--init")
         recogniser = load(replace(stored, checkpoint=str(folder), root=config.root), place)
         lora.merge(recogniser.llm)
     elif shapes.keys() >= {"audio_encoder_config", "llm_config"}:
@@ -539,7 +540,7 @@ def load_init(config: Config, place: Place) -> Recogniser:
     hubert.set_dropping(recogniser.audio_encoder.config, config.layerdrop, config.mask_time)
     forget_supplied(recogniser.llm)
     if frozen_llm(config):
-        mark_supplied(recogniser.llm)
+        mark_supplied(recogniser.llm, published.mark_of(folder, shapes, "--init", config.root))
     return recogniser
 
 
