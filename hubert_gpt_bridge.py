@@ -173,18 +173,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPTNeoXForCausalLM, HubertModel
+from transformers import GPTNeoXForCausalLM, HubertConfig, HubertModel
 
 from common import ctc, hubert, lora, prompting, published, scoring
-from common.corpora import Corpus, load_corpus, trainable
+from common.corpora import Corpus, Utterance, load_corpus, trainable
 from common.data import Batch, read_corpus, read_one
 from common.features import SAMPLE_RATE
 from common.flags import load_config
-from common.place import Place, earlier_stage, first_rank_first, note, reseed, start
-from common.pretrained import CharacterModel, find, forget_supplied, load_causal, load_model, load_text, mark_supplied
+from common.place import Place, Stage, earlier_stage, first_rank_first, note, reseed, start
+from common.pretrained import CharacterModel, find, forget_supplied, load_causal, load_text, mark_supplied
 from common.scoring import Transcript
 from common.text import Characters, Tokenizer, load_tokenizer
-from common.training import Run
+from common.training import Run, digest_of
 from common.weights import digest_in_memory, load_recogniser
 
 # ========================================================================================================== model
@@ -352,14 +352,15 @@ SECOND_STAGE = (
 )  # fmt: skip
 
 
-def find_ctc(config: Config, place: Place) -> Recogniser | None:
+def find_ctc(config: Config, utterances: list[Utterance], place: Place) -> Recogniser | None:
     """The first stage: an ordinary run of `ctc`, which is trained first, or gone on with, if it is not finished.
 
     Raises UserError where it was trained on other data, or is another model than this run's.
     """
     if config.ctc_run == "none":
         return None
-    return load(earlier_stage(config, PRESETS, place, "--ctc-run", SECOND_STAGE, run_method, method="ctc"), place)
+    stage = Stage("ctc", "--ctc-run", PRESETS, SECOND_STAGE, digest_of(utterances))
+    return load(earlier_stage(config, place, stage, run_method), place)
 
 
 # ========================================================================================================== train
@@ -371,7 +372,7 @@ def build(config: Config, corpus: Corpus, place: Place) -> Recogniser:
         recogniser = load_init(config, place)
     else:
         encoder, llm, tokenizer = load_pretrained(config, place)  # first: what is missing shows before CTC has learnt
-        first_stage = find_ctc(config, place) if config.method == "gpt" else None
+        first_stage = find_ctc(config, corpus.train, place) if config.method == "gpt" else None
         characters = first_stage.characters if first_stage and config.bridge == "ctc" else None
         if config.method == "ctc":
             tokenizer = characters = Characters.build(u.text for u in corpus.train)
@@ -379,6 +380,7 @@ def build(config: Config, corpus: Corpus, place: Place) -> Recogniser:
         recogniser = Recogniser(config, encoder, llm, tokenizer, characters)
         if first_stage:
             encoder.load_state_dict(first_stage.audio_encoder.state_dict())
+            hubert.hear_as(encoder.config, first_stage.audio_encoder.config)
             if characters:
                 recogniser.ctc_head.load_state_dict(first_stage.ctc_head.state_dict())
     if config.lora_rank:
@@ -391,7 +393,7 @@ def load_pretrained(config: Config, place: Place) -> tuple[HubertModel, nn.Modul
     """HuBERT, and for the method gpt also GPT and its tokenizer. Raises UserError."""
     llm = tokenizer = None
     with first_rank_first(place):
-        encoder = load_model(HubertModel, config.hubert, "--hubert", config.root).requires_grad_(True)
+        encoder = hubert.load(config.hubert, "--hubert", config.root, place)
         if config.method == "gpt":
             llm = load_causal(config.gpt, "--gpt", config.root, frozen_llm(config))
             tokenizer = load_text(config.gpt, "--gpt", config.root)
@@ -437,6 +439,9 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
             models[part].gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, recogniser.fits)
+    if config.resume and (Path(config.out) / published.SHAPES).exists():
+        begun = published.read_json(Path(config.out) / published.SHAPES, "--resume")
+        hubert.hear_as(recogniser.audio_encoder.config, HubertConfig(**begun["audio_encoder_config"]))
     if place.first:
         published.keep_shapes(recogniser, Path(config.out))
     listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
@@ -527,6 +532,7 @@ def load_init(config: Config, place: Place) -> Recogniser:
         lora.merge(recogniser.llm)
     elif shapes.keys() >= {"audio_encoder_config", "llm_config"}:
         layers = published.bridge_of(shapes, KERNEL, STRIDE, f"--init {config.init}")
+        published.complete_shapes(shapes, folder)
         stored, tokenizer = replace(config, bridge="conv", bridge_layers=layers), load_text(str(folder), "--init", "")
         recogniser = Recogniser(stored, *published.networks(shapes), tokenizer, None)
         published.read_weights(recogniser, folder, "--init")

@@ -208,11 +208,11 @@ from common.conformer import Conformer, length_mask, subsampled
 from common.corpora import Corpus, Utterance, trainable
 from common.data import Batch, read_corpus, sample_waves
 from common.features import SAMPLE_RATE, LogMel, num_frames, spec_augment
-from common.place import Place, earlier_stage, first_rank_first, gather, reseed, start
+from common.place import Place, Stage, earlier_stage, first_rank_first, gather, reseed, start
 from common.pretrained import LanguageModel, load_causal, load_pieces
 from common.scoring import Transcript
 from common.text import Pieces, SentencePiece, load_tokenizer
-from common.training import Run
+from common.training import Run, digest_of
 from common.weights import load_recogniser
 
 # ========================================================================================================== model
@@ -371,14 +371,15 @@ SECOND_STAGE = (
 )  # fmt: skip
 
 
-def find_encoder(config: Config, place: Place) -> Recogniser | None:
+def find_encoder(config: Config, utterances: list[Utterance], place: Place) -> Recogniser | None:
     """The first stage: an ordinary run of `ctc`, which is trained first, or gone on with, if it is not finished.
 
     Raises UserError where it was trained on other data, or is another model than this run's.
     """
     if config.encoder == "scratch":
         return None
-    return load(earlier_stage(config, PRESETS, place, "--encoder", SECOND_STAGE, run_method, method="ctc"), place)
+    stage = Stage("ctc", "--encoder", PRESETS, SECOND_STAGE, digest_of(utterances))
+    return load(earlier_stage(config, place, stage, run_method), place)
 
 
 # ========================================================================================================== train
@@ -394,7 +395,7 @@ def build(config: Config, utterances: list[Utterance], place: Place) -> Recognis
         reseed(config.seed)
         recogniser = Recogniser(config, tokenizer, None, tokenizer.size)
     else:
-        first_stage = find_encoder(config, place)
+        first_stage = find_encoder(config, utterances, place)
         reseed(config.seed, 1)
         recogniser = Recogniser(config, load_tokenizer_of_lm(config, place), load_lm(config, place), 0)
         if config.lora_rank:  # drawn behind the projection, which is the same at every rank

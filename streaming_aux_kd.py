@@ -214,11 +214,11 @@ from common.corpora import Corpus, Utterance, trainable
 from common.ctc import BLANK
 from common.data import Batch, read_corpus, read_one, sample_waves
 from common.features import LogMel, num_frames, spec_augment
-from common.place import Place, earlier_stage, reseed, start
+from common.place import Place, Stage, earlier_stage, reseed, start
 from common.scoring import Transcript
 from common.streaming import dependencies, stream_words
 from common.text import SentencePiece, load_tokenizer
-from common.training import Run, add_up
+from common.training import Run, add_up, digest_of
 from common.weights import load_recogniser
 
 # ========================================================================================================== model
@@ -456,13 +456,13 @@ PART_OF_STUDENTS = (
 )  # fmt: skip
 
 
-def find_teacher(config: Config, place: Place) -> Recogniser:
+def find_teacher(config: Config, utterances: list[Utterance], place: Place) -> Recogniser:
     """The teacher, frozen: an ordinary run of that row, which is trained first, or gone on with, if it is not finished.
 
-    Raises UserError where it was trained with other options, or is another model than this run's.
+    Raises UserError where it was trained with other options or on other data, or is another model than this run's.
     """
-    stage = PRESETS, place, "--teacher", PART_OF_STUDENTS, run_method
-    teacher = load(earlier_stage(config, *stage, method="teacher", teacher="auto"), place)
+    stage = Stage("teacher", "--teacher", PRESETS, PART_OF_STUDENTS, digest_of(utterances))
+    teacher = load(earlier_stage(config, place, stage, run_method, teacher="auto"), place)
     if config.control == "random":
         reseed(config.seed, 2)
         teacher.encoder.apply(lambda part: part.reset_parameters() if hasattr(part, "reset_parameters") else None)
@@ -475,8 +475,8 @@ def find_teacher(config: Config, place: Place) -> Recogniser:
 def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict]:
     """Returns the recogniser with the average of the best epochs' weights, and what RESULT says of the training."""
     utterances = trainable(corpus.train, config.max_seconds)
-    teacher = find_teacher(config, place) if config.method in ("token_kd", "layer_kd", "aux_kd") else None
-    # A student writes its teacher's pieces and hears its features, even if the data have changed since.
+    teacher = find_teacher(config, utterances, place) if config.method in ("token_kd", "layer_kd", "aux_kd") else None
+    # A student writes its teacher's pieces and hears its features.
     tokenizer = teacher.tokenizer if teacher else SentencePiece.build((u.text for u in utterances), config.units)
     reseed(config.seed, int(config.method != "teacher"))
     models = build_models(config, tokenizer.size, tokenizer).to(place.device)

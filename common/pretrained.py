@@ -30,6 +30,7 @@ from common.weights import digest_of_model, weight_files
 
 # Weights as safetensors only: nothing that a download could execute.
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
+PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")  # where do_normalize stands
 FORM_OF_MARKS = 2  # of `supplied`; the first, without this number, covered a part of the model
 
 
@@ -126,6 +127,8 @@ def first_line(error: Exception) -> str:
 def load_model(auto_class: type, name: str, flag: str, root: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A frozen pretrained model in evaluation mode. name: see `find`; auto_class: AutoModelForMaskedLM, ….
 
+    The configuration of a HuBERT also says by do_normalize whether it wants waves of mean 0 and variance 1.
+
     Raises UserError where the folder holds no such model, or one without its head, which would be filled with noise,
     and where its index names weights outside of it.
     """
@@ -143,7 +146,35 @@ def load_model(auto_class: type, name: str, flag: str, root: str, dtype: torch.d
     if loaded["missing_keys"]:
         lacking = sorted(loaded["missing_keys"])[0]
         raise UserError(f"{flag} {name} lacks weights ({lacking}, …): give a model saved with its head.")
+    if model.config.model_type == "hubert":
+        model.config.do_normalize = asks_for_normalised(Path(folder), f"{flag} {name}")
     return model.eval().requires_grad_(False)
+
+
+def has_preprocessor(folder: Path) -> bool:
+    return any((folder / name).exists() for name in PREPROCESSOR)
+
+
+def asks_for_normalised(folder: Path, name: str) -> bool:
+    """Whether the HuBERT in a folder wants waves of mean 0 and variance 1.
+
+    name: of the model, for the error message. Raises UserError where the file that says
+    it cannot be read. Without that file the default of the library's class holds, which
+    normalises, but not for the demo world's own HuBERT.
+    """
+    from transformers import Wav2Vec2FeatureExtractor
+
+    if not has_preprocessor(folder):
+        of_a_demo_world = (folder.parent / "world.json").exists()
+        return not of_a_demo_world and Wav2Vec2FeatureExtractor().do_normalize
+    try:
+        extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # what is raised depends on how the file is damaged
+        reason = f"{name} has no readable {PREPROCESSOR[0]} ({first_line(error)})"
+        raise UserError(f"{reason}: copy or download it again.") from None
+    if not isinstance(extractor.do_normalize, bool):
+        raise UserError(f"{name}: do_normalize in its {PREPROCESSOR[0]} is neither true nor false.")
+    return extractor.do_normalize
 
 
 def load_causal(name: str, flag: str, root: str, frozen: bool, dtype: torch.dtype | None = None) -> nn.Module:

@@ -22,7 +22,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, Hubert
 from common import lora
 from common.files import write_atomically
 from common.flags import UserError
-from common.pretrained import find, forget_supplied
+from common.pretrained import asks_for_normalised, find, forget_supplied, has_preprocessor
 from common.text import SentencePiece
 from common.weights import digest_of_model, save_weights, weight_files
 
@@ -88,6 +88,13 @@ def keep_shapes(model: nn.Module, folder: Path) -> None:
     if model.characters and model.characters is not model.tokenizer:
         (folder / "characters").mkdir(exist_ok=True)
         model.characters.save(folder / "characters")
+
+
+def complete_shapes(shapes: dict, folder: Path) -> None:
+    """Whether HuBERT wants normalised audio, where only a file beside config.json says it."""
+    if has_preprocessor(folder):
+        asked = asks_for_normalised(folder, str(folder))
+        shapes["audio_encoder_config"].setdefault("do_normalize", asked)
 
 
 def mark_of(folder: Path, shapes: dict, flag: str, root: str) -> str:

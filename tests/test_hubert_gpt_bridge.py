@@ -531,6 +531,8 @@ def test_what_would_do_nothing_is_refused(options, said, capsys):
 def test_the_compressing_bridge_and_its_figures(finished, corpus, tmp_path):
     data = write_data(tmp_path / "data", corpus.train[:8], corpus.dev[:2], corpus.dev[2:4])
     options = ["--bridge", "ctc", "--compression", "average_remove_blank", "--max-steps", 2, "--out", tmp_path / "run"]
+    first = ["--ctc-run", "auto", "--max-steps", 2, "--out", tmp_path / "ctc", "--method", "ctc"]
+    finished.train(*first, data=data)
     result = finished.main(*finished.options(*options, "--ctc-run", tmp_path / "ctc", data=data))
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"compression.png", "attention.png", "shapes.json", "characters"} <= files

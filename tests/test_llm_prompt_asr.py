@@ -266,8 +266,11 @@ def test_a_frozen_model_is_known_in_any_precision(model):
 
 def test_the_first_stage_is_found_refused_or_left_out(runs, tmp_path, capsys):
     run = runs("llm_prompt_asr")
-    run.train("--max-steps", 2, "--encoder", tmp_path / "ctc", "--out", tmp_path / "llm")
-    assert "ctc first, in" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--encoder .*/ctc holds no run: give the folder of a run of ctc, or auto"):
+        run.train("--max-steps", 2, "--encoder", tmp_path / "ctc", "--out", tmp_path / "mistyped")
+    assert not (tmp_path / "ctc").exists()
+    run.train("--max-steps", 2, "--encoder", "auto", "--method", "ctc", "--out", tmp_path / "ctc")
+    run.train("--max-steps", 2, "--encoder", "auto", "--out", tmp_path / "llm")  # the one beside it
     run.train("--max-steps", 1, "--encoder", tmp_path / "ctc", "--out", tmp_path / "again", "--stride-ms", 320)
     assert "ctc first" not in capsys.readouterr().err
     with pytest.raises(UserError, match=r"the ctc in .* was trained otherwise \(--seed 1 -> 2.*another --encoder"):
