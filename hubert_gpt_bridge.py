@@ -238,6 +238,11 @@ class Recogniser(nn.Module):
         pieces = [self.config.begin, self.config.separator, self.config.end]
         if None in (ids := [self.tokenizer.id_of(piece) for piece in pieces]):
             raise UserError(f"{pieces[ids.index(None)]} is no piece of GPT's: give --begin, --separator and --end.")
+        size = len(self.llm.get_input_embeddings().weight)
+        if beyond := [piece for piece, i in zip(pieces, ids, strict=True) if i >= size]:
+            raise UserError(
+                f"{beyond[0]} is beyond GPT's vocabulary of {size} pieces: give --begin, --separator and --end."
+            )
         return ids
 
     def sequences(self, a: Tensor, sizes: list[int], texts: list[list[int]] | None) -> prompting.Sequences:

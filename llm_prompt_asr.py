@@ -104,7 +104,6 @@ from common.flags import (
 # ================================================================================================== configuration
 
 FRAME_MS = 80  # of encoder frames
-LONGEST = 200  # pieces of an answer [recall]
 # LLaMA-7B, for --summary [paper: named there; Touvron et al. 2023]
 LLAMA_7B = dict(
     vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
@@ -206,10 +205,10 @@ from torch import Tensor, nn
 from common import ctc, lora, metrics, prompting, scoring
 from common.conformer import Conformer, length_mask, subsampled
 from common.corpora import Corpus, Utterance, trainable
-from common.data import Batch, read_corpus, sample_waves
+from common.data import Batch, Fits, read_corpus, sample_waves
 from common.features import SAMPLE_RATE, LogMel, num_frames, spec_augment
 from common.place import Place, Stage, earlier_stage, first_rank_first, gather, reseed, start
-from common.pretrained import LanguageModel, load_causal, load_pieces
+from common.pretrained import LanguageModel, begin_and_end, load_causal, load_pieces
 from common.scoring import Transcript
 from common.text import Pieces, SentencePiece, load_tokenizer
 from common.training import Run, digest_of
@@ -259,7 +258,7 @@ class Recogniser(nn.Module):
                 return [scoring.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths]
             beam, (_, end) = search.get("beam", 1), symbols(self.lm)
             seconds = batch.samples / SAMPLE_RATE
-            limits = [min(LONGEST, int(12 * s) + 20) for s in seconds.tolist()]  # pieces [choice]
+            limits = [min(prompting.LONGEST, int(12 * s) + 20) for s in seconds.tolist()]  # pieces [choice]
             answers, counts = prompting.write(self.lm, self.sequences(h, lengths, None), limits, end, num_beams=beam)
             answers = [ids if n else [] for ids, n in zip(answers, lengths.tolist(), strict=True)]  # too short to hear
         texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]
@@ -288,9 +287,8 @@ def stack(h: Tensor, lengths: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 def symbols(lm: nn.Module) -> tuple[int, int]:
     """The ids that begin and end a text; a model that knows no beginning begins with its end."""
-    end = lm.config.eos_token_id
-    end = end[0] if isinstance(end, list) else end
-    return end if lm.config.bos_token_id is None else lm.config.bos_token_id, end
+    beginning, end = begin_and_end(lm, "the language model")
+    return end if beginning is None else beginning, end
 
 
 def load_lm(config: Config, place: Place) -> nn.Module:
@@ -298,11 +296,12 @@ def load_lm(config: Config, place: Place) -> nn.Module:
     frozen = config.lora_rank > 0 or config.lr_lm == 0
     with first_rank_first(place):
         lm = load_causal(config.lm, "--lm", config.root, frozen, place.dtype)
-    if None in symbols(lm):
+    _, end = begin_and_end(lm, f"--lm {config.lm}")
+    if end is None:
         raise UserError(f"--lm {config.lm} names no eos_token_id in its config.json: give another one.")
-    most = getattr(lm.config, "max_position_embeddings", None)  # BLOOM has no limit
+    most = prompting.positions_of(lm)
     seconds = max(config.max_seconds / min(config.speeds), config.cut_seconds)
-    if most and (needed := math.ceil(1000 * seconds / config.stride_ms) + 1 + LONGEST) > most:
+    if most and (needed := math.ceil(1000 * seconds / config.stride_ms) + 1 + prompting.LONGEST) > most:
         raise UserError(f"--lm {config.lm} has {most} positions, {seconds:.1f} s of audio and an answer take {needed}: "
                         "give a longer --stride-ms, or less --max-seconds and --cut-seconds.")  # fmt: skip
     return lm
@@ -313,12 +312,23 @@ def load_tokenizer_of_lm(config: Config, place: Place) -> Pieces:
         return Pieces(load_pieces(config.lm, "--lm", config.root))
 
 
-def fits(method: str, samples: int, labels: list[int]) -> bool:
-    """CTC needs a frame for every label, and one more between equal ones; a language model needs one."""
-    needed = 1
-    if method != "llm":
-        needed = ctc.required_frames(torch.tensor([labels], dtype=torch.long), torch.tensor([len(labels)]))
+def fits(samples: int, labels: list[int]) -> bool:
+    """Of CTC, which needs a frame for every label, and one more between equal ones."""
+    needed = ctc.required_frames(torch.tensor([labels], dtype=torch.long), torch.tensor([len(labels)]))
     return bool(subsampled(num_frames(samples), 8) >= max(needed, 1))
+
+
+def prompt_fits(n: int, positions: int | None, samples: int, labels: list[int]) -> bool:
+    """Of a language model with so many positions, which reads n frames in a vector: see `prompting.answer_fits`."""
+    vectors = math.ceil(subsampled(num_frames(samples), 8) / n)
+    return prompting.answer_fits(vectors, len(labels), positions)
+
+
+def fits_of(recogniser: Recogniser) -> Fits:
+    """Whether labels fit so many samples; it holds numbers and no model, for it goes to the processes that read."""
+    if not hasattr(recogniser, "lm"):
+        return fits
+    return partial(prompt_fits, recogniser.n, prompting.positions_of(recogniser.lm))
 
 
 # =========================================================================================================== loss
@@ -432,8 +442,10 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         perplexity = partial(prompting.text_perplexity, recogniser, corpus.dev, symbols(recogniser.lm), place)
         report["text_perplexity"] = [perplexity()]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
-    run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, partial(fits, config.method))
-    listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
+    run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, fits_of(recogniser))
+    listening = partial(
+        prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place, fits_of(recogniser)
+    )
     for _ in run.epochs():
         for update in run.updates():
             if is_llm:
@@ -485,7 +497,7 @@ def measure_alignment(recogniser: Recogniser, corpus: Corpus, config: Config, pl
     from common import figures
 
     maps, encode, table = ({}, {}), recogniser.tokenizer.encode, recogniser.lm.get_input_embeddings()
-    for swapped, batch in prompting.listening_batches(corpus.dev, config, encode, partial(fits, "llm")):
+    for swapped, batch in prompting.listening_batches(corpus.dev, config, encode, fits_of(recogniser)):
         with place.autocast():
             a, sizes = recogniser.prompt(*recogniser.encode(batch.to(place.device)))
         for vectors, n, ids, u in zip(a, sizes, prompting.texts_of(batch), batch.utterances, strict=True):

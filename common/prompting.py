@@ -30,11 +30,13 @@ from torch import Tensor, nn
 
 from common.corpora import Utterance
 from common.data import Batch, Encode, Fits, evaluation_batches, loader
+from common.features import SAMPLE_RATE
 from common.flags import RunConfig
 from common.place import Place, note
 
 NONE = -100  # target where there is none
 MASKED = -1  # in place of an id: a piece that the model may not see
+LONGEST = 200  # pieces of an answer, in training and when it is written [recall]
 REPEATS, LONGEST_REPEAT = 4, 8  # an answer without end that repeats up to so many pieces so often is cut [choice]
 
 
@@ -72,6 +74,28 @@ def build_sequences(
     inputs = pad(rows, batch_first=True, padding_side=side)
     targets = pad(targets, batch_first=True, padding_value=NONE, padding_side=side)
     return Sequences(inputs, mask, targets)
+
+
+def positions_of(lm: nn.Module) -> int | None:
+    """How many vectors and pieces a language model reads at once; None: no limit, as BLOOM."""
+    return getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+
+
+def answer_fits(vectors: int, pieces: int, positions: int | None, around: int = 1, longest: int = LONGEST) -> bool:
+    """Whether a language model can be taught to write so many pieces behind so many vectors of
+    speech.
+
+    It needs a vector at least, has `longest` pieces at most, as when it writes, and needs
+    a position for each of all these and of the `around` symbols before the text. The end
+    is said and never read. positions: see `positions_of`.
+    """
+    needed = vectors + around + pieces
+    return vectors > 0 and pieces <= longest and (positions is None or needed <= positions)
+
+
+def anything_fits(samples: int, labels: list[int]) -> bool:
+    """For a loader, where nothing is to be left out."""
+    return True
 
 
 def answer_loss(lm: nn.Module, sequences: Sequences) -> Tensor:
@@ -151,10 +175,16 @@ def listening_batches(
     """(False, batch) of some utterances as they are, then (True, batch) of the same words with swapped audio.
 
     How much more a piece of the right answer costs then is the listening gap: near 0, the model writes what is likely
-    and does not listen.
+    and does not listen. Left out is what does not fit, with its own audio or with the other.
     """
     plain = replace(config, speeds=(1.0,), workers=0)
-    for swapped, some in enumerate(swap_audio(utterances)):
+    own, swapped_audio = [], []
+    for u, other in zip(*swap_audio(utterances), strict=True):
+        labels = encode(u.text)
+        if all(fits(round(x.duration * SAMPLE_RATE), labels) for x in (u, other)):
+            own.append(u)
+            swapped_audio.append(other)
+    for swapped, some in enumerate((own, swapped_audio)):
         for batch in loader(evaluation_batches(some, config.batch_seconds), plain, encode, fits):
             if batch.utterances:
                 yield bool(swapped), batch
@@ -162,18 +192,25 @@ def listening_batches(
 
 @torch.inference_mode()
 def measure_listening(
-    recogniser: nn.Module, losses: Callable, utterances: list[Utterance], config: RunConfig, place: Place
+    recogniser: nn.Module,
+    losses: Callable,
+    utterances: list[Utterance],
+    config: RunConfig,
+    place: Place,
+    fits: Fits = anything_fits,
 ) -> dict[str, float]:
     """{"listening_gap"}: by how many nats per piece a transcript is less likely after the audio of another session.
 
-    losses(recogniser, batch, place): -log p(answer | speech) of each utterance (B,).
+    losses(recogniser, batch, place): -log p(answer | speech) of each utterance (B,). fits: see `answer_fits`.
     """
     sums, pieces = [0.0, 0.0], [0, 0]
     recogniser.eval()
-    for swapped, batch in listening_batches(utterances, config, recogniser.tokenizer.encode, lambda *_: True):
+    for swapped, batch in listening_batches(utterances, config, recogniser.tokenizer.encode, fits):
         sums[swapped] += losses(recogniser, batch.to(place.device), place).sum().item()
         pieces[swapped] += int(batch.target_lengths.sum()) + len(batch.utterances)
-    own, other = (total / max(count, 1) for total, count in zip(sums, pieces, strict=True))
+    if 0 in pieces:  # nothing that fits
+        return {}
+    own, other = (total / count for total, count in zip(sums, pieces, strict=True))
     if place.first and other - own < 0.1:
         note(f"listening gap {other - own:.2f}: the model writes likely sentences and does not listen yet")
     return {"listening_gap": round(other - own, 3)}
@@ -183,13 +220,20 @@ def measure_listening(
 def text_perplexity(
     recogniser: nn.Module, utterances: list[Utterance], symbols: tuple[int, int], place: Place
 ) -> float:
-    """Per piece, of 50 to 100 transcripts without audio, their ends included; symbols: the ids of beginning and end."""
+    """Per piece, of 50 to 100 transcripts without audio, their ends included; symbols: the ids of beginning and end.
+
+    Of a transcript longer than the model reads at once, only the beginning counts.
+    """
     (beginning, end), embedding = symbols, recogniser.lm.get_input_embeddings()
     no_speech, total, pieces = torch.zeros(1, 0, embedding.embedding_dim, device=place.device), 0.0, 0
+    longest = (positions_of(recogniser.lm) or math.inf) - 1  # beside the beginning
     with place.autocast():
         for utterance in utterances[:: len(utterances) // 100 + 1]:
             ids = [i - 1 for i in recogniser.tokenizer.encode(utterance.text)]
-            sequence = build_sequences(embedding, no_speech, [0], [ids], [], [beginning], end)
+            last = end
+            if len(ids) > longest:
+                last, ids = ids[longest], ids[:longest]  # what follows is its next piece
+            sequence = build_sequences(embedding, no_speech, [0], [ids], [], [beginning], last)
             total += answer_loss(recogniser.lm, sequence).item()
             pieces += len(ids) + 1
     return round(math.exp(total / pieces), 3)
