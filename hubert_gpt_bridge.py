@@ -266,8 +266,8 @@ class Recogniser(nn.Module):
             a, sizes = self.bridge(h, lengths, log_probs)
             options = {"min_new_tokens": self.config.least_pieces}
             if search:
-                reseed(self.config.seed, int(batch.samples.sum()))
-                options |= prompting.search_options(self.config)
+                seeds = [self.config.seed * 2**32 + n for n in batch.samples.tolist()]
+                options |= prompting.search_options(self.config, seeds)
             sequences, end = self.sequences(a, sizes, None), self.symbols()[-1]
             answers, counts = prompting.write(self.llm, sequences, self.limits(batch.samples), end, **options)
         texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]

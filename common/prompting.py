@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import LogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from common.corpora import Utterance
 from common.data import Batch, Encode, Fits, evaluation_batches, loader
@@ -108,15 +109,20 @@ def answer_loss(lm: nn.Module, sequences: Sequences) -> Tensor:
 
 
 def write(
-    lm: nn.Module, sequences: Sequences, limits: list[int], end: int, **search
+    lm: nn.Module,
+    sequences: Sequences,
+    limits: list[int],
+    end: int,
+    processors: Sequence[LogitsProcessor] = (),
+    **search,
 ) -> tuple[list[list[int]], list[dict[str, float]]]:
     """Continues sequences made without texts, by transformers' generate: the ids of each answer without its end, and
     {"unstopped": 1 where the limit came first, "repetitions": 1 where what it repeated was cut}.
 
     limits: most ids per answer, so that an utterance gives the same alone and in a batch. search: of generate, such as
-    num_beams; none: greedy.
+    num_beams; none: greedy. processors: of its scores, after its own, see `search_options`.
     """
-    from transformers import GenerationConfig, StoppingCriteriaList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     per_row = torch.tensor(limits, device=sequences.inputs.device)
 
@@ -128,6 +134,7 @@ def write(
     new = lm.generate(
         inputs_embeds=sequences.inputs, attention_mask=sequences.mask.long(),
         generation_config=GenerationConfig(**options), stopping_criteria=StoppingCriteriaList([at_limit]),
+        logits_processor=LogitsProcessorList(processors),
     ).tolist()  # fmt: skip
     answers, counts = [], []
     for ids, limit in zip(new, limits, strict=True):
@@ -244,11 +251,36 @@ def texts_of(batch: Batch) -> list[list[int]]:
     return [(row[:n] - 1).tolist() for row, n in zip(batch.targets, batch.target_lengths.tolist(), strict=True)]
 
 
-def search_options(config) -> dict:
-    """Of generate, for a configuration with decode (beam, top_k or top_p), beam, top_k and top_p."""
-    draw = {"do_sample": True, "top_k": 0, "top_p": 1.0}
-    options = {"beam": {"num_beams": config.beam}, "top_k": draw | {"top_k": config.top_k}}
-    return options.get(config.decode, draw | {"top_p": config.top_p})
+def search_options(config, seeds: list[int]) -> dict:
+    """Of `write`, for a configuration with decode (beam, top_k or top_p), beam, top_k and
+    top_p.
+
+    seeds: of each utterance, from which top_k and top_p draw.
+    """
+    if config.decode == "beam":
+        return {"num_beams": config.beam}
+    if config.decode == "top_k":
+        kept = TopKLogitsWarper(config.top_k)
+    else:
+        kept = TopPLogitsWarper(config.top_p)
+    return {"processors": [kept, Draw(seeds)]}
+
+
+class Draw(LogitsProcessor):
+    """Noise that makes the largest of the scores a draw from their softmax (Gumbel-max).
+
+    Each row draws from a generator of its own, so that an answer is the same alone and in
+    a batch. Those who draw from all rows at once, as transformers does it, give an
+    utterance other draws beside other utterances.
+    """
+
+    def __init__(self, seeds: list[int]):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores (B, V) -> (B, V)"""
+        rows = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
+        return scores - torch.stack(rows).log().to(scores)
 
 
 def attentions(lm: nn.Module, sequences: Sequences) -> list[np.ndarray]:
