@@ -333,3 +333,11 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
     assert read_lines(path) == ["no end"]
     path.write_bytes(b"")
     assert read_lines(path) == []
+
+
+def test_hypotheses_are_read_as_they_were_written(tmp_path):
+    from common.scoring import read_hypotheses
+
+    path = tmp_path / "hyp_test.tsv"
+    path.write_bytes("id\treference\thypothesis\na\tx\u2028y\tz\rz\n".encode())
+    assert read_hypotheses(path) == [["a", "x\u2028y", "z\rz"]]
