@@ -559,7 +559,7 @@ def both_domains(config: Config, corpus: Corpus) -> Corpus:
     """With the test sets of the run that was adapted: does it forget?"""
     is_run = config.init and (Path(config.init) / published.SHAPES).exists()
     data = load_config(Config, config.init, PRESETS).data if is_run else config.data
-    if data == config.data:
+    if Path(data) == Path(config.data):
         return corpus
     first = load_corpus(data, config.root, scoring=True)
     tests = {f"{Path(data).name}-{name}" if name in corpus.tests else name: x for name, x in first.tests.items()}

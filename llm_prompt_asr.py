@@ -122,7 +122,7 @@ class Config(RunConfig):
     speeds: tuple[Speed, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
     frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
     time_masks: int = 10  # SpecAugment, each over 0 to 5 % of the utterance [peer]
-    units: Count = 1547  # SentencePiece pieces of CTC [recall]
+    units: Count = 1547  # SentencePiece pieces of CTC [recall]; characters without room come on top
     units_of: Literal["transcripts", "lm"] = "transcripts"  # what CTC learns to write: these, or --lm's (C4 pieces)
     # -- method --
     method: Literal["monolingual_ctc", "ctc", "llm"] = "llm"  # row of the table
@@ -204,7 +204,7 @@ from torch import Tensor, nn
 
 from common import ctc, lora, metrics, prompting, scoring
 from common.conformer import Conformer, length_mask, subsampled
-from common.corpora import Corpus, Utterance, trainable
+from common.corpora import Corpus, Utterance, languages_of, trainable
 from common.data import Batch, Fits, read_corpus, sample_waves
 from common.features import SAMPLE_RATE, LogMel, num_frames, spec_augment
 from common.place import Place, Stage, earlier_stage, first_rank_first, gather, reseed, start
@@ -536,7 +536,7 @@ def one_by_one(config: Config) -> dict:
     place, out = start(config), Path(config.out)
     corpus = read_corpus(config, place)
     heard = sum(corpus.tests.values(), []) if config.checkpoint else corpus.dev  # for scoring, there may be no dev
-    languages = sorted({u.language for u in heard})
+    languages = languages_of(heard)
     if mixed := [name for name, found in corpus.tests.items() if len({u.language for u in found}) > 1]:
         raise UserError(f"{mixed[0]}.jsonl holds several languages: split it into {mixed[0]}-LANGUAGE.jsonl.")
     begun = gather([(out / language / "config.json").exists() for language in languages], place)[0]

@@ -134,7 +134,7 @@ class Config(RunConfig):
     speeds: tuple[Speed, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
     frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
     time_masks: int = 10  # SpecAugment, each over 0 to 5 % of the utterance [peer]
-    units: Count = 1024  # SentencePiece pieces [choice]
+    units: Count = 1024  # SentencePiece pieces [choice]; characters without room come on top
     # -- method --
     method: Literal["teacher", "scratch", "token_kd", "layer_kd", "aux_kd"] = "aux_kd"  # row of the table
     losses: tuple[Literal["dis", "kld", "apc"], ...] = ("dis", "kld", "apc")  # of layer_kd and aux_kd

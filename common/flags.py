@@ -337,7 +337,10 @@ def config_as_dict(config) -> dict:
 def differences(old, new) -> list[str]:
     """['--seed 1 -> 2', ...] for every field that belongs to a run and differs."""
     old, new = config_as_dict(old), config_as_dict(new)
-    return [f"{_flag(name)} {_show(old[name])} -> {_show(new[name])}" for name in old if old[name] != new[name]]
+    changed = [name for name in old if old[name] != new[name]]
+    if Path(old["data"]) == Path(new["data"]):  # a/b, a/b/ and ./a/b are one folder
+        changed = [name for name in changed if name != "data"]
+    return [f"{_flag(name)} {_show(old[name])} -> {_show(new[name])}" for name in changed]
 
 
 def _preset(presets: dict[str, dict], name: str) -> dict:

@@ -29,7 +29,7 @@ from common.features import SAMPLE_RATE, AudioError, read_audio, split_at_pauses
 from common.files import write_atomically
 from common.flags import RunConfig, UserError
 from common.place import Place, barrier, first_rank_first, gather, note, synchronise
-from common.text import Tokenizer, printable
+from common.text import Tokenizer, printable, read_lines
 from common.training import add_up
 
 SUBTITLE_SECONDS = 6.0  # of audio in a subtitle, at most [choice]
@@ -234,7 +234,7 @@ def write_hypotheses(folder: Path, split: str, references: dict[str, str], found
 
 def read_hypotheses(path: Path) -> list[list[str]]:
     """[[id, reference, hypothesis], ...] of a hyp_<split>.tsv."""
-    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    return [line.split("\t") for line in read_lines(path)[1:]]
 
 
 def real_time_factor(recogniser: nn.Module, corpus: Corpus, config: RunConfig, place: Place, **search) -> float | None:

@@ -28,6 +28,13 @@ def test_a_corpus_has_the_errors_of_its_sentences():
         word_errors(["a", "b"], ["a"])
 
 
+def test_joiners_that_nobody_hears_are_no_errors():
+    for written, plain in (("می\u200cخواهم", "میخواهم"), ("क्\u200dष", "क्ष"), ("ශ්\u200dරී", "ශ්රී")):
+        for a, b in ((written, plain), (plain, written)):
+            assert word_errors([a], [b]) == (0, 0, 0, 1) and character_errors([a], [b]).errors == 0
+    assert word_errors(["می\u200cخواهم"], ["می خواهم"]).errors == 2
+
+
 def test_twins_may_count_as_equal():
     references, hypotheses = ["The sail was", "a sale"], ["the sale was red", "a Sail"]
     assert word_errors(references, hypotheses) == (2, 0, 1, 5)
