@@ -20,14 +20,16 @@ from typing import NamedTuple
 
 from common.flags import UserError
 
-BEGINNINGS = b"RIFF", b"RF64", b"FORM", b".snd", b"caff", b"riff", b"NIST_1A"  # of the plain formats
+BEGINNINGS = b"RIFF", b"RF64", b"FORM", b".snd", b"caff", b"riff", b"NIST_1A"  # of plain formats
 JOINED = (
     "it holds several recordings one behind the other, and only the first of them can be read: "
     "write each into a file of its own"
 )
 UNKNOWN = 0xFFFFFFFF  # a size of 32 bits with which libsndfile reads to the end of the file
+LOST = 1_000  # pages of an Ogg file behind which something else comes; more are hostile [choice]
 CHUNKS = 10_000  # of a file; a hostile file may have millions, of which no more are read [choice]
 KEPT = 50_000  # files whose parts are remembered, for one with segments is opened often [choice]
+TAGGED = re.compile(rb"\xff[\xe2-\xff][\s\S]{2}\0{9,34}(?:Xing|Info)")  # a frame with a tag
 REST = 10  # MPEG frames, 0.3 s; fewer behind the announced end are no recording [choice]
 FLAC_HEADER = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22")  # how every FLAC stream begins
 
@@ -107,7 +109,7 @@ def _remembered(function: Callable, descriptor: int):
     return _known[key]
 
 
-# --------------------------------------------------------------------------------------- Ogg and FLAC
+# ------------------------------------------------------------------------------------ Ogg and FLAC
 
 
 def ogg_parts(descriptor: int) -> tuple[Part, ...]:
@@ -120,17 +122,22 @@ def ogg_parts(descriptor: int) -> tuple[Part, ...]:
     size = os.fstat(descriptor).st_size
     starts: list[int] = []
     found: int | None = 0
-    flags = 0
-    while found is not None:
+    flags = lost = 0
+    while found is not None and lost < LOST:
         page = os.pread(descriptor, 27 + 255, found).ljust(27, b"\0")
         if page[5] & 2 and not flags & 2:
             if starts and not flags & 4:
                 raise AudioError("it is cut off: the last page of a recording in it is missing")
             starts.append(found)
         flags = page[5]
-        position = found + 27 + page[26] + sum(page[27 : 27 + page[26]])
-        found = _find(descriptor, b"OggS", position)
-    if not flags & 4 or position > size:
+        end = found + 27 + page[26] + sum(page[27 : 27 + page[26]])
+        # A page that is cut off may reach into the next recording.
+        cut = os.pread(descriptor, 4, end) != b"OggS"
+        lost += cut
+        found = _find(descriptor, b"OggS", found + 4 if cut else end)
+    if lost >= LOST:
+        raise AudioError("it is damaged: too many of its pages are not followed by another one")
+    if not flags & 4 or end > size:
         raise AudioError("it is cut off: its last page is missing")
     if len(starts) < 2:
         return ()
@@ -159,7 +166,7 @@ def _find(descriptor: int, what: bytes | re.Pattern, position: int) -> int | Non
     return None
 
 
-# ----------------------------------------------------------------------------------------------- MPEG
+# -------------------------------------------------------------------------------------------- MPEG
 
 # MPEG frames begin with 4 bytes: 11 bits of ones, then version, layer and so on (ISO 11172-3).
 RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}  # Hz
@@ -212,30 +219,33 @@ def looks_like_mpeg(beginning: bytes) -> bool:
 
 
 def mpeg_frames(content: bytes) -> Iterator[tuple[int, Frame]]:
-    """Every whole frame in an MPEG file with its position; what lies between frames is passed over.
+    """Every whole frame in an MPEG file with its position; what lies between is passed over.
 
-    After something else, and where the kind changes, a header counts if another of its kind follows.
+    At the beginning, after something else, and where the kind changes, a header counts if
+    another of its kind follows.
     """
     position = 0
     kind = None
-    while position < len(content) - 3:
+    while 0 <= position < len(content) - 3:
         frame = mpeg_frame(content[position : position + 4])
-        if frame:
-            end = position + frame.size
-            after = mpeg_frame(content[end : end + 4])
-            if frame.kind == kind or (after and after.kind == frame.kind):
-                if end <= len(content):
-                    yield position, frame
-                kind = frame.kind
-                position = end
-                continue
-        kind = None
-        if content.startswith(b"ID3", position):
-            position += 10 + _id3_size(content[position + 6 : position + 10])
-        else:
-            position = content.find(b"\xff", position + 1)
-            if position < 0:
-                return
+        end = position + frame.size if frame else position
+        after = mpeg_frame(content[end : end + 4])
+        if frame is None or (kind != frame.kind and (after is None or after.kind != frame.kind)):
+            kind = None
+            if content.startswith(b"ID3", position):
+                position += 10 + _id3_size(content[position + 6 : position + 10])
+            else:
+                position = content.find(b"\xff", position + 1)
+            continue
+        tagged = TAGGED.search(content, position + 4, end + 40)
+        if tagged and tagged.start() < end:  # the frame is cut off: the next recording begins in it
+            kind = None
+            position = tagged.start()
+            continue
+        if end <= len(content):
+            yield position, frame
+        kind = frame.kind
+        position = end
 
 
 def _id3_size(size: bytes) -> int:
@@ -324,7 +334,7 @@ def _blocks(descriptor: int, size: int) -> Iterator[bytes]:
 
 
 def _part_of(content: bytes, run: _Run, end: int) -> Part:
-    """A recording as the decoder is to see it: where it does not announce its frames, with a tag."""
+    """A recording as the decoder is to see it, with a tag where it announces no frames."""
     version, layer, _, _ = run.kind
     if run.promised or layer != 3 or run.audio is None:
         return Part(run.start, end)
