@@ -51,7 +51,7 @@ Choices (ours, marked again where they stand)
                   and trained on padding as it comes (common/hubert.py)
     C5 LoRA       on query_key_value only, alpha = 2 r; freezes GPT's own weights; HuBERT and bridge only by rates of 0
     C6 training   AdamW, a rate for each part, 0: frozen; without --init the first epoch goes from short to long
-                  utterances; checkpoints are chosen by dev WER, which counts sentences where there are no spaces
+                  utterances; checkpoints are chosen by dev WER, or CER where there are no spaces
 
 Metrics (beside those of all scripts)
 -------
@@ -175,9 +175,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPTNeoXForCausalLM, HubertConfig, HubertModel
 
-from common import ctc, hubert, lora, prompting, published, scoring
+from common import ctc, figures, hubert, lora, prompting, published, scoring
 from common.corpora import Corpus, Utterance, load_corpus, trainable
-from common.data import Batch, read_corpus, read_one
+from common.data import Batch, Fits, first_readable, read_corpus
 from common.features import SAMPLE_RATE
 from common.flags import load_config
 from common.place import Place, Stage, earlier_stage, first_rank_first, note, reseed, start
@@ -274,13 +274,37 @@ class Recogniser(nn.Module):
         rows = zip(texts, counts, sizes, strict=True)
         return [Transcript(text, None, count | {"embeddings": float(n)}) for text, count, n in rows]
 
-    def fits(self, samples: int, labels: list[int]) -> bool:
-        """Whether CTC, where there is one, can write the text of these labels in so many samples; GPT always can."""
-        if not self.characters:
-            return True
-        text, known = self.tokenizer.decode(labels), self.characters.ids.keys()  # another domain may have other ones
-        frames = hubert.frames_of(self.audio_encoder, torch.tensor(max(samples, self.shortest())))
-        return known >= set(text) and len(text) + sum(a == b for a, b in pairwise(text)) <= frames
+    def fits(self) -> Fits:
+        """`fits` of this model: what reading processes are given holds none of it."""
+        known = self.characters.characters if self.characters else None
+        cnn = self.audio_encoder.config
+        convolutions = tuple(zip(cnn.conv_kernel, cnn.conv_stride, strict=True))
+        return partial(fits, known, convolutions, self.shortest())
+
+
+def fits(
+    known: str | None,
+    convolutions: tuple[tuple[int, int], ...],
+    shortest: int,
+    samples: int,
+    labels: list[int],
+    text: str,
+) -> bool:
+    """Whether CTC, where there is one, can write the text of so many samples; GPT always can.
+
+    CTC needs a frame for every character, and one more between equal ones. A text of
+    another domain may have characters that the CTC head does not know.
+
+    known: the characters of the CTC head; None: there is none. convolutions: (kernel,
+    stride) of HuBERT's CNN. shortest: samples to which shorter audio is padded.
+    """
+    if known is None:
+        return True
+    frames = max(samples, shortest)
+    for kernel, stride in convolutions:
+        frames = (frames - kernel) // stride + 1
+    repeats = sum(a == b for a, b in pairwise(text))
+    return set(text) <= set(known) and len(text) + repeats <= frames
 
 
 def vectors_of(log_probs: Tensor, mode: str) -> Tensor:
@@ -443,7 +467,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         if part in models:
             models[part].gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
-    run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, recogniser.fits)
+    run = Run(config, place, models, optimizer, utterances, recogniser.tokenizer.encode, recogniser.fits())
     if config.resume and (Path(config.out) / published.SHAPES).exists():
         begun = published.read_json(Path(config.out) / published.SHAPES, "--resume")
         hubert.hear_as(recogniser.audio_encoder.config, HubertConfig(**begun["audio_encoder_config"]))
@@ -480,29 +504,30 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
 
 
 @torch.inference_mode()
-def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
-    """compression.png, with a CTC head: which frames of an utterance each mode keeps, vectors in alternating colours;
-    attention.png, with GPT: from the pieces of the text to the vectors of the speech, the mean over heads.
-    """
-    from common import figures
+def draw_compression(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
+    """compression.png: which frames of an utterance each mode keeps, vectors in alternating colours."""
+    batch = first_readable(corpus.dev, config).to(place.device)
+    _, _, log_probs = recogniser.eval()(batch)
+    rows = {"1 - p(blank)": 1 - log_probs[0, :, ctc.BLANK].exp()}
+    for mode in ("remove_blank", "average", "average_remove_blank"):
+        into = vectors_of(log_probs[0], mode)
+        rows[mode] = torch.where(into < 0, 0.0, 0.4 + 0.4 * (into % 2))
+    values = torch.stack(list(rows.values()), 1).cpu().numpy()  # (T, rows)
+    path = Path(config.out) / "compression.png"
+    figures.posteriors(path, values, list(rows), FRAME_SECONDS, batch.utterances[0].text)
 
-    batch, folder = read_one(corpus.dev[0], config).to(place.device), Path(config.out)
-    h, lengths, log_probs = recogniser.eval()(batch)
-    if log_probs is not None:
-        rows = {"1 - p(blank)": 1 - log_probs[0, :, ctc.BLANK].exp()}
-        for mode in ("remove_blank", "average", "average_remove_blank"):
-            into = vectors_of(log_probs[0], mode)
-            rows[mode] = torch.where(into < 0, 0.0, 0.4 + 0.4 * (into % 2))
-        values = torch.stack(list(rows.values()), 1).cpu().numpy()  # (T, rows)
-        figures.posteriors(folder / "compression.png", values, list(rows), FRAME_SECONDS, corpus.dev[0].text)
-    if config.method == "gpt":
-        a, (n,) = recogniser.bridge(h, lengths, log_probs)
-        ids = [i - 1 for i in recogniser.tokenizer.encode(corpus.dev[0].text)]
-        sequences = recogniser.sequences(a, [n], [ids])
-        attentions = prompting.attentions(recogniser.llm, sequences)
-        some = sorted({round(i * (len(attentions) - 1) / 3) for i in range(4)})
-        panels = {f"layer {i + 1}": attentions[i][n + 1 :, 1 : n + 1] for i in some}
-        figures.matrices(folder / "attention.png", panels, "vector of the speech", "piece of the text")
+
+@torch.inference_mode()
+def draw_attention(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
+    """attention.png: from the pieces of the text to the vectors of the speech, the mean over heads."""
+    batch = first_readable(corpus.dev, config).to(place.device)
+    a, (n,) = recogniser.bridge(*recogniser.eval()(batch))
+    ids = [i - 1 for i in recogniser.tokenizer.encode(batch.utterances[0].text)]
+    attentions = prompting.attentions(recogniser.llm, recogniser.sequences(a, [n], [ids]))
+    some = sorted({round(i * (len(attentions) - 1) / 3) for i in range(4)})
+    panels = {f"layer {i + 1}": attentions[i][n + 1 :, 1 : n + 1] for i in some}
+    path = Path(config.out) / "attention.png"
+    figures.matrices(path, panels, "vector of the speech", "piece of the text")
 
 
 # ============================================================================================================ main
@@ -586,9 +611,15 @@ def run_method(config: Config) -> dict:
     if "embeddings" in result:
         seconds = sum(u.duration for found in corpus.tests.values() for u in found)
         result["embeddings_per_second"] = round(result["embeddings"] / seconds, 2)
+    result = scoring.report(result, config, place)
     if place.first and not config.checkpoint:
-        draw(config, recogniser, corpus, place)
-    return scoring.report(result, config, place)
+        drawings = {}
+        if recogniser.characters:
+            drawings["compression.png"] = partial(draw_compression, config, recogniser, corpus, place)
+        if config.method == "gpt":
+            drawings["attention.png"] = partial(draw_attention, config, recogniser, corpus, place)
+        figures.draw(config.out, drawings)
+    return result
 
 
 def print_summary(config: Config) -> dict[str, int]:

@@ -205,6 +205,7 @@ def teacher_share(config: Config, i: int) -> float:
 if __name__ == "__main__":
     check_command_line(Config, PRESETS, __doc__)
 
+import copy
 import math
 import os
 from functools import partial
@@ -213,10 +214,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import cache, ctc, scoring
+from common import cache, ctc, figures, scoring
 from common.conformer import Conformer, length_mask, subsampled
 from common.corpora import Corpus, Utterance, session_order, trainable
-from common.data import Batch, read_corpus, read_one, sample_waves
+from common.data import Batch, first_readable, read_corpus, sample_waves
 from common.features import FRAME_SECONDS, LogMel, num_frames, spec_augment
 from common.place import Place, first_rank_first, note, reseed, start, synchronise
 from common.pretrained import LanguageModel, MaskedLM, by_length, load_vocabulary
@@ -310,10 +311,10 @@ def build_models(config: Config, vocabulary: int, tokenizer: WordPiece | None = 
     return models
 
 
-def fits(config: Config, samples: int, labels: list[int]) -> bool:
+def fits(subsampling: int, samples: int, labels: list[int], text: str) -> bool:
     """Whether CTC has a frame for every label, and one more between equal ones."""
     needed = ctc.required_frames(torch.tensor([labels], dtype=torch.long), torch.tensor([len(labels)]))
-    return bool(needed <= subsampled(num_frames(samples), config.subsampling))
+    return bool(needed <= subsampled(num_frames(samples), subsampling))
 
 
 # =========================================================================================================== loss
@@ -502,8 +503,10 @@ def padded(soft: dict[str, SoftLabel], batch: Batch) -> SoftLabel:
 # ========================================================================================================== train
 
 
-def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict]:
-    """Returns the recogniser with the average of the best epochs' weights, and what RESULT says of the training."""
+def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict, dict]:
+    """Returns the recogniser with the average of the best epochs' weights, what RESULT says of the training, and
+    the figures of it, see figures.draw.
+    """
     utterances = trainable(corpus.train, config.max_seconds)
     with first_rank_first(place):
         vocabulary = load_vocabulary(config.teacher, "--teacher", config.root)
@@ -516,7 +519,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
     recogniser.frontend.fit(sample_waves(utterances, config))
     groups = [{"params": list(part.parameters()), "lr": config.lr} for part in models.values()]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
-    run = Run(config, place, models, optimizer, utterances, tokenizer.encode, partial(fits, config))
+    run = Run(config, place, models, optimizer, utterances, tokenizer.encode, partial(fits, config.subsampling))
     for _ in run.epochs():
         for update in run.updates():
             for batch in update:
@@ -531,9 +534,12 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 optimizer.step()
             optimizer.zero_grad()
         run.end_epoch(recogniser, scoring.dev_scores(recogniser, corpus, config, place))
-    if place.first and taught and decoded_layers(config)[-1] == len(taps(config)):
-        draw_soft_label(config, models, corpus, soft)
-    return recogniser, report | run.finish(recogniser)
+    drawings = {}
+    has_figure = taught and corpus.homophones and decoded_layers(config)[-1] == len(taps(config))
+    if place.first and has_figure:
+        last = copy.deepcopy(models)  # of the last epoch, as the decoder is; what is scored is an average
+        drawings["soft_label.png"] = partial(draw_soft_label, config, last, corpus, soft)
+    return recogniser, report | run.finish(recogniser), drawings
 
 
 # ======================================================================================================= figures
@@ -541,12 +547,11 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
 
 def draw_soft_label(config: Config, models: nn.ModuleDict, corpus: Corpus, soft: dict[str, SoftLabel]) -> None:
     """soft_label.png: what BERT, from the words around, and the decoder, from the audio, expect at a homophone."""
-    from common import figures
-
     recogniser, tokenizer = models["recogniser"], models["recogniser"].tokenizer
-    utterance = next((u for u in corpus.train if u.id in soft and set(u.text.split()) & set(corpus.homophones)), None)
-    if utterance is None or not (batch := read_one(utterance, config)).utterances:
-        return
+    batch = first_readable(
+        (u for u in corpus.train if u.id in soft and set(u.text.split()) & set(corpus.homophones)), config
+    )
+    (utterance,) = batch.utterances
     words, device = utterance.text.split(), next(models.parameters()).device
     n = next(n for n, word in enumerate(words) if word in corpus.homophones)
     step, target = len(tokenizer.encode(" ".join(words[:n]))), torch.tensor([tokenizer.encode(utterance.text)])
@@ -578,10 +583,16 @@ def run_method(config: Config) -> dict:
     if config.transcribe:
         return scoring.transcribe_files(load(config, place), config, place, LanguageModel)
     corpus = read_corpus(config, place)
-    recogniser, report = (load(config, place), {}) if config.checkpoint else train(config, corpus, place)
+    if config.checkpoint:
+        recogniser, report, drawings = load(config, place), {}, {}
+    else:
+        recogniser, report, drawings = train(config, corpus, place)
     result = {"script": "interaed_kd", "method": config.method, "seed": config.seed, "weights": row(config)._asdict()}
     result |= scoring.evaluate(recogniser, corpus, config, place, LanguageModel) | report
-    return scoring.report(result, config, place)
+    result = scoring.report(result, config, place)
+    if place.first and not config.checkpoint:
+        figures.draw(config.out, drawings)
+    return result
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -202,7 +202,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import ctc, lora, metrics, prompting, scoring
+from common import ctc, figures, lora, metrics, prompting, scoring
 from common.conformer import Conformer, length_mask, subsampled
 from common.corpora import Corpus, Utterance, languages_of, trainable
 from common.data import Batch, Fits, read_corpus, sample_waves
@@ -312,13 +312,13 @@ def load_tokenizer_of_lm(config: Config, place: Place) -> Pieces:
         return Pieces(load_pieces(config.lm, "--lm", config.root))
 
 
-def fits(samples: int, labels: list[int]) -> bool:
+def fits(samples: int, labels: list[int], text: str) -> bool:
     """Of CTC, which needs a frame for every label, and one more between equal ones."""
     needed = ctc.required_frames(torch.tensor([labels], dtype=torch.long), torch.tensor([len(labels)]))
     return bool(subsampled(num_frames(samples), 8) >= max(needed, 1))
 
 
-def prompt_fits(n: int, positions: int | None, samples: int, labels: list[int]) -> bool:
+def prompt_fits(n: int, positions: int | None, samples: int, labels: list[int], text: str) -> bool:
     """Of a language model with so many positions, which reads n frames in a vector: see `prompting.answer_fits`."""
     vectors = math.ceil(subsampled(num_frames(samples), 8) / n)
     return prompting.answer_fits(vectors, len(labels), positions)
@@ -420,8 +420,9 @@ def build(config: Config, utterances: list[Utterance], place: Place) -> Recognis
     return recogniser
 
 
-def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict]:
-    """Returns the recogniser with the average of the best epochs' weights, and what RESULT says of the training.
+def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict, dict]:
+    """Returns the recogniser with the average of the best epochs' weights, what RESULT says of the training, and
+    the figures of it, see figures.draw.
 
     Each part learns by its own rate; one whose rate is 0 is frozen, and stays in evaluation mode.
     """
@@ -464,11 +465,12 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         scores = scoring.dev_scores(recogniser, corpus, config, place)
         run.end_epoch(recogniser, scores | (listening() if is_llm else {}))
     report |= run.finish(recogniser)
+    drawings = {}
     if is_llm:
         report["text_perplexity"].append(perplexity())
         report |= listening()
-        report["alignment"] = measure_alignment(recogniser, corpus, config, place)
-    return recogniser, report
+        report["alignment"], drawings = measure_alignment(recogniser, corpus, config, place)
+    return recogniser, report, drawings
 
 
 # ======================================================================================================= figures
@@ -489,13 +491,13 @@ def alignment_scores(S: Tensor) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def measure_alignment(recogniser: Recogniser, corpus: Corpus, config: Config, place: Place) -> dict[str, float]:
-    """Over 64 dev utterances, and for the same texts beside another utterance's audio; draws alignment.png of one.
+def measure_alignment(
+    recogniser: Recogniser, corpus: Corpus, config: Config, place: Place
+) -> tuple[dict[str, float], dict[str, partial]]:
+    """Over 64 dev utterances, and for the same texts beside another utterance's audio; and the figures, of one.
 
     A text of one piece says nothing.
     """
-    from common import figures
-
     maps, encode, table = ({}, {}), recogniser.tokenizer.encode, recogniser.lm.get_input_embeddings()
     for swapped, batch in prompting.listening_batches(corpus.dev, config, encode, fits_of(recogniser)):
         with place.autocast():
@@ -505,16 +507,19 @@ def measure_alignment(recogniser: Recogniser, corpus: Corpus, config: Config, pl
                 maps[swapped][u.id] = alignment(vectors[:n], table(torch.tensor(ids, device=place.device))).cpu()
     shared = [name for name in maps[0] if name in maps[1]]
     if not shared:
-        return {}
+        return {}, {}
+    drawings, folder = {}, Path(config.out)
     if place.first:
         panels = {"its own audio": maps[0][shared[-1]].numpy(), "audio of another session": maps[1][shared[-1]].numpy()}
-        figures.matrices(Path(config.out) / "alignment.png", panels, "piece of the transcript", "vector of the prompt")
-        figures.log_curves(Path(config.out) / "listening.png", "listening_gap", "nats per piece")
+        axes = "piece of the transcript", "vector of the prompt"
+        drawings["alignment.png"] = partial(figures.matrices, folder / "alignment.png", panels, *axes)
+        curve = folder / "listening.png", "listening_gap", "nats per piece"
+        drawings["listening.png"] = partial(figures.log_curves, *curve)
     found = {}
     for suffix, some in zip(("", "_swapped"), maps, strict=True):
         scores = [alignment_scores(S) for S in some.values()]
         found |= {name + suffix: round(fmean(score[name] for score in scores), 3) for name in scores[0]}
-    return {name: score for name, score in found.items() if name != "chance_swapped"}
+    return {name: score for name, score in found.items() if name != "chance_swapped"}, drawings
 
 
 # ============================================================================================================ main
@@ -565,10 +570,16 @@ def run_method(config: Config) -> dict:
     if config.transcribe:
         return scoring.transcribe_files(load(config, place), config, place, lm_class)
     corpus = read_corpus(config, place)
-    recogniser, report = (load(config, place), {}) if config.checkpoint else train(config, corpus, place)
+    if config.checkpoint:
+        recogniser, report, drawings = load(config, place), {}, {}
+    else:
+        recogniser, report, drawings = train(config, corpus, place)
     result = {"script": "llm_prompt_asr", "method": config.method, "seed": config.seed}
     result |= scoring.evaluate(recogniser, corpus, config, place, lm_class) | report
-    return scoring.report(result, config, place)
+    result = scoring.report(result, config, place)
+    if place.first and not config.checkpoint:
+        figures.draw(config.out, drawings)
+    return result
 
 
 def print_summary(config: Config) -> dict[str, int]:

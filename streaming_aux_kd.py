@@ -173,6 +173,8 @@ class Config(RunConfig):
             raise UserError(f"--chunk-ms is a multiple of {FRAME_MS}, and --left-ms of --chunk-ms.")
         if self.stream and not self.checkpoint:
             raise UserError("--stream needs --checkpoint, the folder of a finished run.")
+        if self.stream and self.transcribe:
+            raise UserError("--stream writes words as they come, --transcribe whole files: give one of the two.")
         if self.kd_every > SIZES[self.size].layers:
             raise UserError(f"--kd-every {self.kd_every} is more than the {SIZES[self.size].layers} layers.")
 
@@ -189,6 +191,8 @@ PRESETS = {"smoke": SMOKE, "demo": DEMO}
 if __name__ == "__main__":
     check_command_line(Config, PRESETS, __doc__)
 
+import copy
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -197,7 +201,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common import metrics, rnnt, scoring
+from common import figures, metrics, rnnt, scoring
 from common.conformer import (
     Conformer,
     Encoded,
@@ -212,7 +216,7 @@ from common.conformer import (
 )
 from common.corpora import Corpus, Utterance, trainable
 from common.ctc import BLANK
-from common.data import Batch, read_corpus, read_one, sample_waves
+from common.data import Batch, first_readable, read_corpus, sample_waves
 from common.features import LogMel, num_frames, spec_augment
 from common.place import Place, Stage, earlier_stage, reseed, start
 from common.scoring import Transcript
@@ -313,7 +317,7 @@ def build_models(config: Config, vocabulary: int, tokenizer: SentencePiece | Non
     return models
 
 
-def fits(samples: int, labels: list[int]) -> bool:
+def fits(samples: int, labels: list[int], text: str) -> bool:
     """A transducer needs one encoder frame, whatever the labels."""
     return subsampled(num_frames(samples), 4, causal=True) >= 1
 
@@ -472,8 +476,10 @@ def find_teacher(config: Config, utterances: list[Utterance], place: Place) -> R
 # ========================================================================================================== train
 
 
-def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict]:
-    """Returns the recogniser with the average of the best epochs' weights, and what RESULT says of the training."""
+def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict, dict]:
+    """Returns the recogniser with the average of the best epochs' weights, what RESULT says of the training, and
+    the figures of it, see figures.draw.
+    """
     utterances = trainable(corpus.train, config.max_seconds)
     teacher = find_teacher(config, utterances, place) if config.method in ("token_kd", "layer_kd", "aux_kd") else None
     # A student writes its teacher's pieces and hears its features.
@@ -502,12 +508,14 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 optimizer.step()
             optimizer.zero_grad()
         run.end_epoch(recogniser, scoring.dev_scores(recogniser, corpus, config, place))
-    if place.first and config.method == "aux_kd":  # the branches are those of the last epoch, not of the best
-        draw_features(config, models, teacher, utterances[0], place)
+    drawings = {}
+    if place.first and config.method == "aux_kd":
+        last = copy.deepcopy(models)  # of the last epoch, as the branches are; what is scored is an average
+        drawings["features.png"] = partial(draw_features, config, last, teacher, utterances, place)
     report = run.finish(recogniser)
     if teacher and config.control == "none":
         report["emission_delay"] = emission_delay(recogniser, teacher, corpus, config, place)
-    return recogniser, report
+    return recogniser, report, drawings
 
 
 def emission_delay(
@@ -529,10 +537,8 @@ def emission_delay(
 
 
 @torch.inference_mode()
-def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
+def draw_dependencies(config: Config, recogniser: Recogniser, place: Place) -> None:
     """dependencies.png: the chunk mask, and which outputs change when a chunk of the input does."""
-    from common import figures
-
     encoder, chunk, n = recogniser.eval().encoder, config.chunk_ms // FRAME_MS, 16
     features = torch.zeros(n * 4 * chunk, 80, device=place.device)
 
@@ -546,13 +552,12 @@ def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -
 
 
 @torch.inference_mode()
-def draw_features(config: Config, models: nn.ModuleDict, teacher: Recogniser, spoken: Utterance, place: Place) -> None:
-    """features.png: the last taught layer of teacher, student and branch over an utterance."""
-    from common import figures
-
-    batch, layer = read_one(spoken, config).to(place.device), taught_layers(config)[-1]
-    if not batch.utterances:  # it cannot be read
-        return
+def draw_features(
+    config: Config, models: nn.ModuleDict, teacher: Recogniser, utterances: list[Utterance], place: Place
+) -> None:
+    """features.png: the last taught layer of teacher, student and branch over the first readable utterance."""
+    batch = first_readable(utterances, config).to(place.device)
+    layer = taught_layers(config)[-1]
     features, frames = models.eval()["recogniser"].features(batch)
     student = models["recogniser"].encoder(features, frames, [layer])
     full = teacher.encoder(features, frames, [layer])
@@ -579,12 +584,17 @@ def run_method(config: Config) -> dict:
     if config.transcribe:
         return scoring.transcribe_files(load(config, place), config, place)
     corpus = read_corpus(config, place)
-    recogniser, report = (load(config, place), {}) if config.checkpoint else train(config, corpus, place)
+    if config.checkpoint:
+        recogniser, report, drawings = load(config, place), {}, {}
+    else:
+        recogniser, report, drawings = train(config, corpus, place)
     result = {"script": "streaming_aux_kd", "method": config.method, "seed": config.seed}
     result |= scoring.evaluate(recogniser, corpus, config, place) | report
+    result = scoring.report(result, config, place)
     if place.first and not config.checkpoint:
-        draw(config, recogniser, corpus, place)
-    return scoring.report(result, config, place)
+        drawings["dependencies.png"] = partial(draw_dependencies, config, recogniser, place)
+        figures.draw(config.out, drawings)
+    return result
 
 
 def main(argv: list[str] | None = None) -> dict:

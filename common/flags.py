@@ -19,6 +19,7 @@ This module imports no torch, so that `--help` and a mistyped flag answer at onc
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import difflib
 import errno
@@ -193,14 +194,16 @@ class RunConfig:
                 raise UserError(f"{sentence}.")
 
 
-def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str] | None = None) -> list:
+def parse(config_class: type, presets: dict[str, dict], doc: str | None, argv: list[str] | None = None) -> list:
     """The command line as a list of checked configurations, one per method, in the order given.
 
     presets: {"smoke": {field: value}, "demo": {...}}; "full" is the defaults. doc: the script's docstring (its first
-    line and its section "Run" become the help). Exits with code 2 and one sentence on a wrong command line; raises
-    UserError where the folder of --checkpoint or --resume holds no readable run, or one that --resume would change.
+    line and its section "Run" become the help); None, as under python -OO: it is taken from the script's source.
+    Exits with code 2 and one sentence on a wrong command line; raises UserError where the folder of --checkpoint or
+    --resume holds no readable run, or one that --resume would change.
     """
-    script = Path(inspect.getfile(config_class)).stem
+    path = Path(inspect.getfile(config_class))
+    script, doc = path.stem, doc or ast.get_docstring(ast.parse(path.read_text("utf-8")))
     parser = _build_parser(config_class, presets, doc, script)
     given = _read(parser, config_class, sys.argv[1:] if argv is None else list(argv))
     if "checkpoint" not in given:
@@ -217,15 +220,31 @@ def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str
     return configs
 
 
-def check_command_line(config_class: type, presets: dict[str, dict], doc: str) -> None:
+def check_command_line(config_class: type, presets: dict[str, dict], doc: str | None) -> None:
     """Answers --help and whatever is wrong with the command line before a script imports anything heavy.
 
     From here on, errors that a user can mend end the script in one sentence instead of a traceback.
     """
     sys.excepthook = _explain
+    _keep_docstrings()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # texts and names of files need not fit the terminal
     parse(config_class, presets, doc)
+
+
+def _keep_docstrings() -> None:
+    """Starts the script again under python -O where it was started under -OO.
+
+    -OO takes docstrings away, and transformers cannot be imported without those of its own.
+    Raises UserError where that does not help.
+    """
+    if sys.flags.optimize < 2:
+        return
+    if os.environ.get("PYTHONOPTIMIZE") == "1":  # started again already
+        raise UserError("transformers needs the docstrings that python -OO takes away: use python -O.")
+    os.environ["PYTHONOPTIMIZE"] = "1"
+    words = ["-O" if word == "-OO" else word for word in sys.orig_argv[1:]]
+    os.execv(sys.executable, [sys.executable, *words])
 
 
 def _explain(kind: type, error: BaseException, trace) -> None:
@@ -275,6 +294,8 @@ def _to_train(script: str, config_class: type, presets: dict, given: dict) -> li
     score = "-score" if given.get("score") else ""  # of what --init names: no run
     default_out = f"runs/{script}-{_label(config.data)}-{'+'.join(methods)}-s{config.seed}{score}"
     out = Path(given.get("out", default_out))
+    if out.name in ("", ".."):  # such as `.`: runs that this one builds on are looked for by its folder's name
+        out = Path(os.path.abspath(out))
     folders = {method: out / method if len(methods) > 1 else out for method in methods}
     if not config.resume:
         return [replace(config, method=method, out=str(folder)) for method, folder in folders.items()]

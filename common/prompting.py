@@ -94,7 +94,7 @@ def answer_fits(vectors: int, pieces: int, positions: int | None, around: int = 
     return vectors > 0 and pieces <= longest and (positions is None or needed <= positions)
 
 
-def anything_fits(samples: int, labels: list[int]) -> bool:
+def anything_fits(samples: int, labels: list[int], text: str) -> bool:
     """For a loader, where nothing is to be left out."""
     return True
 
@@ -188,7 +188,7 @@ def listening_batches(
     own, swapped_audio = [], []
     for u, other in zip(*swap_audio(utterances), strict=True):
         labels = encode(u.text)
-        if all(fits(round(x.duration * SAMPLE_RATE), labels) for x in (u, other)):
+        if all(fits(round(x.duration * SAMPLE_RATE), labels, u.text) for x in (u, other)):
             own.append(u)
             swapped_audio.append(other)
     for swapped, some in enumerate((own, swapped_audio)):

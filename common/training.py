@@ -247,14 +247,11 @@ class Run:
 
         Raises UserError where no update could be applied.
         """
-        from common import figures  # slow to import, and nothing else here needs it
-
         progress = self.progress
         if progress.skipped == progress.step:
             raise UserError(f"nothing was learnt: no update had a finite gradient and an utterance long enough for its "
                             f"text ({progress.infeasible} were not). Look at the data, or lower --lr.")  # fmt: skip
         if self.place.first:
-            figures.loss_curve(self.folder)
             recogniser.tokenizer.save(self.folder)
             states = [load_weights(self._epoch_file(epoch)) for _, epoch in progress.best]
             save_weights(self.folder / "model.safetensors", average_of(states))

@@ -367,7 +367,7 @@ def test_what_fits_travels_without_a_model(made):
     m = made("--stride-ms 160")
     fits = pickle.loads(pickle.dumps(script.fits_of(m.recogniser)))
     assert len(pickle.dumps(fits)) < 500
-    assert fits(16000, [1] * 200) and not fits(16000, [1] * 201) and not fits(10, [1])
+    assert fits(16000, [1] * 200, "") and not fits(16000, [1] * 201, "") and not fits(10, [1], "")
 
 
 def test_long_input_and_the_limit_of_an_answer(made, monkeypatch):

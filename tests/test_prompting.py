@@ -195,7 +195,7 @@ def test_the_listening_gap_leaves_out_what_does_not_fit(corpus):
     seconds = sorted(u.duration for u in some)[5]
     encode = lambda text: [1] * len(text)  # noqa: E731
     seen = {False: [], True: []}
-    fits = lambda samples, labels: samples <= 16000 * seconds + 1  # noqa: E731
+    fits = lambda samples, labels, text: samples <= 16000 * seconds + 1  # noqa: E731
     for swapped, batch in prompting.listening_batches(some, Config(), encode, fits):
         seen[swapped] += [u.id for u in batch.utterances]
         assert batch.infeasible == 0
@@ -207,7 +207,7 @@ def test_the_listening_gap_leaves_out_what_does_not_fit(corpus):
     recogniser = nn_with(model("gpt2"), SimpleNamespace(encode=encode))
     found = prompting.measure_listening(recogniser, losses, some, Config(), CPU, fits)
     assert set(found) == {"listening_gap"}
-    nothing = lambda samples, labels: False  # noqa: E731
+    nothing = lambda samples, labels, text: False  # noqa: E731
     assert prompting.measure_listening(recogniser, losses, some, Config(), CPU, nothing) == {}
 
 

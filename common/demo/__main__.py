@@ -20,7 +20,8 @@ from common.text import WordPiece, read_lines
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m common.demo", description=__doc__.split(":")[0] + ".")
+    title = (__doc__ or "Builds a demo world").split(":")[0]  # python -OO takes docstrings away
+    parser = argparse.ArgumentParser(prog="python -m common.demo", description=f"{title}.")
     parser.add_argument(
         "--world", default="english", choices=["english", "mls"], help="of how many languages [english]"
     )
