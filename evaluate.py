@@ -23,7 +23,7 @@ from typing import Literal
 import tyro
 
 from common import corpora
-from common.errors import UserError, explain_errors
+from common.errors import UserError, explain_errors, keep_docstrings
 from common.place import Place, first_rank_first, join, open_scores
 from common.running import decoding, evaluation, options, runs
 from common.running.command_line import Program
@@ -92,6 +92,7 @@ def main(argv: list[str] | None = None) -> dict | list[dict]:
     runs."""
     if argv is None:
         explain_errors()
+        keep_docstrings()
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = Program("python evaluate.py", __doc__ or "", arguments)
     given = program.read(Evaluation(runs=()))

@@ -51,7 +51,7 @@ Choices (ours, marked again where they stand)
                   and trained on padding as it comes (common/hubert.py)
     C5 LoRA       on query_key_value only, alpha = 2 r; freezes GPT's own weights; HuBERT and bridge only by rates of 0
     C6 training   AdamW, a rate for each part, 0: frozen; without --init the first epoch goes from short to long
-                  utterances; checkpoints are chosen by dev WER, which counts sentences where there are no spaces
+                  utterances; checkpoints are chosen by dev WER, or CER where there are no spaces
 
 Metrics (beside those of all scripts)
 -------
@@ -173,19 +173,21 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPTNeoXForCausalLM, HubertModel
+from transformers import GPTNeoXForCausalLM, HubertConfig, HubertModel
 
-from common import ctc, hubert, lora, prompting, published, scoring
-from common.corpora import Corpus, load_corpus, trainable
-from common.data import Batch, read_corpus, read_one
+from common import ctc, figures, hubert, lora, prompting, published, scoring
+from common.corpora import Corpus, Utterance, load_corpus, trainable
+from common.data import Batch, Fits, first_readable, read_corpus
 from common.features import SAMPLE_RATE
 from common.flags import load_config
-from common.place import Place, earlier_stage, first_rank_first, note, reseed, start
-from common.pretrained import CharacterModel, find, forget_supplied, load_causal, load_model, load_text, mark_supplied
+from common.place import Place, Stage, earlier_stage, first_rank_first, note, reseed, start
+from common.pretrained import CharacterModel, find, forget_supplied, load_causal, load_text, mark_supplied
+from common.running.decoding import Decoding
+from common.running.options import Search
 from common.scoring import Transcript
 from common.text import Characters, Tokenizer, load_tokenizer
-from common.training import Run
-from common.weights import load_recogniser
+from common.training import Run, digest_of
+from common.weights import digest_in_memory, load_recogniser
 
 # ========================================================================================================== model
 
@@ -201,6 +203,10 @@ class Recogniser(nn.Module):
         """tokenizer: of the texts, `Pieces` beside GPT; characters: of the CTC head, where there is one."""
         super().__init__()
         self.config, self.tokenizer, self.characters = config, tokenizer, characters
+        own = Search(beam=4, top_k=10, top_p=0.9, lm_weight=(0.3, 0.6, 1.0), bonus=(0.0,))
+        kinds = ("greedy", "beam", "top_k", "top_p") if llm else ("greedy", "beam")
+        # for evaluate.py and transcribe.py
+        self.decodes = Decoding(kinds, lm=None if llm else CharacterModel, own=own)
         self.audio_encoder, width = encoder, encoder.config.hidden_size
         hubert.set_dropping(encoder.config, config.layerdrop, config.mask_time)
         if characters:
@@ -238,6 +244,11 @@ class Recogniser(nn.Module):
         pieces = [self.config.begin, self.config.separator, self.config.end]
         if None in (ids := [self.tokenizer.id_of(piece) for piece in pieces]):
             raise UserError(f"{pieces[ids.index(None)]} is no piece of GPT's: give --begin, --separator and --end.")
+        size = len(self.llm.get_input_embeddings().weight)
+        if beyond := [piece for piece, i in zip(pieces, ids, strict=True) if i >= size]:
+            raise UserError(
+                f"{beyond[0]} is beyond GPT's vocabulary of {size} pieces: give --begin, --separator and --end."
+            )
         return ids
 
     def sequences(self, a: Tensor, sizes: list[int], texts: list[list[int]] | None) -> prompting.Sequences:
@@ -252,7 +263,7 @@ class Recogniser(nn.Module):
         return [int(rate * n / SAMPLE_RATE + more + 0.5) for n in samples.tolist()]
 
     def transcribe(self, batch: Batch, place: Place, **search) -> list[Transcript]:
-        """search: see ctc.search; for GPT that it is not to decode greedily but by --decode."""
+        """search: see ctc.search; for GPT see prompting.search_options."""
         with place.autocast():
             h, lengths, log_probs = self(batch)
             if self.config.method == "ctc":
@@ -261,21 +272,45 @@ class Recogniser(nn.Module):
             a, sizes = self.bridge(h, lengths, log_probs)
             options = {"min_new_tokens": self.config.least_pieces}
             if search:
-                reseed(self.config.seed, int(batch.samples.sum()))
-                options |= prompting.search_options(self.config)
+                seeds = [self.config.seed * 2**32 + n for n in batch.samples.tolist()]
+                options |= prompting.search_options(search, seeds)
             sequences, end = self.sequences(a, sizes, None), self.symbols()[-1]
             answers, counts = prompting.write(self.llm, sequences, self.limits(batch.samples), end, **options)
         texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]
         rows = zip(texts, counts, sizes, strict=True)
         return [Transcript(text, None, count | {"embeddings": float(n)}) for text, count, n in rows]
 
-    def fits(self, samples: int, labels: list[int]) -> bool:
-        """Whether CTC, where there is one, can write the text of these labels in so many samples; GPT always can."""
-        if not self.characters:
-            return True
-        text, known = self.tokenizer.decode(labels), self.characters.ids.keys()  # another domain may have other ones
-        frames = hubert.frames_of(self.audio_encoder, torch.tensor(max(samples, self.shortest())))
-        return known >= set(text) and len(text) + sum(a == b for a, b in pairwise(text)) <= frames
+    def fits(self) -> Fits:
+        """`fits` of this model: what reading processes are given holds none of it."""
+        known = self.characters.characters if self.characters else None
+        cnn = self.audio_encoder.config
+        convolutions = tuple(zip(cnn.conv_kernel, cnn.conv_stride, strict=True))
+        return partial(fits, known, convolutions, self.shortest())
+
+
+def fits(
+    known: str | None,
+    convolutions: tuple[tuple[int, int], ...],
+    shortest: int,
+    samples: int,
+    labels: list[int],
+    text: str,
+) -> bool:
+    """Whether CTC, where there is one, can write the text of so many samples; GPT always can.
+
+    CTC needs a frame for every character, and one more between equal ones. A text of
+    another domain may have characters that the CTC head does not know.
+
+    known: the characters of the CTC head; None: there is none. convolutions: (kernel,
+    stride) of HuBERT's CNN. shortest: samples to which shorter audio is padded.
+    """
+    if known is None:
+        return True
+    frames = max(samples, shortest)
+    for kernel, stride in convolutions:
+        frames = (frames - kernel) // stride + 1
+    repeats = sum(a == b for a, b in pairwise(text))
+    return set(text) <= set(known) and len(text) + repeats <= frames
 
 
 def vectors_of(log_probs: Tensor, mode: str) -> Tensor:
@@ -352,14 +387,15 @@ SECOND_STAGE = (
 )  # fmt: skip
 
 
-def find_ctc(config: Config, place: Place) -> Recogniser | None:
+def find_ctc(config: Config, utterances: list[Utterance], place: Place) -> Recogniser | None:
     """The first stage: an ordinary run of `ctc`, which is trained first, or gone on with, if it is not finished.
 
     Raises UserError where it was trained on other data, or is another model than this run's.
     """
     if config.ctc_run == "none":
         return None
-    return load(earlier_stage(config, PRESETS, place, "--ctc-run", SECOND_STAGE, run_method, method="ctc"), place)
+    stage = Stage("ctc", "--ctc-run", PRESETS, SECOND_STAGE, digest_of(utterances))
+    return load(earlier_stage(config, place, stage, run_method), place)
 
 
 # ========================================================================================================== train
@@ -371,7 +407,7 @@ def build(config: Config, corpus: Corpus, place: Place) -> Recogniser:
         recogniser = load_init(config, place)
     else:
         encoder, llm, tokenizer = load_pretrained(config, place)  # first: what is missing shows before CTC has learnt
-        first_stage = find_ctc(config, place) if config.method == "gpt" else None
+        first_stage = find_ctc(config, corpus.train, place) if config.method == "gpt" else None
         characters = first_stage.characters if first_stage and config.bridge == "ctc" else None
         if config.method == "ctc":
             tokenizer = characters = Characters.build(u.text for u in corpus.train)
@@ -379,6 +415,7 @@ def build(config: Config, corpus: Corpus, place: Place) -> Recogniser:
         recogniser = Recogniser(config, encoder, llm, tokenizer, characters)
         if first_stage:
             encoder.load_state_dict(first_stage.audio_encoder.state_dict())
+            hubert.hear_as(encoder.config, first_stage.audio_encoder.config)
             if characters:
                 recogniser.ctc_head.load_state_dict(first_stage.ctc_head.state_dict())
     if config.lora_rank:
@@ -391,7 +428,7 @@ def load_pretrained(config: Config, place: Place) -> tuple[HubertModel, nn.Modul
     """HuBERT, and for the method gpt also GPT and its tokenizer. Raises UserError."""
     llm = tokenizer = None
     with first_rank_first(place):
-        encoder = load_model(HubertModel, config.hubert, "--hubert", config.root).requires_grad_(True)
+        encoder = hubert.load(config.hubert, "--hubert", config.root, place)
         if config.method == "gpt":
             llm = load_causal(config.gpt, "--gpt", config.root, frozen_llm(config))
             tokenizer = load_text(config.gpt, "--gpt", config.root)
@@ -399,7 +436,7 @@ def load_pretrained(config: Config, place: Place) -> tuple[HubertModel, nn.Modul
     encoder = HubertModel(encoder.config) if config.untrained_hubert else encoder
     if llm and config.untrained_gpt:
         llm = GPTNeoXForCausalLM(llm.config)
-        llm = mark_supplied(llm) if frozen_llm(config) else llm
+        llm = mark_supplied(llm, digest_in_memory(llm)) if frozen_llm(config) else llm
     return encoder, llm, tokenizer
 
 
@@ -437,8 +474,11 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
             models[part].gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     run = Run(
-        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=recogniser.tokenizer.encode, fits=recogniser.fits,
+        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=recogniser.tokenizer.encode, fits=recogniser.fits()
     )
+    if config.resume and (Path(config.out) / published.SHAPES).exists():
+        begun = published.read_json(Path(config.out) / published.SHAPES, "--resume")
+        hubert.hear_as(recogniser.audio_encoder.config, HubertConfig(**begun["audio_encoder_config"]))
     if place.first:
         published.keep_shapes(recogniser, Path(config.out))
     listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
@@ -472,29 +512,30 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
 
 
 @torch.inference_mode()
-def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
-    """compression.png, with a CTC head: which frames of an utterance each mode keeps, vectors in alternating colours;
-    attention.png, with GPT: from the pieces of the text to the vectors of the speech, the mean over heads.
-    """
-    from common import figures
+def draw_compression(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
+    """compression.png: which frames of an utterance each mode keeps, vectors in alternating colours."""
+    batch = first_readable(corpus.dev, config).to(place.device)
+    _, _, log_probs = recogniser.eval()(batch)
+    rows = {"1 - p(blank)": 1 - log_probs[0, :, ctc.BLANK].exp()}
+    for mode in ("remove_blank", "average", "average_remove_blank"):
+        into = vectors_of(log_probs[0], mode)
+        rows[mode] = torch.where(into < 0, 0.0, 0.4 + 0.4 * (into % 2))
+    values = torch.stack(list(rows.values()), 1).cpu().numpy()  # (T, rows)
+    path = Path(config.out) / "compression.png"
+    figures.posteriors(path, values, list(rows), FRAME_SECONDS, batch.utterances[0].text)
 
-    batch, folder = read_one(corpus.dev[0], config).to(place.device), Path(config.out)
-    h, lengths, log_probs = recogniser.eval()(batch)
-    if log_probs is not None:
-        rows = {"1 - p(blank)": 1 - log_probs[0, :, ctc.BLANK].exp()}
-        for mode in ("remove_blank", "average", "average_remove_blank"):
-            into = vectors_of(log_probs[0], mode)
-            rows[mode] = torch.where(into < 0, 0.0, 0.4 + 0.4 * (into % 2))
-        values = torch.stack(list(rows.values()), 1).cpu().numpy()  # (T, rows)
-        figures.posteriors(folder / "compression.png", values, list(rows), FRAME_SECONDS, corpus.dev[0].text)
-    if config.method == "gpt":
-        a, (n,) = recogniser.bridge(h, lengths, log_probs)
-        ids = [i - 1 for i in recogniser.tokenizer.encode(corpus.dev[0].text)]
-        sequences = recogniser.sequences(a, [n], [ids])
-        attentions = prompting.attentions(recogniser.llm, sequences)
-        some = sorted({round(i * (len(attentions) - 1) / 3) for i in range(4)})
-        panels = {f"layer {i + 1}": attentions[i][n + 1 :, 1 : n + 1] for i in some}
-        figures.matrices(folder / "attention.png", panels, "vector of the speech", "piece of the text")
+
+@torch.inference_mode()
+def draw_attention(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
+    """attention.png: from the pieces of the text to the vectors of the speech, the mean over heads."""
+    batch = first_readable(corpus.dev, config).to(place.device)
+    a, (n,) = recogniser.bridge(*recogniser.eval()(batch))
+    ids = [i - 1 for i in recogniser.tokenizer.encode(batch.utterances[0].text)]
+    attentions = prompting.attentions(recogniser.llm, recogniser.sequences(a, [n], [ids]))
+    some = sorted({round(i * (len(attentions) - 1) / 3) for i in range(4)})
+    panels = {f"layer {i + 1}": attentions[i][n + 1 :, 1 : n + 1] for i in some}
+    path = Path(config.out) / "attention.png"
+    figures.matrices(path, panels, "vector of the speech", "piece of the text")
 
 
 # ============================================================================================================ main
@@ -524,10 +565,12 @@ def load_init(config: Config, place: Place) -> Recogniser:
         stored = load_config(Config, folder, PRESETS)
         if stored.method != "gpt":
             raise UserError(f"--init {config.init} is a run of {stored.method}: give it as --ctc-run.")
+        shapes = published.read_json(folder / published.SHAPES, "--init")
         recogniser = load(replace(stored, checkpoint=str(folder), root=config.root), place)
         lora.merge(recogniser.llm)
     elif shapes.keys() >= {"audio_encoder_config", "llm_config"}:
         layers = published.bridge_of(shapes, KERNEL, STRIDE, f"--init {config.init}")
+        published.complete_shapes(shapes, folder)
         stored, tokenizer = replace(config, bridge="conv", bridge_layers=layers), load_text(str(folder), "--init", "")
         recogniser = Recogniser(stored, *published.networks(shapes), tokenizer, None)
         published.read_weights(recogniser, folder, "--init")
@@ -541,7 +584,7 @@ def load_init(config: Config, place: Place) -> Recogniser:
     hubert.set_dropping(recogniser.audio_encoder.config, config.layerdrop, config.mask_time)
     forget_supplied(recogniser.llm)
     if frozen_llm(config):
-        mark_supplied(recogniser.llm)
+        mark_supplied(recogniser.llm, published.mark_of(folder, shapes, "--init", config.root))
     return recogniser
 
 
@@ -549,7 +592,7 @@ def both_domains(config: Config, corpus: Corpus) -> Corpus:
     """With the test sets of the run that was adapted: does it forget?"""
     is_run = config.init and (Path(config.init) / published.SHAPES).exists()
     data = load_config(Config, config.init, PRESETS).data if is_run else config.data
-    if data == config.data:
+    if Path(data) == Path(config.data):
         return corpus
     first = load_corpus(data, config.root, scoring=True)
     tests = {f"{Path(data).name}-{name}" if name in corpus.tests else name: x for name, x in first.tests.items()}
@@ -576,9 +619,15 @@ def run_method(config: Config) -> dict:
     if "embeddings" in result:
         seconds = sum(u.duration for found in corpus.tests.values() for u in found)
         result["embeddings_per_second"] = round(result["embeddings"] / seconds, 2)
+    result = scoring.report(result, config, place)
     if place.first and not config.checkpoint:
-        draw(config, recogniser, corpus, place)
-    return scoring.report(result, config, place)
+        drawings = {}
+        if recogniser.characters:
+            drawings["compression.png"] = partial(draw_compression, config, recogniser, corpus, place)
+        if config.method == "gpt":
+            drawings["attention.png"] = partial(draw_attention, config, recogniser, corpus, place)
+        figures.draw(config.out, drawings)
+    return result
 
 
 def print_summary(config: Config) -> dict[str, int]:

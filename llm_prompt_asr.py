@@ -104,7 +104,6 @@ from common.flags import (
 # ================================================================================================== configuration
 
 FRAME_MS = 80  # of encoder frames
-LONGEST = 200  # pieces of an answer [recall]
 # LLaMA-7B, for --summary [paper: named there; Touvron et al. 2023]
 LLAMA_7B = dict(
     vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
@@ -123,7 +122,7 @@ class Config(RunConfig):
     speeds: tuple[Speed, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
     frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
     time_masks: int = 10  # SpecAugment, each over 0 to 5 % of the utterance [peer]
-    units: Count = 1547  # SentencePiece pieces of CTC [recall]
+    units: Count = 1547  # SentencePiece pieces of CTC [recall]; characters without room come on top
     units_of: Literal["transcripts", "lm"] = "transcripts"  # what CTC learns to write: these, or --lm's (C4 pieces)
     # -- method --
     method: Literal["monolingual_ctc", "ctc", "llm"] = "llm"  # row of the table
@@ -203,16 +202,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import ctc, lora, metrics, prompting, scoring
+from common import ctc, figures, lora, metrics, prompting, scoring
 from common.conformer import Conformer, length_mask, subsampled
-from common.corpora import Corpus, Utterance, trainable
-from common.data import Batch, read_corpus, sample_waves
+from common.corpora import Corpus, Utterance, languages_of, trainable
+from common.data import Batch, Fits, read_corpus, sample_waves
 from common.features import SAMPLE_RATE, LogMel, num_frames, spec_augment
-from common.place import Place, earlier_stage, first_rank_first, gather, reseed, start
-from common.pretrained import LanguageModel, load_causal, load_pieces
+from common.place import Place, Stage, earlier_stage, first_rank_first, gather, reseed, start
+from common.pretrained import LanguageModel, begin_and_end, load_causal, load_pieces
+from common.running.decoding import Decoding
+from common.running.options import Search
 from common.scoring import Transcript
 from common.text import Pieces, SentencePiece, load_tokenizer
-from common.training import Run
+from common.training import Run, digest_of
 from common.weights import load_recogniser
 
 # ========================================================================================================== model
@@ -224,6 +225,9 @@ class Recogniser(nn.Module):
     def __init__(self, config: Config, tokenizer: Pieces | SentencePiece | None, lm: nn.Module | None, vocabulary: int):
         super().__init__()
         self.tokenizer, self.n = tokenizer, config.stride_ms // FRAME_MS
+        own = Search(beam=4, lm_weight=(0.2, 0.4, 0.6), bonus=(0.0, 0.5, 1.0))
+        # for evaluate.py and transcribe.py
+        self.decodes = Decoding(("greedy", "beam"), lm=LanguageModel if lm is None else None, own=own)
         self.frontend = LogMel()
         sizes = config.dim, config.layers, config.heads, config.ff_dim, config.kernel, config.dropout
         self.encoder = Conformer(*sizes, 8, config.channels, macaron=False)
@@ -259,7 +263,7 @@ class Recogniser(nn.Module):
                 return [scoring.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths]
             beam, (_, end) = search.get("beam", 1), symbols(self.lm)
             seconds = batch.samples / SAMPLE_RATE
-            limits = [min(LONGEST, int(12 * s) + 20) for s in seconds.tolist()]  # pieces [choice]
+            limits = [min(prompting.LONGEST, int(12 * s) + 20) for s in seconds.tolist()]  # pieces [choice]
             answers, counts = prompting.write(self.lm, self.sequences(h, lengths, None), limits, end, num_beams=beam)
             answers = [ids if n else [] for ids, n in zip(answers, lengths.tolist(), strict=True)]  # too short to hear
         texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]
@@ -288,9 +292,8 @@ def stack(h: Tensor, lengths: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 def symbols(lm: nn.Module) -> tuple[int, int]:
     """The ids that begin and end a text; a model that knows no beginning begins with its end."""
-    end = lm.config.eos_token_id
-    end = end[0] if isinstance(end, list) else end
-    return end if lm.config.bos_token_id is None else lm.config.bos_token_id, end
+    beginning, end = begin_and_end(lm, "the language model")
+    return end if beginning is None else beginning, end
 
 
 def load_lm(config: Config, place: Place) -> nn.Module:
@@ -298,11 +301,12 @@ def load_lm(config: Config, place: Place) -> nn.Module:
     frozen = config.lora_rank > 0 or config.lr_lm == 0
     with first_rank_first(place):
         lm = load_causal(config.lm, "--lm", config.root, frozen, place.dtype)
-    if None in symbols(lm):
+    _, end = begin_and_end(lm, f"--lm {config.lm}")
+    if end is None:
         raise UserError(f"--lm {config.lm} names no eos_token_id in its config.json: give another one.")
-    most = getattr(lm.config, "max_position_embeddings", None)  # BLOOM has no limit
+    most = prompting.positions_of(lm)
     seconds = max(config.max_seconds / min(config.speeds), config.cut_seconds)
-    if most and (needed := math.ceil(1000 * seconds / config.stride_ms) + 1 + LONGEST) > most:
+    if most and (needed := math.ceil(1000 * seconds / config.stride_ms) + 1 + prompting.LONGEST) > most:
         raise UserError(f"--lm {config.lm} has {most} positions, {seconds:.1f} s of audio and an answer take {needed}: "
                         "give a longer --stride-ms, or less --max-seconds and --cut-seconds.")  # fmt: skip
     return lm
@@ -313,12 +317,23 @@ def load_tokenizer_of_lm(config: Config, place: Place) -> Pieces:
         return Pieces(load_pieces(config.lm, "--lm", config.root))
 
 
-def fits(method: str, samples: int, labels: list[int]) -> bool:
-    """CTC needs a frame for every label, and one more between equal ones; a language model needs one."""
-    needed = 1
-    if method != "llm":
-        needed = ctc.required_frames(torch.tensor([labels], dtype=torch.long), torch.tensor([len(labels)]))
+def fits(samples: int, labels: list[int], text: str) -> bool:
+    """Of CTC, which needs a frame for every label, and one more between equal ones."""
+    needed = ctc.required_frames(torch.tensor([labels], dtype=torch.long), torch.tensor([len(labels)]))
     return bool(subsampled(num_frames(samples), 8) >= max(needed, 1))
+
+
+def prompt_fits(n: int, positions: int | None, samples: int, labels: list[int], text: str) -> bool:
+    """Of a language model with so many positions, which reads n frames in a vector: see `prompting.answer_fits`."""
+    vectors = math.ceil(subsampled(num_frames(samples), 8) / n)
+    return prompting.answer_fits(vectors, len(labels), positions)
+
+
+def fits_of(recogniser: Recogniser) -> Fits:
+    """Whether labels fit so many samples; it holds numbers and no model, for it goes to the processes that read."""
+    if not hasattr(recogniser, "lm"):
+        return fits
+    return partial(prompt_fits, recogniser.n, prompting.positions_of(recogniser.lm))
 
 
 # =========================================================================================================== loss
@@ -371,14 +386,15 @@ SECOND_STAGE = (
 )  # fmt: skip
 
 
-def find_encoder(config: Config, place: Place) -> Recogniser | None:
+def find_encoder(config: Config, utterances: list[Utterance], place: Place) -> Recogniser | None:
     """The first stage: an ordinary run of `ctc`, which is trained first, or gone on with, if it is not finished.
 
     Raises UserError where it was trained on other data, or is another model than this run's.
     """
     if config.encoder == "scratch":
         return None
-    return load(earlier_stage(config, PRESETS, place, "--encoder", SECOND_STAGE, run_method, method="ctc"), place)
+    stage = Stage("ctc", "--encoder", PRESETS, SECOND_STAGE, digest_of(utterances))
+    return load(earlier_stage(config, place, stage, run_method), place)
 
 
 # ========================================================================================================== train
@@ -394,7 +410,7 @@ def build(config: Config, utterances: list[Utterance], place: Place) -> Recognis
         reseed(config.seed)
         recogniser = Recogniser(config, tokenizer, None, tokenizer.size)
     else:
-        first_stage = find_encoder(config, place)
+        first_stage = find_encoder(config, utterances, place)
         reseed(config.seed, 1)
         recogniser = Recogniser(config, load_tokenizer_of_lm(config, place), load_lm(config, place), 0)
         if config.lora_rank:  # drawn behind the projection, which is the same at every rank
@@ -409,8 +425,9 @@ def build(config: Config, utterances: list[Utterance], place: Place) -> Recognis
     return recogniser
 
 
-def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict]:
-    """Returns the recogniser with the average of the best epochs' weights, and what RESULT says of the training.
+def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict, dict]:
+    """Returns the recogniser with the average of the best epochs' weights, what RESULT says of the training, and
+    the figures of it, see figures.draw.
 
     Each part learns by its own rate; one whose rate is 0 is frozen, and stays in evaluation mode.
     """
@@ -432,9 +449,11 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         report["text_perplexity"] = [perplexity()]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     run = Run(
-        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=recogniser.tokenizer.encode, fits=partial(fits, config.method),
+        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=recogniser.tokenizer.encode, fits=fits_of(recogniser)
     )
-    listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
+    listening = partial(
+        prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place, fits_of(recogniser)
+    )
     for _ in run.epochs():
         for update in run.updates():
             if is_llm:
@@ -453,11 +472,12 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         scores = scoring.dev_scores(recogniser, corpus, config, place)
         run.end_epoch(recogniser, scores | (listening() if is_llm else {}))
     report |= run.finish(recogniser)
+    drawings = {}
     if is_llm:
         report["text_perplexity"].append(perplexity())
         report |= listening()
-        report["alignment"] = measure_alignment(recogniser, corpus, config, place)
-    return recogniser, report
+        report["alignment"], drawings = measure_alignment(recogniser, corpus, config, place)
+    return recogniser, report, drawings
 
 
 # ======================================================================================================= figures
@@ -478,15 +498,15 @@ def alignment_scores(S: Tensor) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def measure_alignment(recogniser: Recogniser, corpus: Corpus, config: Config, place: Place) -> dict[str, float]:
-    """Over 64 dev utterances, and for the same texts beside another utterance's audio; draws alignment.png of one.
+def measure_alignment(
+    recogniser: Recogniser, corpus: Corpus, config: Config, place: Place
+) -> tuple[dict[str, float], dict[str, partial]]:
+    """Over 64 dev utterances, and for the same texts beside another utterance's audio; and the figures, of one.
 
     A text of one piece says nothing.
     """
-    from common import figures
-
     maps, encode, table = ({}, {}), recogniser.tokenizer.encode, recogniser.lm.get_input_embeddings()
-    for swapped, batch in prompting.listening_batches(corpus.dev, config, encode, partial(fits, "llm")):
+    for swapped, batch in prompting.listening_batches(corpus.dev, config, encode, fits_of(recogniser)):
         with place.autocast():
             a, sizes = recogniser.prompt(*recogniser.encode(batch.to(place.device)))
         for vectors, n, ids, u in zip(a, sizes, prompting.texts_of(batch), batch.utterances, strict=True):
@@ -494,16 +514,19 @@ def measure_alignment(recogniser: Recogniser, corpus: Corpus, config: Config, pl
                 maps[swapped][u.id] = alignment(vectors[:n], table(torch.tensor(ids, device=place.device))).cpu()
     shared = [name for name in maps[0] if name in maps[1]]
     if not shared:
-        return {}
+        return {}, {}
+    drawings, folder = {}, Path(config.out)
     if place.first:
         panels = {"its own audio": maps[0][shared[-1]].numpy(), "audio of another session": maps[1][shared[-1]].numpy()}
-        figures.matrices(Path(config.out) / "alignment.png", panels, "piece of the transcript", "vector of the prompt")
-        figures.log_curves(Path(config.out) / "listening.png", "listening_gap", "nats per piece")
+        axes = "piece of the transcript", "vector of the prompt"
+        drawings["alignment.png"] = partial(figures.matrices, folder / "alignment.png", panels, *axes)
+        curve = folder / "listening.png", "listening_gap", "nats per piece"
+        drawings["listening.png"] = partial(figures.log_curves, *curve)
     found = {}
     for suffix, some in zip(("", "_swapped"), maps, strict=True):
         scores = [alignment_scores(S) for S in some.values()]
         found |= {name + suffix: round(fmean(score[name] for score in scores), 3) for name in scores[0]}
-    return {name: score for name, score in found.items() if name != "chance_swapped"}
+    return {name: score for name, score in found.items() if name != "chance_swapped"}, drawings
 
 
 # ============================================================================================================ main
@@ -525,7 +548,7 @@ def one_by_one(config: Config) -> dict:
     place, out = start(config), Path(config.out)
     corpus = read_corpus(config, place)
     heard = sum(corpus.tests.values(), []) if config.checkpoint else corpus.dev  # for scoring, there may be no dev
-    languages = sorted({u.language for u in heard})
+    languages = languages_of(heard)
     if mixed := [name for name, found in corpus.tests.items() if len({u.language for u in found}) > 1]:
         raise UserError(f"{mixed[0]}.jsonl holds several languages: split it into {mixed[0]}-LANGUAGE.jsonl.")
     begun = gather([(out / language / "config.json").exists() for language in languages], place)[0]
@@ -554,10 +577,16 @@ def run_method(config: Config) -> dict:
     if config.transcribe:
         return scoring.transcribe_files(load(config, place), config, place, lm_class)
     corpus = read_corpus(config, place)
-    recogniser, report = (load(config, place), {}) if config.checkpoint else train(config, corpus, place)
+    if config.checkpoint:
+        recogniser, report, drawings = load(config, place), {}, {}
+    else:
+        recogniser, report, drawings = train(config, corpus, place)
     result = {"script": "llm_prompt_asr", "method": config.method, "seed": config.seed}
     result |= scoring.evaluate(recogniser, corpus, config, place, lm_class) | report
-    return scoring.report(result, config, place)
+    result = scoring.report(result, config, place)
+    if place.first and not config.checkpoint:
+        figures.draw(config.out, drawings)
+    return result
 
 
 def print_summary(config: Config) -> dict[str, int]:

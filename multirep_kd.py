@@ -173,13 +173,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import rnnt, scoring
+from common import figures, rnnt, scoring
 from common.conformer import Conformer, length_mask, subsampled
 from common.corpora import Corpus, Utterance, session_order, trainable
-from common.data import Batch, read_corpus, read_one, sample_waves
+from common.data import Batch, first_readable, read_corpus, sample_waves
 from common.features import FRAME_SECONDS, LogMel, mix_utterances, num_frames, spec_augment
 from common.place import Place, first_rank_first, reseed, start, synchronise
 from common.pretrained import MaskedLM, WordModel
+from common.running.decoding import Decoding
+from common.running.options import Search
 from common.scoring import Transcript
 from common.text import Characters, load_tokenizer
 from common.training import Run
@@ -190,6 +192,10 @@ from common.weights import load_recogniser
 
 class Recogniser(nn.Module):
     """Log-mel front end, Conformer, prediction and joint network: a transducer. All that is exported."""
+
+    decodes = Decoding(  # for evaluate.py and transcribe.py
+        kinds=("greedy", "beam"), lm=WordModel, own=Search(beam=16, lm_weight=(0.3, 0.6, 1.0), bonus=(0.0, 0.5))
+    )
 
     def __init__(self, config: Config, vocabulary: int, tokenizer: Characters | None = None):
         super().__init__()
@@ -250,9 +256,9 @@ def build_models(
     return models
 
 
-def fits(config: Config, samples: int, labels: list[int]) -> bool:
+def fits(subsampling: int, samples: int, labels: list[int], text: str) -> bool:
     """A transducer needs one encoder frame, whatever the labels."""
-    return subsampled(num_frames(samples), config.subsampling) >= 1
+    return subsampled(num_frames(samples), subsampling) >= 1
 
 
 # =========================================================================================================== loss
@@ -519,7 +525,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     weight = config.soft_label_weight if config.method == "soft_labels" else config.kd_weight
     run = Run(
-        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=tokenizer.encode, fits=partial(fits, config),
+        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=tokenizer.encode, fits=partial(fits, config.subsampling)
     )
     for _ in run.epochs():
         for update in run.updates():
@@ -542,27 +548,26 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
 # ======================================================================================================= figures
 
 
-@torch.inference_mode()
-def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
-    """distances.png, of each representation over training; lattice.png: when which label of a text is emitted."""
-    from common import figures
+def draw_distances(config: Config) -> None:
+    """distances.png, of each representation over training."""
+    what = "cross-entropy" if config.method == "soft_labels" else f"{config.distance} distance"
+    figures.log_curves(Path(config.out) / "distances.png", "kd", f"{what}, summed over an utterance")
 
-    folder = Path(config.out)
-    if config.method != "rnnt":
-        what = "cross-entropy" if config.method == "soft_labels" else f"{config.distance} distance"
-        figures.log_curves(folder / "distances.png", "kd", f"{what}, summed over an utterance")
+
+@torch.inference_mode()
+def draw_lattice(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
+    """lattice.png: when which label of a text is emitted."""
     known, joint = set(recogniser.tokenizer.ids), recogniser.joint
     utterances = [u for split in corpus.tests.values() for u in split if 0 < len(u.text) <= 60 and set(u.text) <= known]
-    batch = read_one(utterances[0], config).to(place.device) if utterances else None
-    if not batch or not batch.utterances:
-        return
-    text, target = utterances[0].text, torch.tensor([recogniser.tokenizer.encode(utterances[0].text)]).to(place.device)
+    batch = first_readable(utterances, config).to(place.device)
+    text = batch.utterances[0].text
+    target = torch.tensor([recogniser.tokenizer.encode(text)]).to(place.device)
     h, lengths = recogniser.eval()(batch.waves, batch.samples)
     predicted = joint.predict(recogniser.predictor.all_states(target))
     sizes = lengths, torch.tensor([len(text)], device=place.device)
     _, gamma = rnnt.transducer_loss(joint, joint.encode(h), predicted, target, *sizes)
     names = ["(space)" if c == " " else c for c in text]
-    figures.posteriors(folder / "lattice.png", gamma[0].cpu().numpy(), names, recogniser.seconds, text)
+    figures.posteriors(Path(config.out) / "lattice.png", gamma[0].cpu().numpy(), names, recogniser.seconds, text)
 
 
 # ============================================================================================================ main
@@ -584,9 +589,12 @@ def run_method(config: Config) -> dict:
     recogniser, report = (load(config, place), {}) if config.checkpoint else train(config, corpus, place)
     result = {"script": "multirep_kd", "method": config.method, "seed": config.seed}
     result |= scoring.evaluate(recogniser, corpus, config, place, WordModel) | report
+    result = scoring.report(result, config, place)
     if place.first and not config.checkpoint:
-        draw(config, recogniser, corpus, place)
-    return scoring.report(result, config, place)
+        drawings = {} if config.method == "rnnt" else {"distances.png": partial(draw_distances, config)}
+        drawings["lattice.png"] = partial(draw_lattice, config, recogniser, corpus, place)
+        figures.draw(config.out, drawings)
+    return result
 
 
 def main(argv: list[str] | None = None) -> dict:

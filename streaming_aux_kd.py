@@ -134,7 +134,7 @@ class Config(RunConfig):
     speeds: tuple[Speed, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
     frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
     time_masks: int = 10  # SpecAugment, each over 0 to 5 % of the utterance [peer]
-    units: Count = 1024  # SentencePiece pieces [choice]
+    units: Count = 1024  # SentencePiece pieces [choice]; characters without room come on top
     # -- method --
     method: Literal["teacher", "scratch", "token_kd", "layer_kd", "aux_kd"] = "aux_kd"  # row of the table
     losses: tuple[Literal["dis", "kld", "apc"], ...] = ("dis", "kld", "apc")  # of layer_kd and aux_kd
@@ -173,6 +173,8 @@ class Config(RunConfig):
             raise UserError(f"--chunk-ms is a multiple of {FRAME_MS}, and --left-ms of --chunk-ms.")
         if self.stream and not self.checkpoint:
             raise UserError("--stream needs --checkpoint, the folder of a finished run.")
+        if self.stream and self.transcribe:
+            raise UserError("--stream writes words as they come, --transcribe whole files: give one of the two.")
         if self.kd_every > SIZES[self.size].layers:
             raise UserError(f"--kd-every {self.kd_every} is more than the {SIZES[self.size].layers} layers.")
 
@@ -189,6 +191,8 @@ PRESETS = {"smoke": SMOKE, "demo": DEMO}
 if __name__ == "__main__":
     check_command_line(Config, PRESETS, __doc__)
 
+import copy
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -197,7 +201,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common import metrics, rnnt, scoring
+from common import figures, metrics, rnnt, scoring
 from common.conformer import (
     Conformer,
     Encoded,
@@ -212,13 +216,14 @@ from common.conformer import (
 )
 from common.corpora import Corpus, Utterance, trainable
 from common.ctc import BLANK
-from common.data import Batch, read_corpus, read_one, sample_waves
+from common.data import Batch, first_readable, read_corpus, sample_waves
 from common.features import LogMel, num_frames, spec_augment
-from common.place import Place, earlier_stage, reseed, start
+from common.place import Place, Stage, earlier_stage, reseed, start
+from common.running.decoding import Decoding
 from common.scoring import Transcript
 from common.streaming import dependencies, stream_words
 from common.text import SentencePiece, load_tokenizer
-from common.training import Run, add_up
+from common.training import Run, add_up, digest_of
 from common.weights import load_recogniser
 
 # ========================================================================================================== model
@@ -226,6 +231,8 @@ from common.weights import load_recogniser
 
 class Recogniser(nn.Module):
     """Log-mel front end, Conformer, prediction and joint network: a transducer, full-context or streaming."""
+
+    decodes = Decoding()  # for evaluate.py and transcribe.py
 
     def __init__(self, config: Config, vocabulary: int, tokenizer: SentencePiece | None = None):
         super().__init__()
@@ -313,7 +320,7 @@ def build_models(config: Config, vocabulary: int, tokenizer: SentencePiece | Non
     return models
 
 
-def fits(samples: int, labels: list[int]) -> bool:
+def fits(samples: int, labels: list[int], text: str) -> bool:
     """A transducer needs one encoder frame, whatever the labels."""
     return subsampled(num_frames(samples), 4, causal=True) >= 1
 
@@ -456,13 +463,13 @@ PART_OF_STUDENTS = (
 )  # fmt: skip
 
 
-def find_teacher(config: Config, place: Place) -> Recogniser:
+def find_teacher(config: Config, utterances: list[Utterance], place: Place) -> Recogniser:
     """The teacher, frozen: an ordinary run of that row, which is trained first, or gone on with, if it is not finished.
 
-    Raises UserError where it was trained with other options, or is another model than this run's.
+    Raises UserError where it was trained with other options or on other data, or is another model than this run's.
     """
-    stage = PRESETS, place, "--teacher", PART_OF_STUDENTS, run_method
-    teacher = load(earlier_stage(config, *stage, method="teacher", teacher="auto"), place)
+    stage = Stage("teacher", "--teacher", PRESETS, PART_OF_STUDENTS, digest_of(utterances))
+    teacher = load(earlier_stage(config, place, stage, run_method, teacher="auto"), place)
     if config.control == "random":
         reseed(config.seed, 2)
         teacher.encoder.apply(lambda part: part.reset_parameters() if hasattr(part, "reset_parameters") else None)
@@ -472,11 +479,13 @@ def find_teacher(config: Config, place: Place) -> Recogniser:
 # ========================================================================================================== train
 
 
-def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict]:
-    """Returns the recogniser with the average of the best epochs' weights, and what RESULT says of the training."""
+def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict, dict]:
+    """Returns the recogniser with the average of the best epochs' weights, what RESULT says of the training, and
+    the figures of it, see figures.draw.
+    """
     utterances = trainable(corpus.train, config.max_seconds)
-    teacher = find_teacher(config, place) if config.method in ("token_kd", "layer_kd", "aux_kd") else None
-    # A student writes its teacher's pieces and hears its features, even if the data have changed since.
+    teacher = find_teacher(config, utterances, place) if config.method in ("token_kd", "layer_kd", "aux_kd") else None
+    # A student writes its teacher's pieces and hears its features.
     tokenizer = teacher.tokenizer if teacher else SentencePiece.build((u.text for u in utterances), config.units)
     reseed(config.seed, int(config.method != "teacher"))
     models = build_models(config, tokenizer.size, tokenizer).to(place.device)
@@ -504,12 +513,14 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 optimizer.step()
             optimizer.zero_grad()
         run.end_epoch(recogniser, scoring.dev_scores(recogniser, corpus, config, place))
-    if place.first and config.method == "aux_kd":  # the branches are those of the last epoch, not of the best
-        draw_features(config, models, teacher, utterances[0], place)
+    drawings = {}
+    if place.first and config.method == "aux_kd":
+        last = copy.deepcopy(models)  # of the last epoch, as the branches are; what is scored is an average
+        drawings["features.png"] = partial(draw_features, config, last, teacher, utterances, place)
     report = run.finish(recogniser)
     if teacher and config.control == "none":
         report["emission_delay"] = emission_delay(recogniser, teacher, corpus, config, place)
-    return recogniser, report
+    return recogniser, report, drawings
 
 
 def emission_delay(
@@ -531,10 +542,8 @@ def emission_delay(
 
 
 @torch.inference_mode()
-def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
+def draw_dependencies(config: Config, recogniser: Recogniser, place: Place) -> None:
     """dependencies.png: the chunk mask, and which outputs change when a chunk of the input does."""
-    from common import figures
-
     encoder, chunk, n = recogniser.eval().encoder, config.chunk_ms // FRAME_MS, 16
     features = torch.zeros(n * 4 * chunk, 80, device=place.device)
 
@@ -548,13 +557,12 @@ def draw(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -
 
 
 @torch.inference_mode()
-def draw_features(config: Config, models: nn.ModuleDict, teacher: Recogniser, spoken: Utterance, place: Place) -> None:
-    """features.png: the last taught layer of teacher, student and branch over an utterance."""
-    from common import figures
-
-    batch, layer = read_one(spoken, config).to(place.device), taught_layers(config)[-1]
-    if not batch.utterances:  # it cannot be read
-        return
+def draw_features(
+    config: Config, models: nn.ModuleDict, teacher: Recogniser, utterances: list[Utterance], place: Place
+) -> None:
+    """features.png: the last taught layer of teacher, student and branch over the first readable utterance."""
+    batch = first_readable(utterances, config).to(place.device)
+    layer = taught_layers(config)[-1]
     features, frames = models.eval()["recogniser"].features(batch)
     student = models["recogniser"].encoder(features, frames, [layer])
     full = teacher.encoder(features, frames, [layer])
@@ -581,12 +589,17 @@ def run_method(config: Config) -> dict:
     if config.transcribe:
         return scoring.transcribe_files(load(config, place), config, place)
     corpus = read_corpus(config, place)
-    recogniser, report = (load(config, place), {}) if config.checkpoint else train(config, corpus, place)
+    if config.checkpoint:
+        recogniser, report, drawings = load(config, place), {}, {}
+    else:
+        recogniser, report, drawings = train(config, corpus, place)
     result = {"script": "streaming_aux_kd", "method": config.method, "seed": config.seed}
     result |= scoring.evaluate(recogniser, corpus, config, place) | report
+    result = scoring.report(result, config, place)
     if place.first and not config.checkpoint:
-        draw(config, recogniser, corpus, place)
-    return scoring.report(result, config, place)
+        drawings["dependencies.png"] = partial(draw_dependencies, config, recogniser, place)
+        figures.draw(config.out, drawings)
+    return result
 
 
 def main(argv: list[str] | None = None) -> dict:

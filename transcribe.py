@@ -23,7 +23,7 @@ from typing import Literal
 import tyro
 
 from common import streaming
-from common.errors import UserError, explain_errors
+from common.errors import UserError, explain_errors, keep_docstrings
 from common.place import join
 from common.running import decoding, options, runs, transcription
 from common.running.command_line import Program
@@ -82,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     """Transcribes what the command line names."""
     if argv is None:
         explain_errors()
+        keep_docstrings()
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = Program("python transcribe.py", __doc__ or "", arguments)
     given = program.read(Transcription(run=""))

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 from common import figures, metrics  # noqa: E402
 from common.corpora import load_homophones  # noqa: E402
 from common.scoring import read_hypotheses  # noqa: E402
+from common.text import read_lines  # noqa: E402
 
 SPEED = {"train_seconds": "training, s", "audio_seconds_per_second": "audio-s/s", "teacher_seconds": "teacher, s",
          "rtf": "RTF", "greedy_rtf": "RTF of greedy decoding"}  # fmt: skip
@@ -97,14 +98,14 @@ def sessions_and_words(split: str) -> tuple[list[str], np.ndarray]:
     """Of every utterance of a split, in the order of the hypothesis files."""
     data = ROOT / "data"
     if split == "test":
-        manifest = (data / "demo-spontaneous" / "test.jsonl").read_text().splitlines()
+        manifest = read_lines(data / "demo-spontaneous" / "test.jsonl")
         entries = [json.loads(line) for line in manifest]
         return [e["session"] for e in entries], np.array([len(e["text"].split()) for e in entries])
     if (book := data / "demo-mls" / split.replace("test-", "mls_") / "test" / "transcripts.txt").exists():
-        lines = book.read_text().replace("\t", " ").splitlines()
+        lines = [line.replace("\t", " ") for line in read_lines(book)]
     else:
         files = sorted((data / "demo" / "LibriSpeech" / split).glob("*/*/*.trans.txt"))
-        lines = [line for path in files for line in path.read_text().splitlines()]
+        lines = [line for path in files for line in read_lines(path)]
     sessions = [re.split("[-_][^-_]*$", line.split()[0])[0] for line in lines]
     return sessions, np.array([len(line.split()) - 1 for line in lines])
 

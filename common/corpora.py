@@ -8,6 +8,9 @@ JSONL manifests in NeMo's convention: one JSON object per line with `audio_filep
 and, if wanted, `duration`, `offset` (both in seconds), `channel`, `id`, `speaker`, `session`, `lang`. A file
 `homophones.txt` beside a corpus (one pair per line) makes the score report homophone errors.
 
+A `lang` is a name of letters, digits, _ and -, and stands on every line or on none. Where a
+corpus has several languages, each must have its part in train, dev and test.
+
 A layout only lists what it names; `_admit` then looks what is there, for all layouts alike.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -30,7 +34,7 @@ from common.demo import multilingual, spontaneous
 from common.downloads import download_librispeech
 from common.features import AudioError, audio_seconds
 from common.flags import UserError
-from common.text import normalise, printable, read_text
+from common.text import normalise, printable, read_lines
 
 # hours -> subsets of LibriSpeech (Panayotov et al., ICASSP 2015; openslr.org/12)
 LIBRISPEECH_TRAIN = {
@@ -50,6 +54,8 @@ SPONTANEOUS = {"demo-spontaneous": False, "demo-spontaneous-smoke": True}  # ano
 # English read aloud has 15, the demo world 19, and its fastest utterance 24.
 CHARACTERS_PER_SECOND = 50
 LARGEST = 1e9  # seconds of a duration or offset, and channels; no file has more
+LANGUAGE = re.compile(r"[\w-]{1,40}")  # a `lang`: a name, never a path, for it also names folders
+MLS_ENDINGS = (".flac", ".opus")
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,8 @@ def load_corpus(
     hours: LibriSpeech's 100, 360, 460, 960 pick its subsets, MLS's 1, 9 and 10 (of each language) its own; in the
     English demo world so much is spoken; anywhere else the first `hours` after a shuffle of whole sessions that depends
     on `seed` alone. scoring: train stays empty, and neither it nor dev need exist. languages: only those; none: all
-    there are. Raises UserError where a set is absent or empty, or too much of train is missing.
+    there are. Raises UserError where a set is absent or empty, where it lacks one of several
+    languages, or where too much of train is missing.
     """
     if data in DEMO_WORLDS:
         folder, subsets = _build_demo(data, root, hours, scoring)
@@ -111,8 +118,10 @@ def load_corpus(
         folder = _build_spontaneous(data, root) if data in SPONTANEOUS else Path(os.path.expanduser(data))
         listings = _list_manifests(folder, scoring)
     sets, missing = {}, {}
+    _refuse_nameless(listings)
     if languages:
         listings = _only(languages, listings)
+    _refuse_partial_languages(listings, languages)
     for name, listing in listings.items():
         sets[name], missing[name] = _admit(name, listing, hours if name == "train" else None, seed)
     return Corpus(sets.pop("train", []), sets.pop("dev", []), sets, load_homophones(folder), missing)
@@ -131,8 +140,62 @@ def _only(languages: tuple[str, ...], listings: dict[str, Listing]) -> dict[str,
 
 def _check_languages(languages: Iterable[str], known: Iterable[str]) -> None:
     if unknown := [language for language in languages if language not in known]:
-        there = ", ".join(sorted(known)) or "none that are named"
-        raise UserError(f"--languages {printable(unknown[0])}: the corpus has {there}.")
+        there = ", ".join(sorted(known)) or f"none that are named. {NAME_THEM}"
+        raise UserError(f"--languages {printable(unknown[0])}: the corpus has {there.rstrip('.')}.")
+
+
+NAME_THEM = 'Every line of a manifest needs its language here, as "lang": "german".'
+
+
+def languages_of(utterances: list[Utterance]) -> list[str]:
+    """The languages of utterances, in alphabetical order.
+
+    Raises UserError where an utterance has none, and says what a manifest needs.
+    """
+    nameless = [u for u in utterances if not u.language]
+    if nameless:
+        count = f"{len(nameless)} of {len(utterances)} utterances"
+        raise UserError(f"{count} have no language, the first is {nameless[0].id}. {NAME_THEM}")
+    return sorted({u.language for u in utterances})
+
+
+def _refuse_nameless(listings: dict[str, Listing]) -> None:
+    """Raises UserError where some utterances have a language and others have none."""
+    utterances = [u for listing in listings.values() for u in listing[0]]
+    nameless = [u for u in utterances if not u.language]
+    if 0 < len(nameless) < len(utterances):
+        raise UserError(
+            f"{len(nameless)} of {len(utterances)} utterances have no language, the first is "
+            f'{nameless[0].id}, and the others have one: give every line a "lang", or none.'
+        )
+
+
+def _refuse_partial_languages(listings: dict[str, Listing], languages: tuple[str, ...]) -> None:
+    """Raises UserError where one of several languages would silently be left out somewhere.
+
+    languages: those asked for; none: all that any set has. Training, the choice of epochs
+    and the mean of the scores are then about the same languages.
+    """
+    spoken = {name: {u.language for u in listing[0]} for name, listing in listings.items()}
+    present = set().union(*spoken.values())
+    if len(present) < 2 and not languages:
+        return
+    sets = {name: some for name, some in spoken.items() if name in ("train", "dev")}
+    sets["test"] = set().union(*(spoken[name] for name in spoken if name not in sets))
+    for name, some in sets.items():
+        lacking = sorted((set(languages) or present) - some)
+        if lacking:
+            raise UserError(
+                f"{name} has no utterance in {lacking[0]}, and other sets have: add some, or take "
+                "that language out of all sets."
+            )
+
+
+def _refuse_lost_language(before: list[Utterance], after: list[Utterance], sentence: str) -> None:
+    """Raises UserError with the sentence, in which {} is a language that `after` has lost."""
+    lost = sorted({u.language for u in before} - {u.language for u in after})
+    if lost:
+        raise UserError(sentence.format(lost[0]))
 
 
 def _admit(name: str, listing: Listing, hours: float | None, seed: int) -> tuple[list[Utterance], dict[str, str]]:
@@ -147,7 +210,11 @@ def _admit(name: str, listing: Listing, hours: float | None, seed: int) -> tuple
         results = pool.map(_measure, utterances)
         measured = list(tqdm(results, f"reading {name}", len(utterances), leave=False, disable=None, delay=2))
     bad = {utterance.id: reason for utterance, reason in measured if reason} | bad
-    utterances = first_hours([utterance for utterance, _ in measured], hours, seed)
+    listed = [utterance for utterance, _ in measured]
+    utterances = first_hours(listed, hours, seed)
+    if hours is not None:
+        too_few = f"--hours {hours:g} has room for no utterance in {{}}: give more, or omit it."
+        _refuse_lost_language(listed, utterances, too_few)
     missing = {u.id: bad[u.id] for u in utterances if u.id in bad}
     found = [u for u in utterances if u.id not in bad]
     if missing:
@@ -161,6 +228,9 @@ def _admit(name: str, listing: Listing, hours: float | None, seed: int) -> tuple
         too_many_bad(missing, len(utterances))
     elif not any(u.text for u in found):
         raise UserError(f"{name}: nothing to check it on, none of its {len(found)} utterances has text.")
+    unusable = f"{name}: no utterance in {{}} can be read and has text: mend them."
+    usable = found if name == "train" else [u for u in found if u.text]
+    _refuse_lost_language(utterances, usable, unusable)
     return found, missing
 
 
@@ -200,6 +270,7 @@ def trainable(utterances: list[Utterance], max_seconds: float) -> list[Utterance
     left_out += "".join(f", {count} {reason}" for reason, count in counts.items())
     if not kept:
         raise UserError(f"there is nothing to learn from: {left_out}.")
+    _refuse_lost_language(utterances, kept, f"there is nothing to learn from in {{}}: {left_out}.")
     if counts:
         print(left_out, file=sys.stderr)
     return kept
@@ -246,7 +317,8 @@ def session_order(utterances: list[Utterance]) -> dict[str, tuple[list[str], int
 def load_homophones(folder: str | Path) -> dict[str, str]:
     """{word: twin}, both ways, from the pairs in homophones.txt. Raises UserError where a line is no pair."""
     path = Path(folder) / "homophones.txt"
-    pairs = [line.split() for line in read_text(path).splitlines() if line.strip()] if path.exists() else []
+    lines = read_lines(path) if path.exists() else []
+    pairs = [line.split() for line in lines if line.strip()]
     if any(len(pair) != 2 for pair in pairs):
         raise UserError(f"{path}: each line holds two words that sound alike.")
     return {a: b for pair in pairs for a, b in (pair, pair[::-1])}
@@ -306,7 +378,7 @@ def list_subset(folder: Path, subset: str) -> list[Utterance]:
     found = []
     for transcript in sorted((folder / subset).glob("*/*/*.trans.txt")):
         speaker, chapter = transcript.parts[-3:-1]
-        for line in filter(str.strip, read_text(transcript).splitlines()):
+        for line in filter(str.strip, read_lines(transcript)):
             name, _, text = line.partition(" ")
             path, id = str(transcript.parent / f"{name}.flac"), printable(name)
             found.append(Utterance(id, path, normalise(text), 0.0, speaker=speaker, session=f"{speaker}-{chapter}"))
@@ -341,23 +413,41 @@ def _mls_folder(folder: Path, language: str) -> Path:
 def _list_mls(folder: Path, languages: tuple[str, ...], limited: list[str] | None, scoring: bool) -> dict[str, Listing]:
     """train and dev of all languages in one, a test set for each. limited: patterns of lists within train, or None."""
     sets: dict[str, list[Utterance]] = {}
+    splits = _mls_splits(folder, languages, scoring)
     for language in languages:
-        for split in ("dev", "test") if scoring else ("train", "dev", "test"):
+        for split in splits:
             subset = _mls_folder(folder, language) / split
-            if (subset / "transcripts.txt").exists():
-                found = list_mls(subset, language)
-                chosen = _limited(subset, found, limited) if split == "train" and limited else found
-                sets.setdefault(f"test-{language}" if split == "test" else split, []).extend(chosen)
-    for split in ("test",) if scoring else ("train", "dev", "test"):
-        if not any(name.startswith(split) for name in sets):
-            raise UserError(f"{printable(folder)} has no mls_*/{split}/transcripts.txt: unpack {split} of MLS there.")
+            found = list_mls(subset, language)
+            chosen = _limited(subset, found, limited) if split == "train" and limited else found
+            sets.setdefault(f"test-{language}" if split == "test" else split, []).extend(chosen)
     return {name: (utterances, {}) for name, utterances in sets.items()}
+
+
+def _mls_splits(folder: Path, languages: tuple[str, ...], scoring: bool) -> list[str]:
+    """Those of train, dev, test that are to be read; scoring needs test, and takes dev if there.
+
+    Raises UserError where a language lacks one of them.
+    """
+    splits = []
+    for split in ("dev", "test") if scoring else ("train", "dev", "test"):
+        lists = [_mls_folder(folder, name) / split / "transcripts.txt" for name in languages]
+        lacking = [path for path in lists if not path.exists()]
+        if scoring and split == "dev" and len(lacking) == len(lists):
+            continue
+        if lacking:
+            raise UserError(
+                f"there is no {printable(lacking[0])}: unpack {split} of that language there, or "
+                "choose others with --languages."
+            )
+        splits.append(split)
+    return splits
 
 
 def _limited(subset: Path, utterances: list[Utterance], patterns: list[str]) -> list[Utterance]:
     """Those that MLS lists for limited supervision. Raises UserError where there is no list, or names others."""
     found = [path for pattern in patterns for path in sorted(subset.glob(f"limited_supervision/{pattern}/handles.txt"))]
-    names = {name for path in found for name in read_text(path).split()}
+    lines = [line for path in found for line in read_lines(path)]
+    names = {line.strip() for line in lines if line.strip()}
     chosen = [u for u in utterances if u.id in names]
     if not names or len(chosen) < len(names):
         raise UserError(f"{printable(subset)}/limited_supervision lists {len(names)} utterances, and transcripts.txt "
@@ -370,8 +460,8 @@ def list_mls(subset: Path, language: str) -> list[Utterance]:
 
     Durations are still 0. Raises UserError where a line has another form.
     """
-    found, ending = [], ".flac"
-    for number, line in enumerate(read_text(subset / "transcripts.txt").splitlines(), start=1):
+    found, paths = [], []
+    for number, line in enumerate(read_lines(subset / "transcripts.txt"), start=1):
         name, _, text = line.partition("\t")
         if not line.strip():
             continue
@@ -379,12 +469,20 @@ def list_mls(subset: Path, language: str) -> list[Utterance]:
             raise UserError(f"{printable(subset)}/transcripts.txt, line {number} is no <speaker>_<book>_<number>, tab, "
                             f"text: {printable(line[:80])}")  # fmt: skip
         speaker, book, _ = name.split("_")
-        path, id = subset / "audio" / speaker / book / name, printable(name)
-        if not found and not path.with_suffix(".flac").exists():
-            ending = ".opus"
         who = {"speaker": speaker, "session": f"{speaker}_{book}", "language": language}
-        found.append(Utterance(id, f"{path}{ending}", normalise(text), 0.0, **who))
-    return found
+        paths.append(str(subset / "audio" / speaker / book / name))
+        found.append(Utterance(printable(name), "", normalise(text), 0.0, **who))
+    ending = _mls_ending(paths)
+    return [replace(u, audio=path + ending) for u, path in zip(found, paths, strict=True)]
+
+
+def _mls_ending(paths: list[str]) -> str:
+    """The ending of the first of these files that is there; without any, the first of all."""
+    for path in paths:
+        for ending in MLS_ENDINGS:
+            if os.path.exists(path + ending):
+                return ending
+    return MLS_ENDINGS[0]
 
 
 # ------------------------------------------------------------------------------------------------ JSONL manifests
@@ -411,16 +509,24 @@ def list_manifest(path: str | Path) -> Listing:
     A line whose numbers make no sense is a bad utterance; any other mistake raises UserError with the line's number.
     """
     path, utterances, bad = Path(path), [], {}
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
         where = f"{printable(path)}, line {number}"
         try:
-            entry = {key: value for key, value in json.loads(line).items() if value is not None}
+            # strict=False: a control character in a string is one, though JSON wants it escaped.
+            entry = json.loads(line, strict=False)
+            entry = {key: value for key, value in entry.items() if value is not None}
             audio, text = str(path.parent / os.path.expanduser(entry["audio_filepath"])), normalise(entry["text"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{where} is no JSON object with the strings audio_filepath and text: "
                             f"{printable(line[:80])}") from None  # fmt: skip
+        language = str(entry.get("lang", ""))
+        if language and not LANGUAGE.fullmatch(language):
+            raise UserError(
+                f"{where} has the lang {printable(language[:40])}: that is no name, give it "
+                "letters, digits, _ and - alone."
+            )
         numbers = {key: entry[key] for key in ("duration", "offset", "channel") if key in entry}
         wrong = [f"{key} {printable(value)[:40]}" for key, value in numbers.items() if not _sensible(key, value)]
         utterance = Utterance(
@@ -432,7 +538,7 @@ def list_manifest(path: str | Path) -> Listing:
             channel=int(numbers["channel"]) if "channel" in numbers and not wrong else None,
             speaker=str(entry.get("speaker", "")),
             session=str(entry.get("session", audio)),
-            language=str(entry.get("lang", "")),
+            language=language,
         )
         utterances.append(utterance)
         if wrong:

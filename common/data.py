@@ -6,6 +6,8 @@
 
 A plan is a function of its arguments alone, and what is drawn for an utterance (its speed) of seed, epoch and name. So
 reading ahead in other processes changes nothing, and neither does the number of ranks or a restart.
+
+What travels to these processes holds no model: `encode` is a tokenizer's, `fits` a function of a module and numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -22,11 +24,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.corpora import Corpus, Utterance, load_corpus
 from common.features import AudioError, change_speed, read_audio
-from common.flags import RunConfig
+from common.flags import RunConfig, UserError
 from common.place import Place, first_rank_first
 
 Encode = Callable[[str], list[int]]  # a tokenizer's: text -> labels
-Fits = Callable[[int, list[int]], bool]  # a script's: are so many samples long enough for these labels?
+Fits = Callable[[int, list[int], str], bool]  # a script's: are so many samples long enough for labels, and a text?
 
 
 class MicroBatch(NamedTuple):
@@ -203,7 +205,7 @@ class _Reader(Dataset):
                 draw = random.Random(f"{self.seed}-{plan.epoch}-{plan.update}-{utterance.id}")
                 wave = change_speed(wave, draw.choice(self.speeds))
                 target = self.encode(utterance.text)
-                if not self.fits(len(wave), target):
+                if not self.fits(len(wave), target, utterance.text):
                     infeasible += 1
                     continue
             waves.append(wave)
@@ -239,13 +241,17 @@ def read_one(utterance: Utterance, config: RunConfig) -> Batch:
     return _Reader([MicroBatch([utterance])], config, None, None, set())[0]
 
 
-def read_first(utterances: list[Utterance], config: RunConfig) -> Batch | None:
-    """A batch of the first utterance that can be read, without labels; None if there is none."""
+def first_readable(utterances: Iterable[Utterance], config: RunConfig) -> Batch:
+    """A batch of the first utterance that can be read and is at most --cut-seconds long: what figures show.
+
+    Raises UserError where there is none.
+    """
     for utterance in utterances:
-        batch = read_one(utterance, config)
-        if batch.utterances:
-            return batch
-    return None
+        if utterance.duration <= config.cut_seconds:
+            batch = read_one(utterance, config)
+            if batch.utterances:
+                return batch
+    raise UserError("no utterance that it could show is short enough and can be read")
 
 
 def sample_waves(utterances: list[Utterance], config: RunConfig, count: int = 500) -> Iterator[Tensor]:

@@ -60,3 +60,18 @@ def _sentence_of(kind: type, error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in disk:
         return f"error: a file could not be written ({error.strerror}): look at the disk."
     return ""
+
+
+def keep_docstrings() -> None:
+    """Starts the script again under python -O where it was started under -OO.
+
+    -OO takes docstrings away, and transformers cannot be imported without those of its own.
+    Raises UserError where that does not help.
+    """
+    if sys.flags.optimize < 2:
+        return
+    if os.environ.get("PYTHONOPTIMIZE") == "1":  # started again already
+        raise UserError("transformers needs the docstrings that python -OO takes away: use python -O.")
+    os.environ["PYTHONOPTIMIZE"] = "1"
+    words = ["-O" if word == "-OO" else word for word in sys.orig_argv[1:]]
+    os.execv(sys.executable, [sys.executable, *words])

@@ -1,6 +1,6 @@
-"""Audio to log-mel features: reading, speed perturbation, the filter bank, SpecAugment, splitting long recordings.
+"""Audio to log-mel features: speed perturbation, the filter bank, SpecAugment, splitting long recordings.
 
-    file --read_audio--> (samples,) float32 in [-1, 1] at 16 kHz --LogMel--> (frames, 80), one frame per 10 ms
+    file --audio.read_audio--> (samples,) float32 in [-1, 1] at 16 kHz --LogMel--> (frames, 80), one frame per 10 ms
 
 A frame looks 25 ms ahead of its start and nothing is padded around the signal, so that an utterance gives the same
 frames alone and in a padded batch: frames = (samples - 400) // 160 + 1.
@@ -9,169 +9,20 @@ frames alone and in a padded batch: frames = (samples - 400) // 160 + 1.
 from __future__ import annotations
 
 import math
-import os
-import re
-import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 
-import numpy as np
-import soundfile
 import torch
 import torchaudio.functional as AF
 from torch import Tensor, nn
 
-from common.flags import UserError
-from common.text import printable
+from common.audio import SAMPLE_RATE, AudioError
+from common.audio import audio_seconds as audio_seconds  # others look for these two here
+from common.audio import read_audio as read_audio
 
-SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples = 25 ms
 HOP = 160  # samples = 10 ms
 FRAME_SECONDS = HOP / SAMPLE_RATE
 N_MELS = 80
-FORMATS = "WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3"  # that tell where they end
-FILE_RATES = 1_000, 768_000  # Hz, the lowest and the highest rate of a file [choice]
-LOUDEST = 1e10  # full scale is 1, or 2^31 for integers kept as floats; (400 x 1e10)^2 still fits fp32 [choice]
-BLOCK = 1 << 22  # samples decoded at a time, all channels together: 16 MB
-STREAMED = 0x7FFF0000  # bytes; programs that write into a pipe do not know the length, and claim so much or more
-CLAIMED = re.compile(r"^ *(?:data|SSND|BODY|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-
-
-class AudioError(UserError):
-    """An audio file that cannot be read, or not all of it, or holds no audio."""
-
-
-@contextmanager
-def open_audio(path: str | Path) -> Iterator[soundfile.SoundFile]:
-    """An audio file whose header has been checked. Raises AudioError, also where reading fails inside the block.
-
-    Only regular files are opened: a pipe or a device may never answer.
-    """
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise AudioError("it is a directory" if stat.S_ISDIR(status.st_mode) else "it is not a regular file")
-        if not status.st_size:
-            raise AudioError("it is empty")
-        with open(path, "rb") as raw, soundfile.SoundFile(raw.fileno(), closefd=False) as file:
-            if file.format not in FORMATS:
-                raise AudioError(f"it is {file.format_info}, not one of {', '.join(FORMATS)}")
-            if not FILE_RATES[0] <= file.samplerate <= FILE_RATES[1]:
-                raise AudioError(f"its rate of {file.samplerate} Hz is not between {FILE_RATES[0]} and {FILE_RATES[1]}")
-            if file.frames <= 0:
-                raise AudioError("it holds no audio")
-            if _is_cut_off(file, raw.fileno()):
-                raise AudioError("it is cut off: its header says that it is longer")
-            yield file
-    except AudioError as error:
-        reason = str(error)
-    except OSError as error:
-        reason = error.strerror.lower()
-    except ValueError:  # a zero byte, or half a character
-        reason = "no file can have such a name"
-    except RuntimeError:  # libsndfile's own words help only those who know its source
-        reason = "it is damaged, or no audio file"
-    else:
-        return
-    raise AudioError(f"{printable(path)} cannot be read: {reason}")
-
-
-def _is_cut_off(file: soundfile.SoundFile, descriptor: int) -> bool:
-    """Whether a file ends sooner than it says; FLAC and MP3 show that only when they are read.
-
-    libsndfile reads such a file as if it were whole, and notes in its log which chunk claims more bytes than there are.
-    """
-    if file.format == "NIST":
-        claimed = re.search(rb"sample_count -i (\d+)", os.pread(descriptor, 1024, 0))
-        return claimed is not None and int(claimed[1]) > file.frames
-    if file.format != "OGG":
-        sizes = [map(int, found) for found in CLAIMED.findall(file.extra_info)]
-        return any(present < claimed < STREAMED for claimed, present in sizes)
-    # RFC 3533: a page is at most 65,307 bytes long; flag 4 marks the last one, byte 26 counts its segments' sizes.
-    tail = os.pread(descriptor, 1 << 16, max(0, os.fstat(descriptor).st_size - (1 << 16)))
-    page = tail[tail.rfind(b"OggS") :]
-    return len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
-
-
-def audio_seconds(path: str | Path) -> float:
-    """The length of an audio file, as its header has it. Raises AudioError."""
-    with open_audio(path) as file:
-        return _length(file) / file.samplerate
-
-
-def _length(file: soundfile.SoundFile) -> int:
-    """Samples of a file; the header of a FLAC file that was written into a pipe does not say."""
-    if file.frames >= 1 << 62:
-        raise AudioError("it does not say how long it is: write it anew, or give its duration in a manifest")
-    return file.frames
-
-
-def read_audio(
-    path: str | Path, offset: float = 0.0, duration: float | None = None, channel: int | None = None
-) -> Tensor:
-    """Reads `duration` seconds (all: None) from `offset` seconds on, as mono 16 kHz.
-
-    WAV, FLAC, OGG, MP3 and the other FORMATS at any rate from 1 to 768 kHz. A named channel (0, 1, …) is read alone;
-    without one the channels are averaged. Returns (samples,) float32. Raises AudioError, also where the file
-    holds clearly less (by 0.1 s and by 1 %) than `duration`, or samples that are not finite.
-    """
-    with open_audio(path) as file:
-        rate = file.samplerate
-        if not 0 <= offset < math.inf or not (duration is None or 0 < duration < math.inf):
-            raise AudioError(f"there is no offset of {offset} s with a duration of {duration} s")
-        if channel is not None and channel not in range(file.channels):
-            raise AudioError(f"it has no channel {channel} (it has {file.channels}, counted from 0)")
-        start = round(min(offset * rate, file.frames))
-        wanted = _length(file) - start if duration is None else round(min(duration * rate, file.frames - start))
-        if start:
-            file.seek(start)
-        mono = _decode(file, wanted, channel)
-        seconds = len(mono) / rate
-        if not len(mono):
-            raise AudioError(f"it holds no audio after {offset:.2f} s")
-        # The length of an MP3 is an estimate.
-        if _clearly_less(seconds, wanted / rate) or (len(mono) < wanted and file.format != "MP3"):
-            raise AudioError(f"it is cut off: {seconds:.2f} of {wanted / rate:.2f} s could be read")
-        if duration is not None and _clearly_less(seconds, duration):
-            raise AudioError(f"it holds {seconds:.2f} of {duration:.2f} s after {offset:.2f} s")
-        if not np.abs(mono).max() <= LOUDEST:
-            raise AudioError("it holds samples that are not finite, or too large to be audio")
-    return resample(torch.from_numpy(mono), rate)
-
-
-def _decode(file: soundfile.SoundFile, wanted: int, channel: int | None) -> np.ndarray:
-    """The next `wanted` samples or as many as there are: (samples,) float32.
-
-    Block by block, so that memory follows what is there rather than what a header claims.
-    """
-    file.seekable = lambda: False  # else soundfile seeks after each block, after which an MP3 is decoded differently
-    parts, left = [np.zeros(0, dtype=np.float32)], wanted
-    size = max(1, BLOCK // file.channels)
-    with np.errstate(over="ignore", invalid="ignore"):
-        while left and len(block := file.read(min(left, size), dtype="float32", always_2d=True)):  # (samples, channels)
-            parts.append(block.mean(axis=1) if channel is None else block[:, channel].copy())
-            left -= len(block)
-    return np.concatenate(parts)
-
-
-def _clearly_less(seconds: float, expected: float) -> bool:
-    return expected - seconds > max(0.1, 0.01 * expected)
-
-
-def resample(wave: Tensor, rate: int) -> Tensor:
-    """(samples,) at `rate` Hz to 16 kHz; the pitch is exact at every rate.
-
-    torchaudio's filters have as many taps and phases as both rates have left after division by their common factor:
-    2 for 8 kHz, 441 for 44.1 kHz, but 47,999 for 47,999 Hz. Rates beyond 2,000 are resampled by FFT, in stretches of 8
-    seconds with a second before and behind, because whole seconds have whole numbers of samples at both rates.
-    """
-    if max(rate, SAMPLE_RATE) // math.gcd(rate, SAMPLE_RATE) <= 2000:
-        return AF.resample(wave, rate, SAMPLE_RATE)
-    stretches = nn.functional.pad(wave, (rate, 9 * rate)).unfold(0, 10 * rate, 8 * rate)  # (n, 10 s)
-    spectra = (torch.fft.rfft(stretch) for stretch in stretches)
-    waves = [torch.fft.irfft(spectrum, 10 * SAMPLE_RATE)[SAMPLE_RATE:-SAMPLE_RATE] for spectrum in spectra]
-    return torch.cat(waves)[: math.ceil(len(wave) * SAMPLE_RATE / rate)] * (SAMPLE_RATE / rate)
 
 
 def change_speed(wave: Tensor, factor: float) -> Tensor:

@@ -1,23 +1,64 @@
-"""Figures of a run, drawn from what the run wrote. matplotlib is imported here only, and needs no screen."""
+"""Figures of a run, drawn from what the run wrote. matplotlib is imported here only, and needs no screen.
+
+figures.draw(folder, {"lattice.png": partial(...), ...})      # after the results
+"""
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
-from torch import Tensor
 
 from common.files import read_log
+from common.place import note
 
-# matplotlib's own font has no Chinese, Japanese or Korean: for what it lacks, fonts of the system that may have it.
-_FALLBACKS = {f.name for f in fontManager.ttflist if re.search("CJK|Gothic|Hiragino|PingFang|Nanum", f.name)}
-matplotlib.rcParams["font.family"] = ["DejaVu Sans", *sorted(_FALLBACKS)]
-matplotlib.rcParams["text.parse_math"] = False  # a $ in a transcript or a folder's name is a $
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+Drawings = dict[str, Callable[[], object]]  # {file: a function that draws it}
+
+
+def draw(folder: str | Path, drawings: Drawings) -> None:
+    """Draws loss.png of the run in `folder`, and then each of `drawings`: {file: a function that draws it}.
+
+    A script calls this when its results are written, since a figure may fail in many ways:
+    no clip can be read, no memory is left, matplotlib is broken. What could not be drawn is
+    said in one sentence, the other figures follow, and the run ends as it would without.
+    """
+    loss = {"loss.png": functools.partial(loss_curve, Path(folder))}
+    for name, function in (loss | drawings).items():
+        try:
+            function()
+        except Exception as error:  # whatever it is, it is not worth a run
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            note(f"{name} could not be drawn ({lines[0].rstrip('.')}); the results are complete.")
+
+
+@functools.cache
+def _set_up() -> None:
+    """Sets matplotlib's fonts, and no formulas."""
+    import matplotlib
+    from matplotlib.font_manager import fontManager
+
+    # matplotlib's own font has no Chinese, Japanese or Korean: for what it lacks, fonts of the system that may have it.
+    names = {font.name for font in fontManager.ttflist}
+    fallbacks = sorted(name for name in names if re.search("CJK|Gothic|Hiragino|PingFang|Nanum", name))
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *fallbacks]
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a transcript or a folder's name is a $
+
+
+def _figure(**options) -> Figure:
+    """An empty figure; options: of matplotlib's Figure."""
+    from matplotlib.figure import Figure
+
+    _set_up()
+    return Figure(**options)
 
 
 def _save(figure: Figure, path: str | Path) -> None:
@@ -31,7 +72,7 @@ def loss_curve(folder: Path) -> None:
     log = read_log(folder)
     steps, losses = zip(*((entry["step"], entry["loss"]) for entry in log if "loss" in entry), strict=True)
     dev = [(entry["step"], entry["dev"]) for entry in log if "dev" in entry]
-    figure = Figure(figsize=(7, 3.5))
+    figure = _figure(figsize=(7, 3.5))
     axis = figure.subplots()
     axis.plot(steps, losses, color="C0", alpha=0.25, linewidth=0.7)
     span = max(1, len(losses) // 50)
@@ -41,7 +82,7 @@ def loss_curve(folder: Path) -> None:
     if dev:
         other = axis.twinx()
         other.plot(*zip(*dev, strict=True), "o-", color="C1", markersize=3)
-        other.set_ylabel("dev word error rate, %", color="C1")
+        other.set_ylabel("dev error rate, %", color="C1")
         other.set_ylim(bottom=0)
     axis.legend(loc="upper right")
     _save(figure, folder / "loss.png")
@@ -51,7 +92,7 @@ def posteriors(
     path: str | Path, probabilities: np.ndarray, names: list[str], seconds_per_frame: float, title: str
 ) -> None:
     """probabilities (T, N) of N labels over time, one row per label in the order given."""
-    figure = Figure(figsize=(8, 0.8 + 0.24 * len(names)))
+    figure = _figure(figsize=(8, 0.8 + 0.24 * len(names)))
     axis = figure.subplots()
     T, N = probabilities.shape
     image = axis.imshow(
@@ -70,7 +111,7 @@ def log_curves(path: Path, key: str, y: str) -> None:
         found = entry.get(key, {})
         for name, value in found.items() if isinstance(found, dict) else [(key.replace("_", " "), found)]:
             series.setdefault(name, []).append((entry["step"], value))
-    figure = Figure(figsize=(7, 3.5))
+    figure = _figure(figsize=(7, 3.5))
     axis = figure.subplots()
     for name, points in series.items():
         xs, ys = np.array(points).T
@@ -84,7 +125,7 @@ def log_curves(path: Path, key: str, y: str) -> None:
 
 def matrices(path: Path, panels: dict[str, np.ndarray], x: str, y: str) -> None:
     """Matrices (rows, columns) beside each other, rows from top to bottom, all in one scale."""
-    figure = Figure(figsize=(3.6 * len(panels), 3.4), layout="constrained")
+    figure = _figure(figsize=(3.6 * len(panels), 3.4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=len({len(m) for m in panels.values()}) == 1)[0]
     low, high = min(np.min(m) for m in panels.values()), max(np.max(m) for m in panels.values())
     for axis, (name, matrix) in zip(axes, panels.items(), strict=True):
@@ -96,7 +137,7 @@ def matrices(path: Path, panels: dict[str, np.ndarray], x: str, y: str) -> None:
 
 def bars(path: str | Path, names: list[str], series: dict[str, list[float]], label: str, title: str) -> None:
     """One group of bars per name, from top to bottom, one colour per series: {what it is: a value per name}."""
-    figure = Figure(figsize=(7, 1 + max(0.3, 0.12 * len(series)) * len(names)))
+    figure = _figure(figsize=(7, 1 + max(0.3, 0.12 * len(series)) * len(names)))
     axis = figure.subplots()
     height = 0.8 / len(series)
     for i, (what, values) in enumerate(series.items()):

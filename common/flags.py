@@ -19,6 +19,7 @@ This module imports no torch, so that `--help` and a mistyped flag answer at onc
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
 import difflib
 import functools
@@ -36,7 +37,7 @@ from glob import glob
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from common.errors import UserError, explain_errors
+from common.errors import UserError, explain_errors, keep_docstrings
 
 
 # ========================================================================================================== types
@@ -196,14 +197,16 @@ class RunConfig:
                 raise UserError(f"{sentence}.")
 
 
-def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str] | None = None) -> list:
+def parse(config_class: type, presets: dict[str, dict], doc: str | None, argv: list[str] | None = None) -> list:
     """The command line as a list of checked configurations, one per method, in the order given.
 
     presets: {"smoke": {field: value}, "demo": {...}}; "full" is the defaults. doc: the script's docstring (its first
-    line and its section "Run" become the help). Exits with code 2 and one sentence on a wrong command line; raises
-    UserError where the folder of --checkpoint or --resume holds no readable run, or one that --resume would change.
+    line and its section "Run" become the help); None, as under python -OO: it is taken from the script's source.
+    Exits with code 2 and one sentence on a wrong command line; raises UserError where the folder of --checkpoint or
+    --resume holds no readable run, or one that --resume would change.
     """
-    script = Path(inspect.getfile(config_class)).stem
+    path = Path(inspect.getfile(config_class))
+    script, doc = path.stem, doc or ast.get_docstring(ast.parse(path.read_text("utf-8")))
     parser = _build_parser(config_class, presets, doc, script)
     given = _read(parser, config_class, sys.argv[1:] if argv is None else list(argv))
     if "checkpoint" not in given:
@@ -220,12 +223,13 @@ def parse(config_class: type, presets: dict[str, dict], doc: str, argv: list[str
     return configs
 
 
-def check_command_line(config_class: type, presets: dict[str, dict], doc: str) -> None:
+def check_command_line(config_class: type, presets: dict[str, dict], doc: str | None) -> None:
     """Answers --help and whatever is wrong with the command line before a script imports anything heavy.
 
     From here on, errors that a user can mend end the script in one sentence instead of a traceback.
     """
     explain_errors()
+    keep_docstrings()
     parse(config_class, presets, doc)
 
 
@@ -256,6 +260,8 @@ def _to_train(script: str, config_class: type, presets: dict, given: dict) -> li
     score = "-score" if given.get("score") else ""  # of what --init names: no run
     default_out = f"runs/{script}-{_label(config.data)}-{'+'.join(methods)}-s{config.seed}{score}"
     out = Path(given.get("out", default_out))
+    if out.name in ("", ".."):  # such as `.`: runs that this one builds on are looked for by its folder's name
+        out = Path(os.path.abspath(out))
     folders = {method: out / method if len(methods) > 1 else out for method in methods}
     if not config.resume:
         return [replace(config, method=method, out=str(folder)) for method, folder in folders.items()]
@@ -318,7 +324,10 @@ def config_as_dict(config) -> dict:
 def differences(old, new) -> list[str]:
     """['--seed 1 -> 2', ...] for every field that belongs to a run and differs."""
     old, new = config_as_dict(old), config_as_dict(new)
-    return [f"{_flag(name)} {_show(old[name])} -> {_show(new[name])}" for name in old if old[name] != new[name]]
+    changed = [name for name in old if old[name] != new[name]]
+    if Path(old["data"]) == Path(new["data"]):  # a/b, a/b/ and ./a/b are one folder
+        changed = [name for name in changed if name != "data"]
+    return [f"{_flag(name)} {_show(old[name])} -> {_show(new[name])}" for name in changed]
 
 
 def _preset(presets: dict[str, dict], name: str) -> dict:

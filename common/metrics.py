@@ -1,11 +1,13 @@
 """Word and character error rates, and homophone errors.
 
-Both sides of every comparison pass the normaliser `basic` (common/text.py). Rates are in per cent. `twins` is
-{word: its homophone}, both ways.
+Both sides of every comparison pass the normaliser `basic` (common/text.py) and lose the joiners that it keeps, which
+nobody hears. Rates are in per cent. `twins` is {word: its homophone}, both ways.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -13,9 +15,21 @@ from typing import NamedTuple
 import jiwer
 from torch import Tensor
 
-from common.text import normalise
+from common.text import JOINERS, normalise
 
 NORMALISER = "basic"
+WITHOUT_JOINERS = str.maketrans("", "", JOINERS)
+
+
+def comparable(text: str) -> str:
+    """A text as it is compared: normalised, and without zero width joiners."""
+    return normalise(text).translate(WITHOUT_JOINERS)
+
+
+# How long words are on average, in characters, at most [choice]: in scripts that put no spaces between words, where a
+# transcript may be cut into words all the same, and in all others. A script is the first word of its characters' names.
+LONGEST_MEAN_WORD = {"CJK": 3, "HIRAGANA": 3, "KATAKANA": 3, "THAI": 6, "LAO": 6, "KHMER": 6, "MYANMAR": 6}
+LONGEST_MEAN_WORD_ELSEWHERE = 15  # Greenlandic has the longest words that we know of, of 12 to 14 letters
 
 
 class ErrorRate(NamedTuple):
@@ -47,7 +61,7 @@ def word_errors(references: Iterable[str], hypotheses: Iterable[str], twins: Map
     """With `twins`, a word and its homophone count as the same: what is left are the errors one can hear."""
 
     def prepared(texts):
-        return (" ".join(min(word, twins.get(word, word)) for word in normalise(text).split()) for text in texts)
+        return (" ".join(min(word, twins.get(word, word)) for word in comparable(text).split()) for text in texts)
 
     return _count(prepared(references), prepared(hypotheses))
 
@@ -56,14 +70,43 @@ def character_errors(references: Iterable[str], hypotheses: Iterable[str]) -> Er
     """The same over characters; spaces and apostrophes do not count."""
 
     def spread(texts):
-        return (" ".join(normalise(text).replace(" ", "").replace("'", "")) for text in texts)
+        return (" ".join(comparable(text).replace(" ", "").replace("'", "")) for text in texts)
 
     return _count(spread(references), spread(hypotheses))
 
 
+def longest_mean_word(character: str) -> int:
+    """The length, in characters, that words with this character have at most on average."""
+    script = re.split("[ -]", unicodedata.name(character, ""))[0]
+    return LONGEST_MEAN_WORD.get(script, LONGEST_MEAN_WORD_ELSEWHERE)
+
+
+def has_no_spaces_between_words(character: str) -> bool:
+    """Whether the character belongs to a script that puts no spaces between words."""
+    return longest_mean_word(character) < LONGEST_MEAN_WORD_ELSEWHERE
+
+
+def written_without_spaces(texts: Iterable[str]) -> bool:
+    """Whether the texts have (almost) no spaces, so that words cannot be counted.
+
+    The rule: the mean word, from space to space, is longer than words of these letters
+    can be. That is more than 3 characters where all letters are Chinese or Japanese, 6
+    where they are Thai, Lao, Khmer or Burmese, and 15 elsewhere; of mixed letters, the
+    mean of these numbers. So Japanese that was cut into words counts as written with
+    spaces, and a pause here and there does not make words. Texts without letters do, too.
+    """
+    words = [word for text in texts for word in normalise(text).split()]
+    characters = Counter("".join(words))
+    letters = {c: count for c, count in characters.items() if c.isalpha()}
+    if not letters:
+        return False
+    total = sum(count * longest_mean_word(c) for c, count in letters.items())
+    return characters.total() / len(words) > total / sum(letters.values())
+
+
 def _align(references: Iterable[str], hypotheses: Iterable[str]) -> Iterator[list[tuple[str, list[str], list[str]]]]:
     """Of every pair [(equal | substitute | delete | insert, reference words, hypothesis words), …], minimal."""
-    found = jiwer.process_words([normalise(text) for text in references], [normalise(text) for text in hypotheses])
+    found = jiwer.process_words([comparable(text) for text in references], [comparable(text) for text in hypotheses])
     for chunks, ref, hyp in zip(found.alignments, found.references, found.hypotheses, strict=True):
         yield [(c.type, ref[c.ref_start_idx : c.ref_end_idx], hyp[c.hyp_start_idx : c.hyp_end_idx]) for c in chunks]
 

@@ -225,34 +225,86 @@ def _lock(folder: Path) -> None:
         _locks[folder] = file
 
 
-def earlier_stage(
-    config: RunConfig, presets: dict, place: Place, flag: str, may_differ: Sequence[str],
-    run_method: Callable[[RunConfig], object], **changes,
-) -> RunConfig:  # fmt: skip
-    """The configuration, with --checkpoint, of an earlier run that this one builds on: an ordinary run of its own.
+class Stage(NamedTuple):
+    """An earlier run that another one builds on."""
 
-    flag: names its folder; with auto it is the one beside this run, or where it is by default. Trained first by
-    run_method, or gone on with, if it is not finished. changes: what makes it that run (its method); may_differ:
-    options on which the two need not agree. Raises UserError where the run in the folder differs in another one; what
-    --max-steps cut short serves only what is cut short too.
+    method: str  # its own
+    flag: str  # the option that names its folder
+    presets: dict  # of the script
+    may_differ: Sequence[str]  # options on which the two runs need not agree
+    corpus: str  # digest of what is learnt from now, see `training.digest_of`
+
+
+def earlier_stage(
+    config: RunConfig,
+    place: Place,
+    stage: Stage,
+    run_method: Callable[[RunConfig], object],
+    **changes,
+) -> RunConfig:
+    """The configuration, with --checkpoint, of an earlier run that this one builds on: an
+    ordinary run of its own.
+
+    With auto it is the one beside this run, or where it is by default, and run_method
+    trains it where there is none. A run that is not finished is gone on with.
+    changes: what else makes it that run, beside its method.
+    Raises UserError where a folder was named that holds no run, where the run differs in
+    an option or in what it was trained on, and where --max-steps cut it short and this
+    one goes on longer.
     """
-    named, method = getattr(config, flag.removeprefix("--").replace("-", "_")), changes["method"]
-    folder = _earlier_folder(config, method) if named == "auto" else Path(named)
-    begun = gather((folder / "config.json").exists(), place)[0]  # asked before the first rank makes one
-    asked = replace(config, out=str(folder), resume=begun, checkpoint=None, decode="greedy", **changes)
+    named = getattr(config, stage.flag.removeprefix("--").replace("-", "_"))
+    folder = _earlier_folder(config, stage.method) if named == "auto" else Path(named)
+    # Asked before the first rank makes one.
+    begun = gather((folder / "config.json").exists(), place)[0]
+    if named != "auto" and not begun:
+        raise UserError(
+            f"{stage.flag} {named} holds no run: give the folder of a run of {stage.method}, or "
+            f"auto, which trains one where there is none."
+        )
+    changes = {"method": stage.method, "checkpoint": None, "decode": "greedy"} | changes
+    asked = replace(config, out=str(folder), resume=begun, **changes)
     if begun:
-        stored = load_config(type(config), folder, presets)
-        asked = replace(asked, **{name: getattr(stored, name) for name in may_differ})
-        asked = replace(asked, max_steps=stored.max_steps if config.max_steps or not stored.max_steps else None)
+        stored = load_config(type(config), folder, stage.presets)
+        asked = replace(asked, **{name: getattr(stored, name) for name in stage.may_differ})
+        cut_short = config.max_steps or not stored.max_steps
+        asked = replace(asked, max_steps=stored.max_steps if cut_short else None)
         if changed := differences(stored, asked):
             raise UserError(
-                f"the {method} in {folder} was trained otherwise ({'; '.join(changed)}): give another {flag}."
+                f"the {stage.method} in {folder} was trained otherwise ({'; '.join(changed)}): "
+                f"give another {stage.flag}."
             )
     if not (folder / "model.safetensors").exists():
         if place.first:
-            note(f"{method} first, in {folder}")
+            note(f"{stage.method} first, in {folder}")
         run_method(asked)
+    elif begun:
+        _check_corpus(folder, stage, place)
     return replace(asked, checkpoint=str(folder))
+
+
+def _check_corpus(folder: Path, stage: Stage, place: Place) -> None:
+    """Whether a finished run was trained on what is learnt from now, as `--resume` asks.
+
+    Raises UserError where it was not. A run whose last.pt has gone cannot be asked.
+    """
+    path = folder / "last.pt"
+    if not path.exists():
+        if place.first:
+            note(f"{folder} has no last.pt: whether its data were the same cannot be told")
+        return
+    try:
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        corpus = state["progress"]["corpus"]
+    except Exception as error:  # what torch.load raises depends on where a file is damaged
+        raise UserError(
+            f"{path} cannot be read (damaged, or of another version: {type(error).__name__}): "
+            f"give another {stage.flag}."
+        ) from None
+    if corpus != stage.corpus:
+        raise UserError(
+            f"the {stage.method} in {folder} was trained on other utterances than --data now "
+            f"has: bring the data back as they were, or give another {stage.flag}."
+        )
 
 
 def _earlier_folder(config: RunConfig, method: str) -> Path:

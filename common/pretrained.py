@@ -7,6 +7,7 @@ resolve("data/demo/bert-a")   -> the folder itself
 from __future__ import annotations
 
 import bisect
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -20,15 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from common import demo
-from common.cache import digest
 from common.corpora import DEMO_MLS_WORLDS, DEMO_WORLDS
 from common.demo import multilingual
 from common.flags import UserError
 from common.place import quiet_bars
 from common.text import Characters, Pieces, SentencePiece, WordPiece
+from common.weights import digest_of_model, weight_files
 
 # Weights as safetensors only: nothing that a download could execute.
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
+PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")  # where do_normalize stands
+FORM_OF_MARKS = 2  # of `supplied`; the first, without this number, covered a part of the model
 
 
 def resolve(name: str, flag: str, tokenizer_only: bool = False) -> str:
@@ -124,44 +127,82 @@ def first_line(error: Exception) -> str:
 def load_model(auto_class: type, name: str, flag: str, root: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A frozen pretrained model in evaluation mode. name: see `find`; auto_class: AutoModelForMaskedLM, ….
 
-    Raises UserError where the folder holds no such model, or one without its head, which would be filled with noise.
+    The configuration of a HuBERT also says by do_normalize whether it wants waves of mean 0 and variance 1.
+
+    Raises UserError where the folder holds no such model, or one without its head, which would be filled with noise,
+    and where its index names weights outside of it.
     """
     quiet_bars()
+    folder = find(name, flag, root)
+    if os.path.exists(os.path.join(folder, "model.safetensors.index.json")):
+        weight_files(Path(folder), f"{flag} {name}")
     try:
         model, loaded = auto_class.from_pretrained(
-            find(name, flag, root), local_files_only=True, use_safetensors=True, dtype=dtype,
+            folder, local_files_only=True, use_safetensors=True, dtype=dtype,
             output_loading_info=True,
         )  # fmt: skip
-    except UserError:
-        raise
     except Exception as error:  # what is raised depends on which file is missing, cut off or of another kind
         raise UserError(f"{flag} {name} holds no model of that kind, or not all of it ({first_line(error)}).") from None
     if loaded["missing_keys"]:
         lacking = sorted(loaded["missing_keys"])[0]
         raise UserError(f"{flag} {name} lacks weights ({lacking}, …): give a model saved with its head.")
+    if model.config.model_type == "hubert":
+        model.config.do_normalize = asks_for_normalised(Path(folder), f"{flag} {name}")
     return model.eval().requires_grad_(False)
 
 
-def load_causal(name: str, flag: str, root: str, frozen: bool, dtype: torch.dtype | None = None) -> nn.Module:
-    """A causal language model: frozen, in `dtype` and known by its buffer `supplied`; or to be trained, in fp32.
+def has_preprocessor(folder: Path) -> bool:
+    return any((folder / name).exists() for name in PREPROCESSOR)
 
-    `supplied` is a digest of configuration and input embedding: checkpoints do not hold what is frozen, and this tells
-    whether the model named at loading is the same (two that share both are not told apart). name: see `find`. Raises
-    UserError.
+
+def asks_for_normalised(folder: Path, name: str) -> bool:
+    """Whether the HuBERT in a folder wants waves of mean 0 and variance 1.
+
+    name: of the model, for the error message. Raises UserError where the file that says
+    it cannot be read. Without that file the default of the library's class holds, which
+    normalises, but not for the demo world's own HuBERT.
+    """
+    from transformers import Wav2Vec2FeatureExtractor
+
+    if not has_preprocessor(folder):
+        of_a_demo_world = (folder.parent / "world.json").exists()
+        return not of_a_demo_world and Wav2Vec2FeatureExtractor().do_normalize
+    try:
+        extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # what is raised depends on how the file is damaged
+        reason = f"{name} has no readable {PREPROCESSOR[0]} ({first_line(error)})"
+        raise UserError(f"{reason}: copy or download it again.") from None
+    if not isinstance(extractor.do_normalize, bool):
+        raise UserError(f"{name}: do_normalize in its {PREPROCESSOR[0]} is neither true nor false.")
+    return extractor.do_normalize
+
+
+def load_causal(name: str, flag: str, root: str, frozen: bool, dtype: torch.dtype | None = None) -> nn.Module:
+    """A causal language model: frozen, in `dtype` and known by its buffer `supplied`; or
+    to be trained, in fp32.
+
+    Checkpoints do not hold what is frozen. `supplied` is a digest of every tensor in the
+    model's files and of all of its config.json, whatever type it is used in: it tells
+    whether the model named at loading is the same. name: see `find`. Raises UserError.
     """
     from transformers import AutoModelForCausalLM
 
-    model = load_model(AutoModelForCausalLM, name, flag, root, dtype or torch.float32 if frozen else torch.float32)
-    return mark_supplied(model) if frozen else model.requires_grad_(True)
+    dtype = dtype or torch.float32 if frozen else torch.float32
+    model = load_model(AutoModelForCausalLM, name, flag, root, dtype)
+    if not frozen:
+        return model.requires_grad_(True)
+    folder = Path(find(name, flag, root))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return mark_supplied(model, digest_of_model(config, weight_files(folder, flag), root))
 
 
-def mark_supplied(model: nn.Module) -> nn.Module:
-    """A frozen causal language model with its buffer `supplied`, see `load_causal`."""
-    # Rounded, so that it is the same whatever the type that the model was loaded in.
-    table = model.get_input_embeddings().weight.detach().bfloat16().float().cpu().numpy().tobytes()
-    sizes = {key: value for key, value in model.config.to_dict().items() if isinstance(value, int | float)}
-    digits = bytes.fromhex(digest(repr(sorted(sizes.items())), table))
-    model.register_buffer("supplied", torch.tensor(list(digits), dtype=torch.uint8))
+def mark_supplied(model: nn.Module, digits: str) -> nn.Module:
+    """A frozen causal language model with its buffer `supplied`, see `load_causal`.
+
+    digits: of a digest, hexadecimal. A number before them says which form they have.
+    """
+    mark = [FORM_OF_MARKS, *bytes.fromhex(digits)]
+    model.register_buffer("supplied", torch.tensor(mark, dtype=torch.uint8))
     return model.requires_grad_(False)
 
 
@@ -169,6 +210,27 @@ def forget_supplied(model: nn.Module) -> None:
     """Before all of its weights are to be kept."""
     if hasattr(model, "supplied"):
         del model.supplied
+
+
+def begin_and_end(model: nn.Module, name: str) -> tuple[int | None, int | None]:
+    """The ids that begin and end a text; of several the first; None where there is none.
+
+    name: of the model, for the error message. Raises UserError where an id that the
+    model's configuration names lies outside of its vocabulary.
+    """
+    size = len(model.get_input_embeddings().weight)
+    found = []
+    for key in ("bos_token_id", "eos_token_id"):
+        ids = getattr(model.config, key, None)
+        if isinstance(ids, list | tuple):
+            ids = ids[0] if ids else None
+        if ids is not None and ids not in range(size):
+            raise UserError(
+                f"{name} names {ids} as {key} in its config.json, and its vocabulary has {size} "
+                "pieces: give another one."
+            )
+        found.append(ids)
+    return found[0], found[1]
 
 
 class MaskedLM:
@@ -254,9 +316,10 @@ class LanguageModel:
         vocabulary = load_vocabulary(name, flag, root)
         self.model = load_model(AutoModelForCausalLM, name, flag, root).to(device)
         config, ids = self.model.config, tokenizer.ids_in(vocabulary)
-        bos, eos, size = config.bos_token_id, config.eos_token_id, config.vocab_size
+        bos, eos = begin_and_end(self.model, f"{flag} {name}")
+        size = config.vocab_size
         unknown = next((i for i, piece in enumerate(vocabulary) if piece in ("[UNK]", "<unk>")), None)
-        complete = bos in range(size) and eos in range(size) and unknown is not None and len(vocabulary) <= size
+        complete = None not in (bos, eos, unknown) and len(vocabulary) <= size
         if not complete or ids.count(-1) > len(ids) / 2:
             raise UserError(
                 f"{flag} {name} does not share the recogniser's word pieces: give a causal language model over them, "
@@ -298,9 +361,8 @@ class WordModel:
         self.pieces = load_pieces(name, flag, root)
         self.model = load_model(AutoModelForCausalLM, name, flag, root).to(device)
         config = self.model.config
-        self.bos, eos = config.bos_token_id, config.eos_token_id
-        self.eos = eos[0] if isinstance(eos, list) else eos
-        if not all(x in range(config.vocab_size) for x in (self.bos, self.eos)):
+        self.bos, self.eos = begin_and_end(self.model, f"{flag} {name}")
+        if None in (self.bos, self.eos):
             raise UserError(
                 f"{flag} {name} names no bos_token_id or eos_token_id in its config.json: give another one."
             )

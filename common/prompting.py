@@ -27,14 +27,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import LogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from common.corpora import Utterance
 from common.data import Batch, Encode, Fits, evaluation_batches, loader
+from common.features import SAMPLE_RATE
 from common.flags import RunConfig
 from common.place import Place, note
 
 NONE = -100  # target where there is none
 MASKED = -1  # in place of an id: a piece that the model may not see
+LONGEST = 200  # pieces of an answer, in training and when it is written [recall]
 REPEATS, LONGEST_REPEAT = 4, 8  # an answer without end that repeats up to so many pieces so often is cut [choice]
 
 
@@ -74,6 +77,28 @@ def build_sequences(
     return Sequences(inputs, mask, targets)
 
 
+def positions_of(lm: nn.Module) -> int | None:
+    """How many vectors and pieces a language model reads at once; None: no limit, as BLOOM."""
+    return getattr(lm.config.get_text_config(), "max_position_embeddings", None)
+
+
+def answer_fits(vectors: int, pieces: int, positions: int | None, around: int = 1, longest: int = LONGEST) -> bool:
+    """Whether a language model can be taught to write so many pieces behind so many vectors of
+    speech.
+
+    It needs a vector at least, has `longest` pieces at most, as when it writes, and needs
+    a position for each of all these and of the `around` symbols before the text. The end
+    is said and never read. positions: see `positions_of`.
+    """
+    needed = vectors + around + pieces
+    return vectors > 0 and pieces <= longest and (positions is None or needed <= positions)
+
+
+def anything_fits(samples: int, labels: list[int], text: str) -> bool:
+    """For a loader, where nothing is to be left out."""
+    return True
+
+
 def answer_loss(lm: nn.Module, sequences: Sequences) -> Tensor:
     """-log p(y_1 … y_U end | speech) of each utterance (B,), in fp32."""
     logits = lm(inputs_embeds=sequences.inputs, attention_mask=sequences.mask.long(), use_cache=False).logits
@@ -84,15 +109,20 @@ def answer_loss(lm: nn.Module, sequences: Sequences) -> Tensor:
 
 
 def write(
-    lm: nn.Module, sequences: Sequences, limits: list[int], end: int, **search
+    lm: nn.Module,
+    sequences: Sequences,
+    limits: list[int],
+    end: int,
+    processors: Sequence[LogitsProcessor] = (),
+    **search,
 ) -> tuple[list[list[int]], list[dict[str, float]]]:
     """Continues sequences made without texts, by transformers' generate: the ids of each answer without its end, and
     {"unstopped": 1 where the limit came first, "repetitions": 1 where what it repeated was cut}.
 
     limits: most ids per answer, so that an utterance gives the same alone and in a batch. search: of generate, such as
-    num_beams; none: greedy.
+    num_beams; none: greedy. processors: of its scores, after its own, see `search_options`.
     """
-    from transformers import GenerationConfig, StoppingCriteriaList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
     per_row = torch.tensor(limits, device=sequences.inputs.device)
 
@@ -104,6 +134,7 @@ def write(
     new = lm.generate(
         inputs_embeds=sequences.inputs, attention_mask=sequences.mask.long(),
         generation_config=GenerationConfig(**options), stopping_criteria=StoppingCriteriaList([at_limit]),
+        logits_processor=LogitsProcessorList(processors),
     ).tolist()  # fmt: skip
     answers, counts = [], []
     for ids, limit in zip(new, limits, strict=True):
@@ -151,10 +182,16 @@ def listening_batches(
     """(False, batch) of some utterances as they are, then (True, batch) of the same words with swapped audio.
 
     How much more a piece of the right answer costs then is the listening gap: near 0, the model writes what is likely
-    and does not listen.
+    and does not listen. Left out is what does not fit, with its own audio or with the other.
     """
     plain = replace(config, speeds=(1.0,), workers=0)
-    for swapped, some in enumerate(swap_audio(utterances)):
+    own, swapped_audio = [], []
+    for u, other in zip(*swap_audio(utterances), strict=True):
+        labels = encode(u.text)
+        if all(fits(round(x.duration * SAMPLE_RATE), labels, u.text) for x in (u, other)):
+            own.append(u)
+            swapped_audio.append(other)
+    for swapped, some in enumerate((own, swapped_audio)):
         for batch in loader(evaluation_batches(some, config.batch_seconds), plain, encode, fits):
             if batch.utterances:
                 yield bool(swapped), batch
@@ -162,18 +199,25 @@ def listening_batches(
 
 @torch.inference_mode()
 def measure_listening(
-    recogniser: nn.Module, losses: Callable, utterances: list[Utterance], config: RunConfig, place: Place
+    recogniser: nn.Module,
+    losses: Callable,
+    utterances: list[Utterance],
+    config: RunConfig,
+    place: Place,
+    fits: Fits = anything_fits,
 ) -> dict[str, float]:
     """{"listening_gap"}: by how many nats per piece a transcript is less likely after the audio of another session.
 
-    losses(recogniser, batch, place): -log p(answer | speech) of each utterance (B,).
+    losses(recogniser, batch, place): -log p(answer | speech) of each utterance (B,). fits: see `answer_fits`.
     """
     sums, pieces = [0.0, 0.0], [0, 0]
     recogniser.eval()
-    for swapped, batch in listening_batches(utterances, config, recogniser.tokenizer.encode, lambda *_: True):
+    for swapped, batch in listening_batches(utterances, config, recogniser.tokenizer.encode, fits):
         sums[swapped] += losses(recogniser, batch.to(place.device), place).sum().item()
         pieces[swapped] += int(batch.target_lengths.sum()) + len(batch.utterances)
-    own, other = (total / max(count, 1) for total, count in zip(sums, pieces, strict=True))
+    if 0 in pieces:  # nothing that fits
+        return {}
+    own, other = (total / count for total, count in zip(sums, pieces, strict=True))
     if place.first and other - own < 0.1:
         note(f"listening gap {other - own:.2f}: the model writes likely sentences and does not listen yet")
     return {"listening_gap": round(other - own, 3)}
@@ -183,13 +227,20 @@ def measure_listening(
 def text_perplexity(
     recogniser: nn.Module, utterances: list[Utterance], symbols: tuple[int, int], place: Place
 ) -> float:
-    """Per piece, of 50 to 100 transcripts without audio, their ends included; symbols: the ids of beginning and end."""
+    """Per piece, of 50 to 100 transcripts without audio, their ends included; symbols: the ids of beginning and end.
+
+    Of a transcript longer than the model reads at once, only the beginning counts.
+    """
     (beginning, end), embedding = symbols, recogniser.lm.get_input_embeddings()
     no_speech, total, pieces = torch.zeros(1, 0, embedding.embedding_dim, device=place.device), 0.0, 0
+    longest = (positions_of(recogniser.lm) or math.inf) - 1  # beside the beginning
     with place.autocast():
         for utterance in utterances[:: len(utterances) // 100 + 1]:
             ids = [i - 1 for i in recogniser.tokenizer.encode(utterance.text)]
-            sequence = build_sequences(embedding, no_speech, [0], [ids], [], [beginning], end)
+            last = end
+            if len(ids) > longest:
+                last, ids = ids[longest], ids[:longest]  # what follows is its next piece
+            sequence = build_sequences(embedding, no_speech, [0], [ids], [], [beginning], last)
             total += answer_loss(recogniser.lm, sequence).item()
             pieces += len(ids) + 1
     return round(math.exp(total / pieces), 3)
@@ -200,11 +251,35 @@ def texts_of(batch: Batch) -> list[list[int]]:
     return [(row[:n] - 1).tolist() for row, n in zip(batch.targets, batch.target_lengths.tolist(), strict=True)]
 
 
-def search_options(config) -> dict:
-    """Of generate, for a configuration with decode (beam, top_k or top_p), beam, top_k and top_p."""
-    draw = {"do_sample": True, "top_k": 0, "top_p": 1.0}
-    options = {"beam": {"num_beams": config.beam}, "top_k": draw | {"top_k": config.top_k}}
-    return options.get(config.decode, draw | {"top_p": config.top_p})
+def search_options(search: dict, seeds: list[int]) -> dict:
+    """Options of `write` for a search: {"beam": 4}, {"top_k": 10} or {"top_p": 0.9}.
+
+    seeds: of each utterance, from which top_k and top_p draw.
+    """
+    if "beam" in search:
+        return {"num_beams": search["beam"]}
+    if "top_k" in search:
+        kept = TopKLogitsWarper(search["top_k"])
+    else:
+        kept = TopPLogitsWarper(search["top_p"])
+    return {"processors": [kept, Draw(seeds)]}
+
+
+class Draw(LogitsProcessor):
+    """Noise that makes the largest of the scores a draw from their softmax (Gumbel-max).
+
+    Each row draws from a generator of its own, so that an answer is the same alone and in
+    a batch. Those who draw from all rows at once, as transformers does it, give an
+    utterance other draws beside other utterances.
+    """
+
+    def __init__(self, seeds: list[int]):
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """scores (B, V) -> (B, V)"""
+        rows = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
+        return scores - torch.stack(rows).log().to(scores)
 
 
 def attentions(lm: nn.Module, sequences: Sequences) -> list[np.ndarray]:

@@ -22,9 +22,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, Hubert
 from common import lora
 from common.files import write_atomically
 from common.flags import UserError
-from common.pretrained import find, forget_supplied
+from common.pretrained import asks_for_normalised, find, forget_supplied, has_preprocessor
 from common.text import SentencePiece
-from common.weights import save_weights
+from common.weights import digest_of_model, save_weights, weight_files
 
 # Older versions of torch and transformers name these so, and so does the published model.
 OLD_NAMES = {
@@ -55,17 +55,12 @@ def read_json(path: Path, flag: str) -> dict:
 
 def read_weights(model: nn.Module, folder: Path, flag: str) -> None:
     """Fills a model from FOLDER/model.safetensors, or from the parts that its index names. Raises UserError."""
-    index, state, files = folder / "model.safetensors.index.json", {}, ["model.safetensors"]
-    if index.exists():
-        files = sorted(set(read_json(index, flag).get("weight_map", {}).values()))
-    if lacking := [name for name in files if not (folder / name).exists()]:
-        binary = " (weights as .bin are not read, for they may run code)" if list(folder.glob("*.bin")) else ""
-        raise UserError(f"{flag} {folder} lacks {lacking[0]}{binary}: copy or download it whole, as safetensors.")
-    for name in files:
+    state = {}
+    for file in weight_files(folder, flag):
         try:
-            state |= load_file(folder / name)
+            state |= load_file(file)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{flag} {folder}/{name} is damaged ({error}): copy or download it again.") from None
+            raise UserError(f"{flag} {file} is damaged ({error}): copy or download it again.") from None
     for new, old in OLD_NAMES.items():
         if any(new in name for name in model.state_dict()):
             state = {name.replace(old, new): tensor for name, tensor in state.items()}
@@ -93,6 +88,23 @@ def keep_shapes(model: nn.Module, folder: Path) -> None:
     if model.characters and model.characters is not model.tokenizer:
         (folder / "characters").mkdir(exist_ok=True)
         model.characters.save(folder / "characters")
+
+
+def complete_shapes(shapes: dict, folder: Path) -> None:
+    """Whether HuBERT wants normalised audio, where only a file beside config.json says it."""
+    if has_preprocessor(folder):
+        asked = asks_for_normalised(folder, str(folder))
+        shapes["audio_encoder_config"].setdefault("do_normalize", asked)
+
+
+def mark_of(folder: Path, shapes: dict, flag: str, root: str) -> str:
+    """The digest of the GPT in a folder in this layout, or in a run's.
+
+    shapes: of the folder's config.json or SHAPES. Where the run itself kept only adapters,
+    its mark of the model below them is among the tensors, so that counts too. Raises
+    UserError.
+    """
+    return digest_of_model(shapes["llm_config"], weight_files(folder, flag), root, "llm.")
 
 
 def bridge_of(shapes: dict, kernel: int, stride: int, flag: str) -> int:

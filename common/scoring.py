@@ -10,9 +10,12 @@ Recordings longer than --cut-seconds are cut at pauses, in scoring as in --trans
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -29,7 +32,7 @@ from common.features import SAMPLE_RATE, AudioError, read_audio, split_at_pauses
 from common.files import write_atomically
 from common.flags import RunConfig, UserError
 from common.place import Place, barrier, first_rank_first, gather, note, synchronise
-from common.text import Tokenizer, printable
+from common.text import Tokenizer, printable, read_lines
 from common.training import add_up
 
 SUBTITLE_SECONDS = 6.0  # of audio in a subtitle, at most [choice]
@@ -132,35 +135,85 @@ def dev_scores(recogniser: nn.Module, corpus: Corpus, config: RunConfig, place: 
     words, homophones = metrics.score({u.id: u.text for u in corpus.dev}, found, corpus.homophones)
     if not words.words:
         raise UserError("the dev utterances that could be read have no text: mend the dev set.")
+    name_of_error(corpus.dev, place)  # says where it is not words that are counted
     rate = mean_error(corpus.dev, found)
     return {"dev": rate} | ({"dev_homophone_error": homophones.rate} if corpus.homophones else {})
 
 
 def mean_error(utterances: list[Utterance], found: dict[str, str]) -> float:
-    """Word error rate, %; of several languages the unweighted mean."""
-    references: dict[str, dict[str, str]] = {}
+    """The error rate in %, by which epochs, averages and searches are chosen.
+
+    Words are counted. Characters are counted in a language whose references are written
+    without spaces, since a sentence would be one word there; all of its utterances decide
+    (see metrics.written_without_spaces). Of several languages the unweighted mean.
+
+    utterances: the whole dev set. found: {utterance: text} of those that were decoded.
+    """
+    by_characters, rates = languages_by_characters(utterances), []
+    for language, same in by_language(utterances).items():
+        heard = [u for u in same if u.id in found]
+        if not heard:
+            continue
+        count = metrics.character_errors if language in by_characters else metrics.word_errors
+        errors = count([u.text for u in heard], [found[u.id] for u in heard])
+        if errors.words:
+            rates.append(errors.rate)
+    return fmean(rates or [0.0])
+
+
+def by_language(utterances: list[Utterance]) -> dict[str, list[Utterance]]:
+    """The utterances of each language, in the order of their first ones."""
+    found: dict[str, list[Utterance]] = {}
     for u in utterances:
-        references.setdefault(u.language, {})[u.id] = u.text
-    words = [metrics.score(texts, found, {})[0] for texts in references.values()]
-    return fmean([of_one.rate for of_one in words if of_one.words] or [0.0])
+        found.setdefault(u.language, []).append(u)
+    return found
+
+
+def languages_by_characters(utterances: list[Utterance]) -> list[str]:
+    """The languages whose errors `mean_error` counts in characters."""
+    found = by_language(utterances)
+    return [name for name in found if metrics.written_without_spaces(u.text for u in found[name])]
+
+
+@functools.cache  # which makes it once
+def note_once(message: str) -> None:
+    """As `note`; a message that this process has written before is not written again."""
+    note(message)
+
+
+def name_of_error(utterances: list[Utterance], place: Place) -> str:
+    """What `mean_error` gives: WER, CER, or an error where some languages count so and some so.
+
+    The first rank says once in the log where characters are counted.
+    """
+    by_characters = languages_by_characters(utterances)
+    if not by_characters:
+        return "WER"
+    if place.first:
+        which = f" of {', '.join(by_characters)}" if any(by_characters) else ""
+        note_once(
+            f"the dev transcripts{which} have no spaces between words: epochs and searches are "
+            "chosen by errors in characters"
+        )
+    return "CER" if len(by_characters) == len(by_language(utterances)) else "error"
 
 
 def tune(
     recogniser: nn.Module, corpus: Corpus, config: RunConfig, place: Place, searches: list[dict], some: int = 100
 ) -> dict:
-    """The search with the fewest word errors on `some` dev utterances; the only one, if there is no choice."""
+    """The search with the lowest `mean_error` on `some` dev utterances; the only one, if there is no choice."""
     if len(searches) == 1:
         return searches[0]
     if not corpus.dev:
         raise UserError("there is no dev set to tune the search on: give one value each, as --lm-weight and --bonus.")
     sample = random.Random(config.seed).sample(corpus.dev, min(some, len(corpus.dev)))
-    rates = []
+    error, rates = name_of_error(corpus.dev, place), []
     for search in searches:
         found = texts_of(decode(recogniser, sample, config, place, **search))
-        rates.append(mean_error(sample, found))
+        rates.append(mean_error(corpus.dev, found))
         if place.first:
             shown = (f"--{name.replace('_', '-')} {x:g}" for name, x in search.items() if isinstance(x, float))
-            note(f"dev WER {rates[-1]:.1f} % with {' '.join(shown)}")
+            note(f"dev {error} {rates[-1]:.1f} % with {' '.join(shown)}")
     return searches[rates.index(min(rates))]
 
 
@@ -234,7 +287,7 @@ def write_hypotheses(folder: Path, split: str, references: dict[str, str], found
 
 def read_hypotheses(path: Path) -> list[list[str]]:
     """[[id, reference, hypothesis], ...] of a hyp_<split>.tsv."""
-    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    return [line.split("\t") for line in read_lines(path)[1:]]
 
 
 def real_time_factor(recogniser: nn.Module, corpus: Corpus, config: RunConfig, place: Place, **search) -> float | None:
@@ -322,7 +375,7 @@ def transcribe_files(recogniser: nn.Module, config: RunConfig, place: Place, lm_
     search, *others = searches(config, recogniser, place, lm_class)
     if others:
         raise UserError("--transcribe needs one --lm-weight and one --bonus.")
-    failed = 0
+    failed, targets = 0, subtitle_files(config.transcribe)
     for path in config.transcribe:
         try:
             wave = read_audio(path)
@@ -331,7 +384,7 @@ def transcribe_files(recogniser: nn.Module, config: RunConfig, place: Place, lm_
             note(f"error: {error}")
             continue
         if config.srt:
-            target = Path(path).with_suffix(".srt")
+            target = targets[path]
             if target.exists():  # perhaps somebody has mended it
                 failed += 1
                 note(f"error: {printable(target)} is there already: move it away")
@@ -350,6 +403,17 @@ def transcribe_files(recogniser: nn.Module, config: RunConfig, place: Place, lm_
     if failed:
         raise UserError(f"{failed} of {len(config.transcribe)} files could not be read, or have subtitles already.")
     return {}
+
+
+def subtitle_files(paths: Sequence[str]) -> dict[str, Path]:
+    """{audio file: its subtitles}: a.srt for a.wav, but a.wav.srt and a.flac.srt for two that would share one."""
+    shared = Counter(path.with_suffix(".srt") for path in {Path(name) for name in paths})
+    found = {}
+    for name in paths:
+        path = Path(name)
+        target = path.with_suffix(".srt")
+        found[name] = target if shared[target] == 1 else path.with_name(f"{path.name}.srt")
+    return found
 
 
 def subtitles(recogniser: nn.Module, wave: Tensor, config: RunConfig, place: Place, **search) -> str:

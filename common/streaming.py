@@ -29,6 +29,7 @@ import shutil
 import sys
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, repeat, zip_longest
 from statistics import fmean
@@ -43,6 +44,7 @@ from common.conformer import Conformer, State, join_states, split_state
 from common.ctc import BLANK
 from common.features import HOP, N_MELS, SAMPLE_RATE, WINDOW, LogMel, read_audio
 from common.flags import RunConfig, UserError
+from common.metrics import has_no_spaces_between_words
 from common.place import Place, note, stop_on_signals
 
 
@@ -164,17 +166,31 @@ def dependencies(function: Callable[[Tensor], Tensor], x: Tensor, block: int, ou
 # ------------------------------------------------------------------------------------------------- words as they come
 
 
+LONG_WORD = 30  # characters: of a longer word, what is there settles before its end [choice]
+UNDECODABLE = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer of bytes writes for a part of a character
+
+
+class WordPart(str):
+    """Settled text of a word that goes on: what settles next stands right behind it, without a space."""
+
+
 def greedy_words(recogniser: nn.Module, frames: Tensor, decoder: tuple) -> tuple[list[str], str, tuple]:
     """Goes on with greedy decoding of a transducer: encoder frames (T, D) -> words settled now, partial word, decoder.
 
-    decoder: () at the beginning; then W_p g, the prediction network's state, and the labels of the word being written.
-    A word settles when the next one begins.
+    decoder: () at the beginning; then W_p g, the prediction network's state, the labels of
+    the word being written that have not settled, and how many of its characters have.
+
+    A word settles when the next one begins. Where no spaces are written, that may never
+    happen: there, all but the last piece settles as soon as that piece cannot change it,
+    as a `WordPart`. So it is behind a character of a script without spaces between words,
+    and in a word of any script that is longer than LONG_WORD. All that settles, followed by
+    the partial word, is the text: with a space behind every word, and none behind a part.
     """
-    predictor, joint = recogniser.predictor, recogniser.joint
+    predictor, joint, decode = recogniser.predictor, recogniser.joint, recogniser.tokenizer.decode
     if not decoder:
         output, state = predictor(torch.full((1, 1), BLANK, device=frames.device))
-        decoder = joint.predict(output)[0, 0], state, []
-    predicted, state, labels = decoder
+        decoder = joint.predict(output)[0, 0], state, [], 0
+    predicted, state, labels, length = decoder
     settled = []
     for encoded in joint.encode(frames):
         for _ in range(10):  # labels per frame, as rnnt.greedy
@@ -182,16 +198,41 @@ def greedy_words(recogniser: nn.Module, frames: Tensor, decoder: tuple) -> tuple
             if label == BLANK:
                 break
             output, state = predictor(torch.full((1, 1), label, device=frames.device), state)
-            predicted, labels = joint.predict(output)[0, 0], [*labels, label]
-            words = recogniser.tokenizer.decode(labels).split()
+            predicted, before = joint.predict(output)[0, 0], labels
+            labels = [*before, label]
+            words = decode(labels).split()
             if len(words) > 1:
-                settled, labels = [*settled, *words[:-1]], [label]
-    return settled, recogniser.tokenizer.decode(labels).strip(), (predicted, state, labels)
+                settled += words[:-1]
+                labels, length = [label], 0
+            elif part := settled_part(decode, before, label, length):
+                settled.append(WordPart(part))
+                labels, length = [label], length + len(part)
+    return settled, decode(labels).strip(), (predicted, state, labels, length)
+
+
+def settled_part(decode: Callable[[list[int]], str], labels: list[int], label: int, length: int) -> str:
+    """What settles of the text of `labels` inside a word, now that `label` follows: all of it, or nothing.
+
+    decode: a tokenizer's. length: how many characters of the word have settled before.
+    """
+    text, last = decode(labels), decode([label])
+    is_final = decode([*labels, label]) == text + last and not text.endswith(UNDECODABLE)
+    if not text or not last or not is_final:  # `last` may be a space, of which nothing is seen yet
+        return ""
+    needs_no_end = has_no_spaces_between_words(text[-1]) or length + len(text) > LONG_WORD
+    return text if needs_no_end else ""
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal the text takes: two for a Chinese character."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def portions(config: RunConfig, first: float, seconds: float) -> Iterator[Tensor]:
     """--stream's audio (n,), so many seconds at first, and then at a time. Raises UserError."""
     if config.stream == "-":
+        if sys.stdin is None:
+            raise UserError("--stream - reads standard input, which is closed: pipe audio into it, or name a file.")
         sizes = (2 * max(1, round(s * config.rate)) for s in chain([first], repeat(seconds)))
         pieces = iter(lambda: sys.stdin.buffer.read(next(sizes)), b"")
         return (torch.frombuffer(bytearray(b[: len(b) // 2 * 2]), dtype=torch.int16) / 32768 for b in pieces if b[1:])
@@ -218,12 +259,15 @@ class Screen:
 
     def write(self, settled: list[str], partial: str, seconds: float) -> None:
         for word in settled:
-            if self.width and self.column and self.column + len(word) > self.width:
+            if self.width and self.column and self.column + columns_of(word) > self.width:
                 self.end_line("")
-            print(f"{word} ", end="", flush=True)
-            self.column += len(word) + 1
+            text = word if isinstance(word, WordPart) else f"{word} "
+            print(text, end="", flush=True)
+            self.column += columns_of(text)
         if self.shows:  # from the cursor to the end of the line; then the cursor goes back
-            print(f"\x1b7{partial[-40:]} {1000 * seconds:4.0f} ms\x1b[K\x1b8", end="", file=sys.stderr, flush=True)
+            while columns_of(partial) > 40:
+                partial = partial[1:]
+            print(f"\x1b7{partial} {1000 * seconds:4.0f} ms\x1b[K\x1b8", end="", file=sys.stderr, flush=True)
 
     def end_line(self, last: str) -> None:
         if self.shows:
@@ -233,10 +277,10 @@ class Screen:
 
 
 @torch.inference_mode()
-def stream_words(recogniser: nn.Module, config: RunConfig, place: Place) -> dict:
+def stream_words(recogniser: nn.Module, config: Any, place: Place) -> dict:
     """--stream: words on stdout as they settle, until the audio ends or Ctrl-C; times on stderr. Raises UserError."""
     if not recogniser.encoder.chunk:
-        raise UserError(f"{config.checkpoint} has full context and cannot stream: give a streaming student.")
+        raise UserError("this model has full context and cannot stream: give a streaming student.")
     seconds = recogniser.encoder.chunk * recogniser.encoder.factor * HOP / SAMPLE_RATE  # of a block
     rate = config.rate if config.stream == "-" else SAMPLE_RATE
     encoder = StreamingEncoder(recogniser.frontend, recogniser.encoder, rate)

@@ -19,23 +19,70 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from common.files import write_atomically
 from common.flags import UserError
 
 APOSTROPHES = str.maketrans("’‘ʼ`´", "'''''")
+JOINERS = "\u200c\u200d"  # zero width non-joiner and zero width joiner
+# What Unicode calls ignorable by default (DerivedCoreProperties.txt), without the joiners and
+# U+200B: soft hyphen, word joiner, byte order mark, marks of direction, variation selectors, …
+INVISIBLE = re.compile(
+    r"[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200e\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+VIRAMA = 9  # Unicode's combining class of the signs that take a consonant's vowel away
 
 
 def normalise(text: str) -> str:
-    """The normaliser `basic`: NFKC, lower case, one kind of apostrophe, every other sign becomes a space.
+    """The normaliser `basic`: NFKC, lower case, one apostrophe, other signs are spaces.
 
-    Used on every transcript before training and on references and hypotheses before scoring. Apostrophes stay where
-    they touch a letter or digit ("don't", "boys'", "'tis"); combining marks stay with their letter.
+    Every transcript passes it before training, and references and hypotheses pass it
+    before scoring. Apostrophes stay where they touch a letter or digit ("don't", "boys'",
+    "'tis"); combining marks stay with their letter.
+
+    Invisible characters do not end a word (as in Unicode's rules for words, UAX 29):
+
+    - Soft hyphen, word joiner, byte order mark, marks of direction, variation selectors
+      and the like only say how a text is laid out. They are left out: German
+      "Donau<soft hyphen>dampf" is "donaudampf".
+    - The zero width non-joiner and joiner belong to the spelling where they change what
+      is seen: the non-joiner between Arabic letters (Persian "می‌خواهم"), and both beside
+      a virama (Hindi "क्‍ष", Sinhala "ශ්‍රී"). There they stay, so that a model writes
+      its language as its readers do; everywhere else they are left out. People use them
+      differently in the same word, and nobody hears them: scores do not count them
+      (common/metrics.py).
+    - The zero width space does end a word: it is how Thai, Khmer, Burmese or Japanese
+      texts show where words end without a gap.
     """
+    text = INVISIBLE.sub("", text.translate(APOSTROPHES))  # first: NFKC takes "´" apart
     text = unicodedata.normalize("NFKC", text).lower().translate(APOSTROPHES)
-    text = "".join(c if c == "'" or unicodedata.category(c)[0] in "LNM" else " " for c in text)
+    text = "".join(c if _is_written(c) else " " for c in text)
+    text = re.sub(f"[{JOINERS}]+", _visible_joiner, text)
+    text = unicodedata.normalize("NFC", text)  # a mark may now follow its letter at once
     return " ".join(word for word in text.split() if word.strip("'"))
+
+
+@cache
+def _is_written(character: str) -> bool:
+    """Whether it is a letter, a mark, a digit, an apostrophe, or a joiner."""
+    return character in "'" + JOINERS or unicodedata.category(character)[0] in "LNM"
+
+
+def _visible_joiner(found: re.Match) -> str:
+    """The first of a row of joiners where it changes what is seen, else nothing."""
+    joiner = found[0][0]
+    before = found.string[max(0, found.start() - 1) : found.start()] or " "
+    after = found.string[found.end() : found.end() + 1] or " "
+    if VIRAMA in (unicodedata.combining(before), unicodedata.combining(after)):
+        return joiner
+    # AL: a letter of Arabic script, and of a few like it; NSM: a vowel mark behind one.
+    follows_arabic = unicodedata.bidirectional(before) in ("AL", "NSM")
+    is_between = follows_arabic and unicodedata.bidirectional(after) == "AL"
+    return joiner if is_between and joiner == "\u200c" else ""
 
 
 def printable(text: str | Path) -> str:
@@ -64,6 +111,17 @@ def read_text(path: str | Path) -> str:
         line = content.count(b"\n", 0, wrong) + 1
         raise UserError(f"{name}, line {line} is not UTF-8: save the file in that encoding")
     return text
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file, without their ends. Raises UserError, see `read_text`.
+
+    A line ends at \\n or \\r\\n. What else `str.splitlines` takes for an end (U+2028,
+    U+0085, \\v, a lone \\r, …) may stand in a transcript, where it is a blank.
+    """
+    text = read_text(path)
+    lines = text.removesuffix("\n").split("\n") if text else []
+    return [line.removesuffix("\r") for line in lines]
 
 
 class Characters:
@@ -102,16 +160,34 @@ class SentencePiece:
 
     @classmethod
     def build(cls, texts: Iterable[str], units: int) -> SentencePiece:
-        """units: vocabulary size; where the text cannot fill it, SentencePiece gives fewer."""
+        """Trains a model on the texts, which are normalised.
+
+        units: the size of the vocabulary. Where the text cannot fill it, SentencePiece
+        gives fewer. Every character is a piece: where `units` has no room for them, as in
+        Japanese or Chinese, they come on top of it. Raises UserError without any text.
+        """
         import io
 
         import sentencepiece
 
+        texts = [text for text in texts if text]
+        if not texts:
+            raise UserError("there is no text to find word pieces in.")
+        characters = set("".join(texts)) - {" "}
+        least = len(characters) + 2  # with <unk> and the sign that begins a word
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_writer=model, vocab_size=units, hard_vocab_limit=False,
-            character_coverage=1.0, bos_id=-1, eos_id=-1, minloglevel=2,
-        )  # fmt: skip
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=units if units >= least else units + least,
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            normalization_rule_name="identity",  # its own rule would drop the joiners
+            max_sentence_length=2**30,  # bytes; it passes over whatever is longer
+            bos_id=-1,
+            eos_id=-1,
+            minloglevel=2,
+        )
         return cls(model.getvalue())
 
     def encode(self, text: str) -> list[int]:
@@ -221,8 +297,17 @@ class Pieces:
         return [i + 1 for i in self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Words a space apart; symbols such as the end are left out."""
-        return " ".join(self.tokenizer.decode([i - 1 for i in ids], skip_special_tokens=True).split())
+        """The text, words a space apart; symbols such as the end are left out.
+
+        Nothing is tidied up, whatever the tokenizer's own configuration says: LLaMA 3's
+        would make "it's" of "it 's".
+        """
+        text = self.tokenizer.decode(
+            [i - 1 for i in ids],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return " ".join(text.split())
 
     def id_of(self, piece: str) -> int | None:
         """The model's own id, not shifted; None where it has no such piece."""

@@ -335,8 +335,6 @@ class Run:
 
         Raises UserError where no update could be applied.
         """
-        from common import figures  # slow to import, and nothing else here needs it
-
         progress = self.progress
         if progress.skipped == progress.step:
             raise UserError(
@@ -344,7 +342,6 @@ class Run:
                 f"text ({progress.infeasible} were not). Look at the data, or lower --lr."
             )
         if self.place.first:
-            figures.loss_curve(self.folder)
             recogniser.tokenizer.save(self.folder)
             states = [load_weights(self._epoch_file(epoch)) for _, epoch in progress.best]
             save_weights(self.folder / "model.safetensors", average_of(states))

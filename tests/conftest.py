@@ -6,6 +6,7 @@ babbling("interaed_kd")  a copy whose model says words, which takes more than so
 """
 
 import importlib
+import io
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,6 +142,7 @@ class Script(NamedTuple):
     times: bool = True  # it gives word times
     pretrained: str = "bert-a"  # what `teacher` names
     stage: str = ""  # the option that names the run of an earlier stage
+    stage_method: str = "ctc"  # its method
     others: dict[str, str] = {}  # more such options, and what they name
     still: str = "--lr 1e-9"  # options with which next to nothing is learnt
 
@@ -217,6 +220,7 @@ SCRIPTS = {
         other={"size": "demo"},
         beam=False,
         stage="--teacher",
+        stage_method="teacher",
     ),
     "llm_prompt_asr": Script(
         methods=("ctc", "llm"),
@@ -269,13 +273,22 @@ class Finished(NamedTuple):
     def options(self, *more, data: Path | None = None, plain: bool = False) -> list[str]:
         drawn = [] if plain else self.script.random.split()
         options = [*self.plain, *drawn, "--data", str(data or self.data), *map(str, more)]
-        if (
-            self.script.stage and self.script.stage not in more
-        ):  # an earlier run with the same options, trained where it is absent
+        if self.script.stage and self.script.stage not in more:  # an earlier run with the same options
             groups = re.findall(r"(--[a-z-]+)((?: (?!--).+?)*)(?= --|$)", " ".join(options))
             same = [group for group in groups if group[0] not in NOT_THE_TEACHERS]
-            options += [self.script.stage, f"{self.folder.parent}/earlier-{zlib.crc32(repr(same).encode())}"]
+            folder = self.folder.parent / f"earlier-{zlib.crc32(repr(same).encode())}"
+            self.train_stage(folder, " ".join(map("".join, same)).split())
+            options += [self.script.stage, str(folder)]
         return options
+
+    def train_stage(self, folder: Path, options: list[str]) -> None:
+        """The earlier run in this folder, where it is absent; where it cannot be trained, the later one says why."""
+        if not (folder / "config.json").exists():
+            method = ["--method", self.script.stage_method, "--decode", "greedy", "--out", folder]
+            from common.flags import UserError
+
+            with suppress(UserError, SystemExit), redirect_stdout(io.StringIO()):
+                self.main(*options, self.script.stage, "auto", *method)
 
     def train(self, *more, **options) -> dict:
         """In this process, as the finished run; what `main` returns."""

@@ -26,7 +26,9 @@ from common.corpora import (
     MLS_LANGUAGES,
     Utterance,
     first_hours,
+    languages_of,
     list_manifest,
+    list_mls,
     list_subset,
     load_corpus,
     load_homophones,
@@ -139,6 +141,28 @@ def test_transcripts_in_another_encoding_name_file_and_line(root, tmp_path):
     transcript.write_bytes(b"1-2-3 HELLO\n1-2-4 \xdcBER\n")
     with pytest.raises(UserError, match=f"{transcript.name}, line 2 is not UTF-8"):
         load_corpus("librispeech", str(tmp_path))
+
+
+INSIDE = "a\u2028b\u2029c\x85d\ve\ff\x1cg\x1dh\x1ei\rj"  # str.splitlines would cut at each of them
+
+
+def test_a_line_of_a_list_ends_at_a_line_feed_alone(tmp_path):
+    chapter = tmp_path / "test-clean" / "1" / "2"
+    chapter.mkdir(parents=True)
+    ending = "\r\n"
+    (chapter / "1-2.trans.txt").write_bytes(f"1-2-0 {INSIDE}{ending}1-2-1 K{ending}".encode())
+    (tmp_path / "transcripts.txt").write_bytes(f"1_2_0\t{INSIDE}{ending}1_2_1\tK{ending}".encode())
+    raw = json.dumps({"audio_filepath": "a.wav", "text": INSIDE}, ensure_ascii=False)
+    for control in "\v\f\x1c\x1d\x1e\r":  # as they are, though JSON wants them escaped
+        raw = raw.replace(json.dumps(control)[1:-1], control)
+    (tmp_path / "test.jsonl").write_bytes(f'{raw}{ending}{{"audio_filepath": "a", "text": "K"}}'.encode())
+    lists = [
+        list_subset(tmp_path, "test-clean"),
+        list_mls(tmp_path, "english"),
+        list_manifest(tmp_path / "test.jsonl")[0],
+    ]
+    for utterances in lists:
+        assert [u.text for u in utterances] == ["a b c d e f g h i j", "k"]
 
 
 def test_homophone_lists(tmp_path):
@@ -317,12 +341,51 @@ def test_mls_layout(mls_root, tmp_path):
     for hours, count in {9: 3, 1: 2, 10: 5}.items():
         limited = load_corpus("mls", str(folder), hours=hours).train
         assert Counter(u.language for u in limited) == {"italian": count, "polish": count}
-    assert len(load_corpus("mls", str(folder), hours=0.001).train) < len(some.train)
-    subset = folder / "mls_polish" / "test"
-    subset.rename(folder / "elsewhere")
-    assert list(load_corpus("mls", str(folder)).tests) == ["test-italian"]  # others have one
-    with pytest.raises(UserError, match=r"no mls_\*/test/transcripts.txt"):
-        load_corpus("mls", str(folder), languages=("polish",))
+    polish = load_corpus("mls", str(folder), languages=("polish",))
+    few = load_corpus("mls", str(folder), hours=0.001, languages=("polish",))
+    assert 0 < len(few.train) < len(polish.train)
+    with pytest.raises(UserError, match="--hours 0.001 has room for no utterance in (italian|polish)"):
+        load_corpus("mls", str(folder), hours=0.001)
+
+
+@pytest.mark.parametrize("how", ["no folder", "empty list"])
+@pytest.mark.parametrize("name", ["train", "dev", "test"])
+def test_a_language_does_not_vanish_from_mls(mls_root, tmp_path, name, how):
+    subset = mls_of(mls_root, tmp_path, "polish", "italian") / "mls_polish" / name
+    if how == "no folder":
+        subset.rename(tmp_path / "elsewhere")
+        wrong = f"no .*mls_polish/{name}/transcripts.txt: unpack {name} of that language"
+    else:
+        (subset / "transcripts.txt").write_text("\n")
+        wrong = f"{name} has no utterance in polish"
+    with pytest.raises(UserError, match=wrong):
+        load_corpus("mls", str(tmp_path))
+    if name == "train":
+        assert len(load_corpus("mls", str(tmp_path), scoring=True).tests) == 2
+    else:
+        with pytest.raises(UserError, match=wrong):
+            load_corpus("mls", str(tmp_path), scoring=True)
+    assert list(load_corpus("mls", str(tmp_path), languages=("italian",)).tests) == ["test-italian"]
+
+
+def test_scoring_mls_needs_no_dev(mls_root, tmp_path):
+    folder = mls_of(mls_root, tmp_path, "polish", "italian")
+    for language in ("polish", "italian"):
+        shutil.rmtree(folder / f"mls_{language}" / "dev")
+    scored = load_corpus("mls", str(folder), scoring=True)
+    assert scored.dev == [] and list(scored.tests) == ["test-italian", "test-polish"]
+
+
+def test_mls_where_the_first_file_is_missing(tmp_path):
+    names = [f"1_2_{i}" for i in range(3)]
+    (tmp_path / "transcripts.txt").write_text("".join(f"{name}\ta word\n" for name in names))
+    (tmp_path / "audio" / "1" / "2").mkdir(parents=True)
+    for ending in (".flac", ".opus"):
+        (tmp_path / "audio" / "1" / "2" / f"{names[1]}{ending}").touch()
+        found = [Path(u.audio).name for u in list_mls(tmp_path, "polish")]
+        assert found == [f"{name}{ending}" for name in names]
+        (tmp_path / "audio" / "1" / "2" / f"{names[1]}{ending}").unlink()
+    assert {Path(u.audio).suffix for u in list_mls(tmp_path, "polish")} == {".flac"}
 
 
 def test_opus_is_read_where_it_is_unpacked(mls_root, tmp_path):
@@ -343,6 +406,10 @@ def test_languages_are_chosen_by_name(mls_root, data, tmp_path):
     for index, lang in enumerate(["nl", "pl", "pl", "nl"]):
         for name in ("train", "dev"):
             change_line(data / f"{name}.jsonl", index, lang=lang)
+    for index in range(4, 30):
+        change_line(data / "train.jsonl", index, lang="nl")
+    for index in range(4):
+        change_line(data / "test.jsonl", index, lang="nl")
     shutil.copy(data / "test.jsonl", data / "test-pl.jsonl")
     change_line(data / "test-pl.jsonl", 0, lang="pl")
     corpus = load_corpus(str(data), "", languages=("pl",))
@@ -352,6 +419,75 @@ def test_languages_are_chosen_by_name(mls_root, data, tmp_path):
             load_corpus(*where, languages=("klingon",))
     with pytest.raises(UserError, match="--languages klingon: the corpus has dutch, english"):
         load_corpus("demo-mls-smoke", str(mls_root), languages=("klingon",))
+
+
+def two_languages(data: Path) -> None:
+    """Makes every third line of the manifests Polish, the others Dutch."""
+    for name, count in (("train", 30), ("dev", 4), ("test", 4)):
+        for index in range(count):
+            change_line(data / f"{name}.jsonl", index, lang="nl" if index % 3 else "pl")
+
+
+@pytest.mark.parametrize("name", ["train", "dev", "test"])
+@pytest.mark.parametrize("how", ["no lines", "no audio", "no text"])
+def test_a_language_does_not_vanish_from_manifests(data, name, how):
+    two_languages(data)
+    assert len(load_corpus(str(data), "").train) == 30
+    for index in range(0, 30 if name == "train" else 4, 3):
+        if how == "no lines":
+            change_line(data / f"{name}.jsonl", index, lang="nl")
+        elif how == "no text":
+            change_line(data / f"{name}.jsonl", index, text="...")
+        else:
+            change_line(data / f"{name}.jsonl", index, audio_filepath="nowhere.flac")
+    wrong = f"{name} has no utterance in pl" if how == "no lines" else f"{name}: no utterance in pl"
+    if name == "train" and how == "no text":
+        utterances = load_corpus(str(data), "").train
+        with pytest.raises(UserError, match="nothing to learn from in pl: 10 of 30 .* without text"):
+            trainable(utterances, 30.0)
+        return
+    for languages in ((), ("nl", "pl")):
+        with pytest.raises(UserError, match=wrong):
+            load_corpus(str(data), "", languages=languages)
+    assert load_corpus(str(data), "", languages=("nl",)).train
+    if name != "train":
+        with pytest.raises(UserError, match=wrong):
+            load_corpus(str(data), "", scoring=True)
+
+
+def test_a_language_that_only_the_tests_have(data):
+    two_languages(data)
+    change_line(data / "test.jsonl", 1, lang="klingon")
+    with pytest.raises(UserError, match="train has no utterance in klingon"):
+        load_corpus(str(data), "")
+    (data / "dev.jsonl").unlink()
+    assert len(load_corpus(str(data), "", scoring=True).tests["test"]) == 4
+
+
+def test_lang_is_a_name_and_no_path(data):
+    for lang in ("../../evil", "/tmp/x", "a/b", "..", ".", "a b", "x\x1b[2J", "x" * 300, ["nl"], 1.5, "nl\n"):
+        change_line(data / "dev.jsonl", 2, lang=lang)
+        with pytest.raises(UserError, match="dev.jsonl, line 3 has the lang .*no name") as caught:
+            list_manifest(data / "dev.jsonl")
+        assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+    for lang in ("nl", "zh-Hant-TW", "en_US", "日本語", 7):
+        change_line(data / "dev.jsonl", 2, lang=lang)
+        assert list_manifest(data / "dev.jsonl")[0][2].language == str(lang)
+
+
+def test_where_languages_are_needed_it_is_said_what_a_line_needs(data):
+    what = 'Every line of a manifest needs its language here, as "lang": "german"'
+    corpus = load_corpus(str(data), "")
+    with pytest.raises(UserError, match=f"4 of 4 utterances have no language.* dev-0. {what}"):
+        languages_of(corpus.dev)
+    with pytest.raises(UserError, match=f"--languages pl: .*{what}"):
+        load_corpus(str(data), "", languages=("pl",))
+    two_languages(data)
+    assert languages_of(load_corpus(str(data), "").dev) == ["nl", "pl"]
+    change_line(data / "dev.jsonl", 1, lang=None)
+    for languages in ((), ("pl",)):
+        with pytest.raises(UserError, match='1 of 38 .* no language, the first is dev-1.*a "lang", or none'):
+            load_corpus(str(data), "", languages=languages)
 
 
 def test_damaged_mls_says_what_to_do(mls_root, tmp_path):
@@ -420,12 +556,14 @@ def test_manifest(tmp_path, corpus):
     audio = corpus.train[0].audio
     shutil.copy(audio, tmp_path / "a b.flac")
     lines = [
-        {"audio_filepath": "a b.flac", "text": "Hello, World!"},
+        {"audio_filepath": "a b.flac", "text": "Hello, World!", "lang": "en"},
         {"audio_filepath": str(tmp_path / "a b.flac"), "text": "x", "duration": 0.5, "offset": 0.25, "channel": 0,
          "speaker": 7, "session": "s", "lang": "en"},
-        {"audio_filepath": "nowhere.flac", "text": "y"},
-        {"audio_filepath": "a b.flac", "text": "end", "offset": 0.5, "channel": None, "id": None, "session": None},
-        {"audio_filepath": "a b.flac", "text": "channel of a data frame", "channel": 0.0, "id": "tab\tand\x1b[31mred"},
+        {"audio_filepath": "nowhere.flac", "text": "y", "lang": "en"},
+        {"audio_filepath": "a b.flac", "text": "end", "offset": 0.5, "channel": None, "id": None, "session": None,
+         "lang": "en"},
+        {"audio_filepath": "a b.flac", "text": "channel of a data frame", "channel": 0.0, "id": "tab\tand\x1b[31mred",
+         "lang": "en"},
     ]  # fmt: skip
     (tmp_path / "test.jsonl").write_bytes(("\ufeff" + "\r\n".join(map(json.dumps, lines)) + "\n\n").encode())
     corpus_here = load_corpus(str(tmp_path), "", scoring=True)

@@ -375,6 +375,12 @@ def test_what_belongs_to_a_run_follows_from_the_band():
     assert differences(read(), read("--seed", 2, "--workers", 1, "--taps", 3)) == ["--seed 1 -> 2", "--taps 6 12 -> 3"]
 
 
+def test_a_folder_is_the_same_however_it_is_written():
+    for name in ("a/b/", "a//b", "./a/b"):
+        assert differences(read("--data", "a/b"), read("--data", name)) == []
+    assert differences(read("--data", "a/b"), read("--data", "a/c")) == ["--data a/b -> a/c"]
+
+
 def test_a_stored_configuration_is_read_as_it_was(tmp_path):
     config = read("--taps", 3, "--lr", 1, "--lam", 0.5, "--max-steps", 3, "--norm", "--method", "b")
     assert replace(load_config(Config, store(tmp_path, config), PRESETS), out=config.out) == config

@@ -251,6 +251,15 @@ def test_other_searches(made, decode):
         assert first != m.recogniser.transcribe(m.batch, CPU)
 
 
+@pytest.mark.parametrize("decode", ["top_k", "top_p"])
+def test_drawn_answers_do_not_depend_on_the_batch(made, decode):
+    m = made(f"--decode {decode}")
+    with torch.no_grad():
+        together = m.recogniser.transcribe(m.batch, CPU, beam=3)
+        alone_each = [m.recogniser.transcribe(alone(m.batch, i), CPU, beam=3)[0] for i in range(3)]
+    assert [t.text for t in together] == [t.text for t in alone_each]
+
+
 @pytest.mark.parametrize("least", [0, 2])
 def test_an_answer_may_be_empty_or_has_to_have_so_many_pieces(made, least):
     m = made(f"--least-pieces {least}")
@@ -365,6 +374,16 @@ def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(finis
     assert whole["wer"] == {"test": result["wer"]["test"]}
     other = finished.main(*finished.options("--max-steps", 1, "--out", tmp_path / "other"))
     assert other["wer"]
+    base = shutil.copytree(finished.folder, tmp_path / "base")
+    moved = json.loads((tmp_path / "run" / "config.json").read_text())
+    moved["config"]["init"] = str(base)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(moved))
+    assert finished.main("--checkpoint", tmp_path / "run", "--root", root, "--out", tmp_path / "same")["wer"]
+    state = load_weights(base / "model.safetensors")
+    state["llm.gpt_neox.layers.1.mlp.dense_h_to_4h.weight"][0, 0] += 1e-3
+    save_weights(base / "model.safetensors", state)
+    with pytest.raises(UserError, match="belong to another pretrained model"):
+        finished.main("--checkpoint", tmp_path / "run", "--root", root, "--out", tmp_path / "changed")
     damaged = json.loads((tmp_path / "run" / "config.json").read_text())
     damaged["config"]["init"] = str(tmp_path / "other")
     (tmp_path / "run" / "config.json").write_text(json.dumps(damaged))
@@ -390,6 +409,33 @@ def test_characters_of_a_language_model_of_pieces(model):
     assert 1 <= behind < 1.3 and within == pytest.approx(1, abs=0.02)
     assert (log_probs[:, 0] < log_probs[:, characters.encode(" ")[0]]).all()
     assert torch.equal(lm(prefixes[1:])[0], log_probs[1])
+
+
+def test_a_run_hears_as_it_was_trained(finished, tmp_path, model, corpus):
+    """With normalised audio, where its HuBERT asks for it; when it goes on, is scored or published, too."""
+    folder = tmp_path / "hubert"
+    shutil.copytree(model("hubert"), folder)
+    asked = json.loads((folder / "preprocessor_config.json").read_text())
+    assert asked["do_normalize"] is False  # the world's own
+    (folder / "preprocessor_config.json").write_text(json.dumps(asked | {"do_normalize": True}))
+    options = ["--hubert", folder, "--ctc-run", "none", "--max-steps", 2, "--out", tmp_path / "run"]
+    data = write_data(tmp_path / "data", corpus.train[:6], corpus.dev[:2], corpus.dev[2:3])
+    finished.train(*options, data=data, plain=True)
+    run = tmp_path / "run"
+
+    def hears(where, *more) -> bool:
+        (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, ["--checkpoint", str(where), *more])
+        return script.load(config, CPU).audio_encoder.config.do_normalize
+
+    assert hears(run)
+    (folder / "preprocessor_config.json").unlink()
+    finished.train(*options, "--resume", data=data, plain=True)
+    assert hears(run)
+    shapes = json.loads((run / "shapes.json").read_text())
+    del shapes["audio_encoder_config"]["do_normalize"]  # as older runs, which learnt from audio as it is
+    (run / "shapes.json").write_text(json.dumps(shapes))
+    finished.train(*options, "--resume", data=data, plain=True)
+    assert not hears(run)
 
 
 # ------------------------------------------------------------------------------------------------- the published layout
@@ -531,6 +577,8 @@ def test_what_would_do_nothing_is_refused(options, said, capsys):
 def test_the_compressing_bridge_and_its_figures(finished, corpus, tmp_path):
     data = write_data(tmp_path / "data", corpus.train[:8], corpus.dev[:2], corpus.dev[2:4])
     options = ["--bridge", "ctc", "--compression", "average_remove_blank", "--max-steps", 2, "--out", tmp_path / "run"]
+    first = ["--ctc-run", "auto", "--max-steps", 2, "--out", tmp_path / "ctc", "--method", "ctc"]
+    finished.train(*first, data=data)
     result = finished.main(*finished.options(*options, "--ctc-run", tmp_path / "ctc", data=data))
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"compression.png", "attention.png", "shapes.json", "characters"} <= files

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import random
 import re
 import shutil
@@ -9,13 +10,15 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import soundfile
 import torch
 from conftest import write_data
 from test_ctc import enumerate_paths
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import llm_prompt_asr as script
 from common import lora, prompting
+from common.corpora import Utterance
 from common.data import MicroBatch, make_batch
 from common.files import read_log
 from common.flags import UserError
@@ -266,8 +269,11 @@ def test_a_frozen_model_is_known_in_any_precision(model):
 
 def test_the_first_stage_is_found_refused_or_left_out(runs, tmp_path, capsys):
     run = runs("llm_prompt_asr")
-    run.train("--max-steps", 2, "--encoder", tmp_path / "ctc", "--out", tmp_path / "llm")
-    assert "ctc first, in" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--encoder .*/ctc holds no run: give the folder of a run of ctc, or auto"):
+        run.train("--max-steps", 2, "--encoder", tmp_path / "ctc", "--out", tmp_path / "mistyped")
+    assert not (tmp_path / "ctc").exists()
+    run.train("--max-steps", 2, "--encoder", "auto", "--method", "ctc", "--out", tmp_path / "ctc")
+    run.train("--max-steps", 2, "--encoder", "auto", "--out", tmp_path / "llm")  # the one beside it
     run.train("--max-steps", 1, "--encoder", tmp_path / "ctc", "--out", tmp_path / "again", "--stride-ms", 320)
     assert "ctc first" not in capsys.readouterr().err
     with pytest.raises(UserError, match=r"the ctc in .* was trained otherwise \(--seed 1 -> 2.*another --encoder"):
@@ -338,6 +344,30 @@ def test_a_model_of_few_positions_is_refused(runs, tmp_path, model):
     with pytest.raises(UserError, match="has 230 positions, 20.0 s of audio and an answer take 326: give a longer"):
         runs("llm_prompt_asr").train(*options, "--cut-seconds", 20)
     runs("llm_prompt_asr").train(*options, "--cut-seconds", 4)
+
+
+def test_a_transcript_that_is_too_long_for_the_model_is_counted(runs, tmp_path, model, corpus):
+    """In training, where a model that looks positions up has none for it; in dev it is left out."""
+    tokenizer = AutoTokenizer.from_pretrained(model("llama"))
+    ids = dict(bos_token_id=2, eos_token_id=3, pad_token_id=0)
+    sizes = dict(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=260)
+    GPT2LMHeadModel(GPT2Config(**sizes, **ids)).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    soundfile.write(tmp_path / "long.wav", 0.1 * torch.randn(16000 * 7).numpy(), 16000)
+    long = Utterance("long", str(tmp_path / "long.wav"), "qxzj" * 80, 7.0, session="long")
+    assert len(tokenizer(long.text)["input_ids"]) > 260
+    data = write_data(tmp_path / "data", [*corpus.train[:8], long], [*corpus.dev[:4], long], corpus.dev[4:5])
+    options = ["--lm", tmp_path / "lm", "--encoder", "scratch", "--epochs", 1, "--out", tmp_path / "run"]
+    limits = ["--max-seconds", 8, "--cut-seconds", 8, "--speeds", 1, "--units-of", "transcripts"]
+    result = runs("llm_prompt_asr").train(*options, *limits, "--units", 40, data=data, plain=True)
+    assert result["infeasible"] == 1 and result["wer"] and result["listening_gap"] is not None
+
+
+def test_what_fits_travels_without_a_model(made):
+    m = made("--stride-ms 160")
+    fits = pickle.loads(pickle.dumps(script.fits_of(m.recogniser)))
+    assert len(pickle.dumps(fits)) < 500
+    assert fits(16000, [1] * 200, "") and not fits(16000, [1] * 201, "") and not fits(10, [1], "")
 
 
 def test_long_input_and_the_limit_of_an_answer(made, monkeypatch):

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from common.metrics import character_errors, homophone_errors, score, side_by_side, spearman, word_errors
+from common.metrics import (
+    character_errors,
+    homophone_errors,
+    score,
+    side_by_side,
+    spearman,
+    word_errors,
+    written_without_spaces,
+)
 
 TWINS = {"sail": "sale", "sale": "sail"}
 
@@ -26,6 +34,13 @@ def test_a_corpus_has_the_errors_of_its_sentences():
         assert errors(references, hypotheses) == tuple(map(sum, zip(*one_by_one, strict=True)))
     with pytest.raises(ValueError):
         word_errors(["a", "b"], ["a"])
+
+
+def test_joiners_that_nobody_hears_are_no_errors():
+    for written, plain in (("می\u200cخواهم", "میخواهم"), ("क्\u200dष", "क्ष"), ("ශ්\u200dරී", "ශ්රී")):
+        for a, b in ((written, plain), (plain, written)):
+            assert word_errors([a], [b]) == (0, 0, 0, 1) and character_errors([a], [b]).errors == 0
+    assert word_errors(["می\u200cخواهم"], ["می خواهم"]).errors == 2
 
 
 def test_twins_may_count_as_equal():
@@ -89,3 +104,39 @@ def test_spearman():
     assert spearman(x, torch.ones(6)) == 0
     # Ranks 1 2 3 4 and, of 5 5 1 7, 2.5 2.5 1 4: covariance 2.5 over the root of 5 x 4.5.
     assert spearman(torch.arange(4.0), torch.tensor([5.0, 5, 1, 7])) == pytest.approx(1.5 / math.sqrt(5 * 4.5))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "今日は、天気がいいですね。",  # the signs become spaces, as for pauses
+        "打开空调",
+        "我们今天去iphone商店",
+        "สวัสดีครับผมชื่อสมชาย",
+        "thecaptainhadhersail",
+    ],
+)
+def test_texts_without_spaces(text):
+    assert written_without_spaces([text]) and written_without_spaces([text, "", text])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "今日 は 天気 が いい です ね",  # cut into words
+        "สวัสดี ครับ ผม ชื่อ สมชาย",
+        "안녕하세요 저는 학생입니다",
+        "the captain had her sail",
+        "epäjärjestelmällisyys on pitkä sana",
+        "yes",
+        "12345678901234567890",
+        "",
+    ],
+)
+def test_texts_with_words(text):
+    assert not written_without_spaces([text])
+
+
+def test_all_texts_of_a_language_decide_whether_it_has_spaces():
+    assert not written_without_spaces(["donaudampfschifffahrtsgesellschaft", "das ist ein langes wort"])
+    assert not written_without_spaces([])

@@ -55,7 +55,7 @@ def small(read_config, corpus):
     utterances = [replace(u, text=" ".join(u.text.split()[:2])) for u in corpus.train[:2]]
     teachers = [Teacher(config.teachers[0], config, utterances, tokenizer, CPU)]
     models = script.build_models(config, tokenizer.size, [(2, 16)], tokenizer).eval()
-    (batch,) = loader([MicroBatch(utterances)], config, tokenizer.encode, partial(script.fits, config))
+    (batch,) = loader([MicroBatch(utterances)], config, tokenizer.encode, partial(script.fits, config.subsampling))
     return SimpleNamespace(**locals())
 
 

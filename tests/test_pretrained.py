@@ -16,7 +16,16 @@ from common import ctc, pretrained
 from common.corpora import Corpus, Utterance
 from common.flags import UserError
 from common.place import Place
-from common.pretrained import LanguageModel, MaskedLM, WordModel, by_length, load_pieces, load_vocabulary, resolve
+from common.pretrained import (
+    LanguageModel,
+    MaskedLM,
+    WordModel,
+    begin_and_end,
+    by_length,
+    load_pieces,
+    load_vocabulary,
+    resolve,
+)
 from common.text import Characters, WordPiece
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "'", "the", "knight", "don", "##ing"]
@@ -263,12 +272,28 @@ def test_hypotheses_carry_the_score_of_their_sentence(folder):
         assert score - log_p == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("symbol", ["bos_token_id", "eos_token_id"])
+@pytest.mark.parametrize("ids", [50256, -1])
+def test_a_beginning_or_end_outside_the_vocabulary_is_refused(symbol, ids):
+    lm = gpt2()
+    setattr(lm.config, symbol, ids)
+    with pytest.raises(UserError, match=f"--lm x names .* as {symbol} in its config.json"):
+        begin_and_end(lm, "--lm x")
+
+
+def test_the_first_of_several_ends_is_taken_and_none_is_none():
+    lm = gpt2()
+    lm.config.bos_token_id, lm.config.eos_token_id = None, [3, 2]
+    assert begin_and_end(lm, "--lm x") == (None, 3)
+    lm.config.eos_token_id = []
+    assert begin_and_end(lm, "--lm x") == (None, None)
+
+
 def test_other_models_are_one_sentence(tmp_path):
     tokenizer = WordPiece.from_vocabulary(VOCABULARY)
     strangers = {
         "no beginning": gpt2(bos_token_id=None),
         "no end": gpt2(eos_token_id=None),
-        "end beyond the vocabulary": gpt2(eos_token_id=50256),
         "vocabulary too small": gpt2(vocab_size=len(VOCABULARY) - 1),
         "bert": bert(),
     }

@@ -1,14 +1,17 @@
 """Speech as a prompt: hand-made sequences, losses and answers of every family alone and in a batch."""
 
 import math
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
 from test_lora import CONFIGS, model
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from common import prompting
 from common.corpora import Utterance
+from common.flags import RunConfig
 from common.place import Place
 from common.prompting import MASKED, NONE, answer_loss, build_sequences, cut_repetition, text_perplexity, write
 
@@ -91,6 +94,35 @@ def test_answers_are_the_same_alone_and_in_a_batch(family, search):
         assert len(together[i]) <= limits[i]
 
 
+@pytest.mark.parametrize("decode", ["top_k", "top_p"])
+def test_drawn_answers_are_the_same_alone_and_in_a_batch(decode):
+    lm, (speech, lengths, _) = model("gpt_neox"), spoken()
+    config = SimpleNamespace(decode=decode, top_k=4, top_p=0.9)
+    table = lm.get_input_embeddings()
+
+    def written(rows: list[int], seeds: list[int]) -> list[list[int]]:
+        prompts = build_sequences(table, speech[rows], [lengths[i] for i in rows], None, [1], [2], 2)
+        search = prompting.search_options(config, [seeds[i] for i in rows])
+        return write(lm, prompts, [9] * len(rows), 2, min_new_tokens=3, **search)[0]
+
+    together = written([0, 1, 2], [5, 6, 7])
+    assert [written([i], [5, 6, 7])[0] for i in range(3)] == together
+    assert written([2, 0], [5, 6, 7]) == [together[2], together[0]]
+    assert written([0, 1, 2], [8, 9, 10]) != together
+    assert all(len(answer) >= 3 for answer in together)
+
+
+def test_draws_have_the_probabilities_of_the_model():
+    """Of the best three of four pieces, by the softmax of their scores."""
+    scores = torch.tensor([[1.0, 0.0, 2.0, -1.0]])
+    (kept, draw) = prompting.search_options(SimpleNamespace(decode="top_k", top_k=3), [1])["processors"]
+    counts = torch.zeros(4)
+    for _ in range(4000):
+        counts[draw(None, kept(None, scores.clone())).argmax()] += 1
+    expected = torch.tensor([1.0, 0.0, 2.0, -torch.inf]).softmax(0)
+    torch.testing.assert_close(counts / 4000, expected, atol=0.03, rtol=0)
+
+
 def test_positions_are_counted_over_what_is_real():
     """GPT-2 looks them up: 0 1 2 … from the first vector of an utterance on, also where padding stands before it."""
     lm, asked = model("gpt2"), []
@@ -111,6 +143,72 @@ def test_perplexity_is_that_of_the_plain_model():
         lm(torch.tensor([[1, *ids, 2]]), labels=torch.tensor([[-100, *ids, 2]])).loss.item() for ids in texts.values()
     ]
     assert found == pytest.approx(math.exp((4 * nats[0] + 2 * nats[1]) / 6), abs=1e-3)
+
+
+def test_what_a_model_can_be_taught_to_write():
+    """One limit of an answer for training and decoding, and as many positions as there are."""
+    fits = prompting.answer_fits
+    assert fits(1, 0, None) and fits(10**6, 200, None) and not fits(0, 5, None)
+    assert not fits(3, 201, None)
+    assert fits(3, 6, 10) and not fits(3, 7, 10) and not fits(4, 6, 10)  # a symbol stands between
+    assert fits(3, 5, 10, around=2) and not fits(3, 6, 10, around=2)
+
+
+@pytest.mark.parametrize("family, positions", [("llama", 2048), ("gpt2", 1024), ("bloom", None)])
+def test_how_much_a_model_reads_at_once(family, positions):
+    assert prompting.positions_of(model(family)) == positions
+
+
+def of_few_positions(positions: int, texts: dict) -> SimpleNamespace:
+    """A recogniser whose GPT-2 looks positions up, as long as there are some."""
+    config = CONFIGS["gpt2"].to_dict() | {"n_positions": positions}
+    lm = GPT2LMHeadModel(GPT2Config(**config)).eval()
+    encode = lambda text: [i + 1 for i in texts[text]]  # noqa: E731
+    return nn_with(lm, SimpleNamespace(encode=encode))
+
+
+def nn_with(lm, tokenizer) -> torch.nn.Module:
+    recogniser = torch.nn.Module()
+    recogniser.lm, recogniser.tokenizer = lm, tokenizer
+    return recogniser
+
+
+def test_perplexity_of_a_transcript_longer_than_the_model_reads():
+    texts = {"a": [4, 5, 6, 7, 8, 9], "b": [7]}
+    recogniser = of_few_positions(4, texts)
+    found = text_perplexity(recogniser, [Utterance("", "", text, 1.0) for text in "ab"], (1, 2), CPU)
+    begun = recogniser.lm(torch.tensor([[1, 4, 5, 6]])).logits.log_softmax(-1)[0]
+    nats = -sum(begun[i, piece] for i, piece in enumerate([4, 5, 6, 7]))
+    short = recogniser.lm(torch.tensor([[1, 7]])).logits.log_softmax(-1)[0]
+    nats -= short[0, 7] + short[1, 2]
+    assert found == pytest.approx(math.exp(nats.item() / 6), abs=1e-3)
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    speeds: tuple[float, ...] = (1.0,)
+
+
+def test_the_listening_gap_leaves_out_what_does_not_fit(corpus):
+    """With its own audio or with the other: pairs stay pairs."""
+    some = corpus.dev[:8]
+    seconds = sorted(u.duration for u in some)[5]
+    encode = lambda text: [1] * len(text)  # noqa: E731
+    seen = {False: [], True: []}
+    fits = lambda samples, labels, text: samples <= 16000 * seconds + 1  # noqa: E731
+    for swapped, batch in prompting.listening_batches(some, Config(), encode, fits):
+        seen[swapped] += [u.id for u in batch.utterances]
+        assert batch.infeasible == 0
+    assert sorted(seen[False]) == sorted(seen[True]) and 0 < len(seen[True]) < 8
+
+    def losses(recogniser, batch, place):
+        return torch.ones(len(batch.utterances))
+
+    recogniser = nn_with(model("gpt2"), SimpleNamespace(encode=encode))
+    found = prompting.measure_listening(recogniser, losses, some, Config(), CPU, fits)
+    assert set(found) == {"listening_gap"}
+    nothing = lambda samples, labels, text: False  # noqa: E731
+    assert prompting.measure_listening(recogniser, losses, some, Config(), CPU, nothing) == {}
 
 
 def test_cached_greedy_decoding_is_uncached_greedy_decoding():

@@ -143,6 +143,57 @@ def test_several_languages_count_equally(say, config, capsys):
     assert "wer_mean" not in alone
 
 
+# --------------------------------------------------------------------------------------- choosing where no spaces are
+
+JAPANESE = ["今日は天気がいいですね", "駅まで歩いて十分かかります", "来週の会議は木曜日です", "電車が遅れています"]
+
+
+def japanese(language: str = "") -> tuple[list[Utterance], dict[str, str], dict[str, str]]:
+    """Dev utterances; answers of which one character each is wrong; and answers that are all wrong."""
+    dev = [Utterance(f"{language}{i}", "", text, 1.0, language=language) for i, text in enumerate(JAPANESE)]
+    return dev, {u.id: u.text[:-1] + "よ" for u in dev}, {u.id: "あああ" for u in dev}
+
+
+def test_without_spaces_characters_are_counted():
+    """By words, all answers would be equally wrong."""
+    dev, nearly, rubbish = japanese()
+    letters = sum(map(len, JAPANESE))
+    assert scoring.mean_error(dev, nearly) == pytest.approx(100 * 4 / letters)
+    assert scoring.mean_error(dev, rubbish) > 90 and scoring.mean_error(dev, {}) == 0
+    spaced = [replace(u, text=" ".join(u.text)) for u in dev]  # it has words, as far as one can see
+    assert scoring.mean_error(spaced, {u.id: u.text for u in spaced}) == 0
+    assert scoring.mean_error(spaced, nearly) == 100
+
+
+def test_every_language_is_counted_in_its_own_way():
+    dev, nearly, _ = japanese("japanese")
+    english = Utterance("en", "", "the night rides home", 1.0, language="english")
+    one = Utterance("one", "", "donaudampfschifffahrtsgesellschaft", 1.0, language="english")
+    letters = sum(map(len, JAPANESE))
+    found = nearly | {"en": "the night rides", "one": one.text[:-1]}
+    assert scoring.mean_error([*dev, english], found) == pytest.approx((100 * 4 / letters + 25) / 2)
+    # What was decoded does not decide it, but all references: here the one long word is a word.
+    assert scoring.mean_error([english, one], {"one": one.text[:-1]}) == 100
+
+
+def test_a_search_is_tuned_by_characters_and_this_is_said_once(config, monkeypatch, capsys):
+    dev, nearly, rubbish = japanese()
+    answers = {0.3: rubbish, 0.6: nearly, 1.0: rubbish}
+
+    def decode(recogniser, utterances, config, place, lm_weight=0.3, **search):
+        return {u.id: Transcript(answers[lm_weight][u.id]) for u in utterances}
+
+    monkeypatch.setattr(scoring, "decode", decode)
+    scoring.note_once.cache_clear()
+    corpus = Corpus([], dev, {}, {})
+    searches = [dict(lm_weight=weight) for weight in answers]
+    assert scoring.tune(None, corpus, config, CPU, searches, some=2) == {"lm_weight": 0.6}
+    assert scoring.dev_scores(None, corpus, config, CPU)["dev"] > scoring.mean_error(dev, nearly)
+    said = capsys.readouterr().err
+    assert said.count("no spaces between words: epochs and searches are chosen by errors in characters") == 1
+    assert said.count("dev CER ") == 3 and "WER" not in said
+
+
 # ------------------------------------------------------------------------------------------------------ tuning a search
 
 
@@ -281,3 +332,14 @@ def test_a_recording_is_transcribed_as_it_is_scored(say, config):
     cut = replace(config, cut_seconds=4.1)
     wave = scoring.batch_of(read_audio(long.audio))
     assert scoring.recognise(Echo(), wave, cut, CPU) == [scoring.decode(Echo(), [long], cut, CPU)["long"]]
+
+
+def test_two_recordings_of_one_name_have_subtitles_of_their_own(say, config, tmp_path, capsys):
+    flac, other = say("x", "the night").audio, say("y", "home").audio
+    wave, rate = soundfile.read(other)
+    wav = str(tmp_path / "x.wav")
+    soundfile.write(wav, wave, rate)
+    scoring.transcribe_files(Echo(), replace(config, transcribe=(flac, wav, other), srt=True), CPU)
+    assert {path.name for path in tmp_path.glob("*.srt")} == {"x.flac.srt", "x.wav.srt", "y.srt"}
+    assert "the night" in (tmp_path / "x.flac.srt").read_text() and "home" in (tmp_path / "x.wav.srt").read_text()
+    assert scoring.subtitle_files(["a/x.wav", "b/x.flac"])["a/x.wav"].name == "x.srt"

@@ -19,7 +19,16 @@ from common.features import SAMPLE_RATE, LogMel
 from common.flags import UserError
 from common.place import Place
 from common.scoring import batch_of
-from common.streaming import Stream, StreamingEncoder, greedy_words, portions, stream_words
+from common.streaming import (
+    Screen,
+    Stream,
+    StreamingEncoder,
+    WordPart,
+    greedy_words,
+    portions,
+    settled_part,
+    stream_words,
+)
 from common.text import SentencePiece
 from streaming_aux_kd import Config, Recogniser
 
@@ -335,3 +344,95 @@ def test_nothing_and_silence_can_be_streamed(talkative, tmp_path, capsys, monkey
 def test_a_teacher_cannot_stream():
     with pytest.raises(UserError, match="run has full context and cannot stream"):
         stream_words(Recogniser(Config(size="smoke", method="teacher"), 9), Config(checkpoint="run", stream="x"), CPU)
+
+
+# ------------------------------------------------------------------------------------------- texts without spaces
+
+
+def text_of(settled: list[str]) -> str:
+    """As `Screen` writes it."""
+    return "".join(word if isinstance(word, WordPart) else f"{word} " for word in settled)
+
+
+KANA = "あいうえおかきくけこさしすせそたちつてとなにぬねのは"
+
+
+@pytest.mark.parametrize("letters", ["", KANA])
+def test_a_text_without_spaces_settles(talkative, tmp_path, capsys, monkeypatch, letters):
+    """Before it ends, and nothing that has settled changes: together it is the text of the whole file."""
+    alphabet = str.maketrans("abcdefghijklmnopqrstuvwxyz", letters or "abcdefghijklmnopqrstuvwxyz")
+    plain = talkative.tokenizer.decode
+    decode = lambda ids: plain(ids).replace(" ", "").translate(alphabet)  # noqa: E731
+    monkeypatch.setattr(talkative.tokenizer, "decode", decode)
+    samples = audio(4.0)
+    (whole,) = talkative.transcribe(batch_of(samples), CPU)
+    assert len(whole.text) > 60 and " " not in whole.text
+    for portion in (800, 2560, 10**9):
+        words, partials = words_in_portions(talkative, samples, portion)
+        assert text_of(words[:-1]) + words[-1] == whole.text
+        assert len(words) > 10 and max(map(len, partials)) < (10 if letters else 45)
+    soundfile.write(tmp_path / "a.wav", samples.numpy(), SAMPLE_RATE, subtype="FLOAT")
+    assert stream(talkative, capsys, tmp_path / "a.wav")[0] == whole.text + "\n"
+
+
+def test_labels_of_settled_text_are_forgotten(talkative, monkeypatch):
+    """A stream of hours holds no more than one of seconds."""
+    monkeypatch.setattr(talkative.tokenizer, "decode", lambda ids: "字" * len(ids))
+    frames = torch.randn(300, talkative.encoder.norm.weight.numel())
+    with torch.inference_mode():
+        settled, partial, decoder = greedy_words(talkative, frames, ())
+    assert len(settled) > 50 and partial == "字" and len(decoder[2]) == 1 and decoder[3] == len(settled)
+
+
+def test_what_settles_inside_a_word():
+    pieces = {1: "駅", 2: "まで", 3: "", 4: "kn", 5: "ight", 6: "x" * 31}
+
+    def decode(ids):
+        return "".join(pieces[i] for i in ids)
+
+    assert settled_part(decode, [1], 2, 0) == "駅" and settled_part(decode, [1, 2], 1, 0) == "駅まで"
+    assert settled_part(decode, [], 1, 0) == ""
+    assert settled_part(decode, [1], 3, 0) == ""  # a space, as far as one can see
+    assert settled_part(decode, [4], 5, 0) == ""  # a word of letters settles at its end
+    assert settled_part(decode, [6], 5, 0) == "x" * 31 and settled_part(decode, [4], 5, 30) == "kn"
+
+
+def test_a_character_of_several_pieces_settles_when_it_is_whole():
+    """As bytes are: a part of one is written as a sign that changes with the next piece."""
+    content = "駅へ".encode()
+
+    def decode(ids):
+        return bytes(content[i - 1] for i in ids).decode(errors="replace")
+
+    settled, labels = [], []
+    for label in range(1, len(content) + 1):
+        part = settled_part(decode, labels, label, 0)
+        settled, labels = [*settled, part], [label] if part else [*labels, label]
+    assert "".join(settled) + decode(labels) == "駅へ" and "\N{REPLACEMENT CHARACTER}" not in "".join(settled)
+
+
+def test_wide_characters_on_a_terminal(monkeypatch):
+    """They take two columns: a line ends before it wraps."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    screen = Screen()
+    for _ in range(30):
+        screen.write([WordPart("天気予報")], "明日の天気は晴れるでしょうかと聞いてみたのですが", 0.01)
+        line = shown_by_a_terminal(terminal.getvalue())[-1]
+        assert sum(2 if ord(c) > 0x2FFF else 1 for c in line) < 80
+    screen.end_line("")
+    assert "".join(shown_by_a_terminal(terminal.getvalue())) == "天気予報" * 30
+
+
+def test_standard_input_that_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="--stream - reads standard input, which is closed"):
+        portions(Config(stream="-"), 0.2, 0.16)
+
+
+def test_a_stream_is_not_transcribed_as_files_are():
+    with pytest.raises(UserError, match="--stream .* --transcribe"):
+        Config(checkpoint="run", stream="a.wav", transcribe=("b.wav",)).check()

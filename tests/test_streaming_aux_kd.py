@@ -8,6 +8,7 @@ import re
 import signal
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,14 +18,15 @@ from test_rnnt import by_hand
 
 import streaming_aux_kd as script
 from common.conformer import Tap
-from common.data import MicroBatch, make_batch
+from common.corpora import trainable
+from common.data import MicroBatch, make_batch, read_corpus
 from common.files import read_log
 from common.flags import UserError
 from common.place import Place, reseed
 from common.streaming import dependencies
 from common.training import add_up
 from common.weights import load_weights
-from streaming_aux_kd import branch_losses, branch_mask, chunk_mask, compute_losses, find_teacher
+from streaming_aux_kd import branch_losses, branch_mask, chunk_mask, compute_losses
 
 CPU = Place(0, 1, torch.device("cpu"))
 V = 12
@@ -348,7 +350,9 @@ def test_a_teacher_is_trained_gone_on_with_and_refused(corpus, tmp_path, monkeyp
     """Stopped in the teacher's training, then in the student's; both end as if nothing had happened."""
     data, seen = write_data(tmp_path / "data", corpus.train[:6], corpus.dev[:1], corpus.dev[1:2]), []
     options = f"--preset smoke --data {data} --epochs 1 --units 40 --update-seconds 4 --device cpu --out {tmp_path}"
-    run = f"{options}/aux --method aux_kd --teacher {tmp_path}/t".split()
+    run = f"{options}/aux --method aux_kd".split()
+    monkeypatch.chdir(tmp_path)  # where it is by default
+    first = Path("runs/streaming_aux_kd-data-teacher-s1")
 
     def disturbed(*arguments):
         seen.append(arguments[3].method)
@@ -357,13 +361,13 @@ def test_a_teacher_is_trained_gone_on_with_and_refused(corpus, tmp_path, monkeyp
         return compute_losses(*arguments)
 
     monkeypatch.setattr(script, "compute_losses", disturbed)
-    for more, stage in (([], "t"), (["--resume"], "aux")):
+    for more, stage in (([], first), (["--resume"], "aux")):
         with pytest.raises(UserError, match="stopped after update 2: go on with --resume"):
             script.main([*run, *more])
         assert not (tmp_path / stage / "model.safetensors").exists()
     result = script.main([*run, "--resume"])
     results = script.main(f"{options}/both --method teacher aux_kd".split())  # with the teacher beside it
-    for folder, method in (("t", "teacher"), ("aux", "aux_kd")):
+    for folder, method in ((first, "teacher"), ("aux", "aux_kd")):
         steps = [entry["step"] for entry in read_log(tmp_path / folder) if "loss" in entry]
         assert steps == list(range(1, len(steps) + 1)) and len(steps) > 2
         pair = [path / "model.safetensors" for path in (tmp_path / folder, tmp_path / "both" / method)]
@@ -375,21 +379,28 @@ def test_a_teacher_is_trained_gone_on_with_and_refused(corpus, tmp_path, monkeyp
     assert len(branches) == sum(name.startswith("branches.") for name in state["model"])
     assert all(state["optimizer"]["state"][i]["exp_avg"].any() for i in branches)
     assert not any(name.startswith("branches") for name in load_weights(pair[0]))
-    (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, run)
-    teacher = find_teacher(replace(config, kd_weight=2.0, chunk_ms=80, left_ms=80, method="token_kd"), CPU)
+    (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, [*run, "--teacher", str(first)])
+    utterances = trainable(read_corpus(config, CPU).train, config.max_seconds)
+    find_teacher = partial(script.find_teacher, utterances=utterances, place=CPU)
+    teacher = find_teacher(replace(config, kd_weight=2.0, chunk_ms=80, left_ms=80, method="token_kd"))
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
-    random = find_teacher(replace(config, control="random"), CPU)
+    random = find_teacher(replace(config, control="random"))
     different = [n for n, x in random.state_dict().items() if not torch.equal(x, teacher.state_dict()[n])]
     assert different and all(name.startswith("encoder.") for name in different)
     for name, value in dict(size="demo", lr=1e-3, epochs=2, seed=2, data=str(tmp_path), units=50).items():
         with pytest.raises(UserError, match=rf"was trained otherwise \(--{name} .*give another --teacher"):
-            find_teacher(replace(config, **{name: value}), CPU)
+            find_teacher(replace(config, **{name: value}))
     with pytest.raises(UserError, match=r"trained otherwise \(--method aux_kd -> teacher"):
-        find_teacher(replace(config, teacher=str(tmp_path / "aux")), CPU)
-    write_data(data, corpus.train[4:9], corpus.dev[:1], corpus.dev[1:2])  # a student still writes its teacher's pieces
-    script.main(f"{options}/late --method token_kd --teacher {tmp_path}/t --max-steps 1".split())
-    pieces = [(tmp_path / folder / "tokenizer.model").read_bytes() for folder in ("t", "late")]
+        find_teacher(replace(config, teacher=str(tmp_path / "aux")))
+    with pytest.raises(UserError, match="--teacher mistyped holds no run: give the folder of a run of teacher"):
+        find_teacher(replace(config, teacher="mistyped"))
+    late = f"{options}/late --method token_kd --teacher {first} --max-steps 1".split()
+    script.main(late)
+    pieces = [(tmp_path / folder / "tokenizer.model").read_bytes() for folder in (first, "late")]
     assert pieces[0] == pieces[1]
+    write_data(data, corpus.train[4:10], corpus.dev[:1], corpus.dev[1:2])
+    with pytest.raises(UserError, match="the teacher in .* was trained on other utterances than --data now has"):
+        script.main([*late[:-1], "2", "--out", str(tmp_path / "later")])
 
 
 @pytest.mark.parametrize("options, message", [

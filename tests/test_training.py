@@ -20,7 +20,7 @@ from test_files import largest_file
 from torch import nn
 from toy import CPU, Toy, signal_at
 
-from common import figures, scoring, training
+from common import scoring, training
 from common.files import read_log
 from common.flags import UserError
 from common.schedules import inverse_sqrt, learning_rate, one_cycle
@@ -32,18 +32,11 @@ def toy(tmp_path):
     return Toy(tmp_path)
 
 
-@pytest.fixture(autouse=True)
-def without_figures(monkeypatch):
-    monkeypatch.setattr(figures, "loss_curve", lambda folder: None)  # takes longer than all the rest
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The log and the product of an uninterrupted run, and the folder with its audio."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "loss_curve", lambda folder: None)
-        toy = Toy(tmp_path_factory.mktemp("whole"))
-        toy.train()
+    toy = Toy(tmp_path_factory.mktemp("whole"))
+    toy.train()
     return toy
 
 

@@ -17,7 +17,6 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import common
 from common.corpora import Utterance
 from common.files import read_log
 from common.flags import RunConfig, UserError
@@ -71,7 +70,7 @@ class Toy:
         self.models = nn.ModuleDict({"recogniser": recogniser, "side": side, "frozen": frozen.requires_grad_(False)})
         groups = [{"params": [*recogniser.parameters()], "lr": 0.1}, {"params": [*side.parameters()], "lr": 0.01}]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
-        encode, fits = (lambda text: [1] * len(text)), (lambda samples, labels: len(labels) < 12)
+        encode, fits = (lambda text: [1] * len(text)), (lambda samples, labels, text: len(labels) < 12)
         config = replace(self.config, **changes)
         self.run = Run(
         config, self.place, models=self.models, optimizer=self.optimizer, utterances=self.utterances, encode=encode, fits=fits,
@@ -120,7 +119,6 @@ def signal_at(step: int, number: int = signal.SIGTERM):
 
 
 if __name__ == "__main__":
-    common.figures = SimpleNamespace(loss_curve=lambda folder: None)  # matplotlib takes longer than all the rest
     place = start(Config(device="cpu", out=sys.argv[1] + "/run"))
     toy = Toy(Path(sys.argv[1]), place)
     if place.rank == place.ranks - 1:

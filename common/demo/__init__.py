@@ -32,7 +32,7 @@ from common.demo import grammar, speakers, vocabulary, words
 from common.demo.building import claim, speak
 from common.files import write_atomically
 from common.flags import UserError
-from common.text import WordPiece
+from common.text import WordPiece, read_lines
 
 MODELS = ("bert-a", "bert-b", "lm", "gpt", "hubert")  # the first where none is named
 ONE_TOKENIZER = ("bert-a", "bert-b", "lm")  # share one, which is there before they are
@@ -80,7 +80,7 @@ def build_tokenizer(folder: str | Path, small: bool = False, seed: int = 0) -> P
     text = _write_text(folder, "text", small, seed)
     if not (tokenizer / "vocab.txt").exists():
         tokenizer.mkdir(exist_ok=True)
-        for name, content in vocabulary.tokenizer_files(text.read_text(encoding="utf-8").splitlines()).items():
+        for name, content in vocabulary.tokenizer_files(read_lines(text)).items():
             write_atomically(tokenizer / name, content)  # vocab.txt last
     return tokenizer
 

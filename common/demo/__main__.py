@@ -16,11 +16,12 @@ from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
 from common.demo.words import CUES, PAIRS, TWIN
 from common.flags import UserError
-from common.text import WordPiece
+from common.text import WordPiece, read_lines
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m common.demo", description=__doc__.split(":")[0] + ".")
+    title = (__doc__ or "Builds a demo world").split(":")[0]  # python -OO takes docstrings away
+    parser = argparse.ArgumentParser(prog="python -m common.demo", description=f"{title}.")
     parser.add_argument(
         "--world", default="english", choices=["english", "mls"], help="of how many languages [english]"
     )
@@ -61,7 +62,7 @@ def report(folder: Path, training: list[str]) -> str:
             f"{name:<11} {len(corpus):>10}  {sum(n for _, n in corpus) / 16000 / 60:>7.1f}  {len(spoken):>6}  "
             f"{sum(word in TWIN for word in spoken):>10}  {min(ratios):.2f}, {statistics.median(ratios):.2f}"
         )
-    text = (folder / "text.txt").read_text(encoding="utf-8").splitlines()
+    text = read_lines(folder / "text.txt")
     lines.append(f"text        {sum(map(bool, text)):>10}           {sum(len(s.split()) for s in text):>6}")
     lines.append(f"{len(CUES)} cue words, {len(PAIRS)} homophone pairs, {tokenizer.size - 1} pieces")
     lines.append(f"it is in {folder}: LibriSpeech/, text.txt, bert-a/")
@@ -84,7 +85,7 @@ def read(subset: Path) -> list[tuple[str, int]]:
     """[(text in lower case, samples), ...] of a folder in LibriSpeech's layout."""
     found = []
     for transcript in sorted(subset.rglob("*.trans.txt")):
-        for line in transcript.read_text(encoding="utf-8").splitlines():
+        for line in read_lines(transcript):
             name, text = line.split(" ", 1)
             found.append((text.lower(), soundfile.info(transcript.parent / f"{name}.flac").frames))
     return found

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -48,6 +50,7 @@ def speak(
     quiet = None if progress else True  # None: where stderr is no terminal
     bar = tqdm(total=sum(map(len, subsets.values())), desc="building the demo world", unit="utt", disable=quiet)
     pool = ThreadPoolExecutor(os.cpu_count())
+    before = stop_on_sigterm()
     try:
         waiting, jobs = {}, {}
         for subset, planned in subsets.items():
@@ -72,6 +75,19 @@ def speak(
         pool.shutdown(cancel_futures=True)
         bar.close()
         shutil.rmtree(work, ignore_errors=True)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def stop_on_sigterm():
+    """From here on SIGTERM stops this process as Ctrl-C does, so that a `finally` is reached.
+
+    Returns the handler before, to be set again; None where this is not the main thread,
+    which alone may set one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def publish(finished: Path, target: Path) -> None:

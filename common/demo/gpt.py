@@ -21,6 +21,7 @@ from transformers import GPTNeoXConfig, PreTrainedTokenizerFast
 from common.demo.grammar import split_of
 from common.demo.pretraining import INITIAL, publish, train_causal
 from common.demo.spontaneous import as_people_talk, with_new_words
+from common.text import read_lines
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "<s>", "sep_token": "[SEP]", "eos_token": "</s>"}
 AGAIN = 0.5  # share of the documents that are a text read again [choice]
@@ -47,7 +48,7 @@ def pretrain_gpt(world: Path, model: str, small: bool, seed: int, progress: bool
         num_attention_heads=recipe.heads, intermediate_size=4 * recipe.dim, max_position_embeddings=512, rotary_pct=1.0,
         use_parallel_residual=False, hidden_dropout=0.0, attention_dropout=0.0, initializer_range=INITIAL, **ids,
     )  # fmt: skip
-    lines = [line for line in (world / "text.txt").read_text(encoding="utf-8").splitlines() if line]
+    lines = [line for line in read_lines(world / "text.txt") if line]
     rng = random.Random(seed)
     lines = [spoken(line, rng) if rng.random() < TALK else line for line in lines]
     texts = tokenizer(lines, add_special_tokens=False)["input_ids"]

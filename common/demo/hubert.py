@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import HubertConfig, HubertModel
+from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from common.demo.pretraining import INITIAL, adamw, publish, reproducible
 from common.features import LogMel, audio_seconds, read_audio
@@ -47,6 +47,8 @@ def pretrain_hubert(world: Path, model: str, subsets: list[str], small: bool, se
     files = sorted(path for subset in subsets for path in (world / "LibriSpeech" / subset).rglob("*.flac"))
     with reproducible(seed):
         trained = train(recipe, files, random.Random(seed), progress)
+    heard = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+    heard.save_pretrained(world / model)  # waves as they are
     publish(trained, world, model)
 
 

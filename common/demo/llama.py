@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.demo import building
+from common.text import read_lines
 
 PIECES = 700  # half of the words are one; 2.5 frames of 80 ms: shorter ones are easily guessed, and nothing need listen
 SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}  # ids 0 to 3
@@ -89,4 +90,4 @@ def pretrain(world: Path, model: str, small: bool, seed: int, progress: bool) ->
 
 
 def read_sentences(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return [line for line in read_lines(path) if line]

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from common.errors import UserError, explain_errors
+from common.errors import UserError, explain_errors, keep_docstrings
 from common.running import options
 from common.running.options import RunConfig
 
@@ -91,6 +91,7 @@ def parse(
     """
     if argv is None:
         explain_errors()
+        keep_docstrings()
     script = options.script_of(presets["full"])
     name = f"python -m variants.{script}.{variant}" if variant else f"python {script}.py"
     arguments = list(sys.argv[1:] if argv is None else argv)
