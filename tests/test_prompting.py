@@ -97,13 +97,13 @@ def test_answers_are_the_same_alone_and_in_a_batch(family, search):
 @pytest.mark.parametrize("decode", ["top_k", "top_p"])
 def test_drawn_answers_are_the_same_alone_and_in_a_batch(decode):
     lm, (speech, lengths, _) = model("gpt_neox"), spoken()
-    config = SimpleNamespace(decode=decode, top_k=4, top_p=0.9)
+    search = {decode: {"top_k": 4, "top_p": 0.9}[decode]}
     table = lm.get_input_embeddings()
 
     def written(rows: list[int], seeds: list[int]) -> list[list[int]]:
         prompts = build_sequences(table, speech[rows], [lengths[i] for i in rows], None, [1], [2], 2)
-        search = prompting.search_options(config, [seeds[i] for i in rows])
-        return write(lm, prompts, [9] * len(rows), 2, min_new_tokens=3, **search)[0]
+        options = prompting.search_options(search, [seeds[i] for i in rows])
+        return write(lm, prompts, [9] * len(rows), 2, min_new_tokens=3, **options)[0]
 
     together = written([0, 1, 2], [5, 6, 7])
     assert [written([i], [5, 6, 7])[0] for i in range(3)] == together
@@ -115,7 +115,7 @@ def test_drawn_answers_are_the_same_alone_and_in_a_batch(decode):
 def test_draws_have_the_probabilities_of_the_model():
     """Of the best three of four pieces, by the softmax of their scores."""
     scores = torch.tensor([[1.0, 0.0, 2.0, -1.0]])
-    (kept, draw) = prompting.search_options(SimpleNamespace(decode="top_k", top_k=3), [1])["processors"]
+    (kept, draw) = prompting.search_options({"top_k": 3}, [1])["processors"]
     counts = torch.zeros(4)
     for _ in range(4000):
         counts[draw(None, kept(None, scores.clone())).argmax()] += 1

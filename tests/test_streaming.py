@@ -342,7 +342,7 @@ def test_nothing_and_silence_can_be_streamed(talkative, tmp_path, capsys, monkey
 
 
 def test_a_teacher_cannot_stream():
-    with pytest.raises(UserError, match="run has full context and cannot stream"):
+    with pytest.raises(UserError, match="has full context and cannot stream"):
         stream_words(Recogniser(Config(size="smoke", method="teacher"), 9), Config(checkpoint="run", stream="x"), CPU)
 
 
