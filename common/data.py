@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.corpora import Corpus, Utterance, load_corpus
 from common.features import AudioError, change_speed, read_audio
 from common.flags import RunConfig
-from common.place import Place, first_rank_first
+from common.place import Place, first_rank_first, note
 
 Encode = Callable[[str], list[int]]  # a tokenizer's: text -> labels
 Fits = Callable[[int, list[int]], bool]  # a script's: are so many samples long enough for these labels?
@@ -151,13 +151,14 @@ class Batch(NamedTuple):
     bad: dict[str, str]  # utterance -> why its audio could not be read
     infeasible: int  # utterances too short for their labels
     plan: MicroBatch
+    cancelling: dict[str, str] = {}  # utterance -> which channel was read, for together they cancel out
 
     def to(self, device: torch.device) -> Batch:
         return self._replace(**{name: getattr(self, name).to(device, non_blocking=True) for name in self._fields[:4]})
 
 
 def make_batch(waves: list[Tensor], labels: list[list[int]], *rest) -> Batch:
-    """waves: (samples,) each; labels of each; rest: utterances, bad, infeasible, plan."""
+    """waves: (samples,) each; labels of each; rest: utterances, bad, infeasible, plan, cancelling."""
     targets = [torch.tensor(x, dtype=torch.long) for x in labels]
     sizes = torch.tensor([len(x) for x in waves]), torch.tensor([len(x) for x in targets])
     if not waves:
@@ -190,11 +191,14 @@ class _Reader(Dataset):
     def __getitem__(self, index: int) -> Batch:
         plan, bad, infeasible = self.plan[index], {}, 0
         waves, labels, kept = [], [], []
+        cancelling: dict[str, str] = {}
         for utterance in plan.utterances:
             if utterance.id in self.known_bad:
                 continue
+            said: list[str] = []
+            place = utterance.offset, utterance.duration, utterance.channel
             try:
-                wave = read_audio(utterance.audio, utterance.offset, utterance.duration, utterance.channel)
+                wave = read_audio(utterance.audio, *place, say=said.append)
             except AudioError as error:
                 bad[utterance.id] = str(error)
                 continue
@@ -209,7 +213,20 @@ class _Reader(Dataset):
             waves.append(wave)
             labels.append(target)
             kept.append(utterance)
-        return make_batch(waves, labels, kept, bad, infeasible, plan)
+            if said:
+                cancelling[utterance.id] = said[0]
+        return make_batch(waves, labels, kept, bad, infeasible, plan, cancelling)
+
+
+_said: set[str] = set()  # by this process
+
+
+def say_once(remarks: Iterable[str]) -> None:
+    """Says each remark on stderr, the first time that it comes: about a file, not each of its segments."""
+    for remark in remarks:
+        if remark not in _said:
+            _said.add(remark)
+            note(remark)
 
 
 def loader(
