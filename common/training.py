@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.corpora import Utterance, too_many_bad
-from common.data import Batch, Encode, Fits, MicroBatch, loader, plan_epoch
+from common.data import Batch, Encode, Fits, MicroBatch, loader, plan_epoch, say_once
 from common.features import SAMPLE_RATE
 from common.files import atomic_file, write_atomically
 from common.flags import RunConfig, UserError
@@ -92,6 +92,7 @@ class Progress:
     skipped: int = 0  # updates not applied because their gradient was not finite
     skipped_in_a_row: int = 0
     infeasible: int = 0  # utterances left out because too short for their transcript, counted at every pass
+    cancelling: int = 0  # utterances read from one channel because together they cancel out, counted likewise
     audio_seconds: float = 0.0  # audio learnt from
     train_seconds: float = 0.0  # clock time of the training loop, scoring excluded
     bad: dict[str, str] = field(default_factory=dict)  # utterance -> why its audio could not be read
@@ -128,8 +129,9 @@ class Update:
         self.run, self.batches, self.started = run, batches, time.perf_counter()
         self.step = run.progress.step + 1  # of run.steps
         self.sums: dict = {"loss": 0.0}  # the loss and its parts, over micro-batches, then also over ranks
-        self.counts = {"utterances": 0, "seconds": 0.0, "infeasible": 0, "stop": 0}
+        self.counts = {"utterances": 0, "seconds": 0.0, "infeasible": 0, "cancelling": 0, "stop": 0}
         self.bad: dict[str, str] = {}
+        self.remarks: set[str] = set()  # about files that are read all the same
         self.log: dict = {}  # what log.jsonl says beside the losses
         self.complete = self.averaged = self.applied = False
 
@@ -139,7 +141,9 @@ class Update:
             self.counts["utterances"] += len(batch.utterances)
             self.counts["seconds"] += batch.samples.sum().item() / SAMPLE_RATE
             self.counts["infeasible"] += batch.infeasible
+            self.counts["cancelling"] += len(batch.cancelling)
             self.bad |= batch.bad
+            self.remarks |= {*batch.cancelling.values()}
             if batch.utterances:
                 # Dropout and SpecAugment draw from here: it matters where in the run we are, not how we got here.
                 reseed(self.run.config.seed, batch.plan.epoch, batch.plan.update, batch.plan.part, place.rank)
@@ -156,12 +160,18 @@ class Update:
         """Sums what all ranks have added, and turns gradients of sums into gradients of the mean over utterances."""
         if not self.complete:
             raise RuntimeError("iterate over every update to its end")
-        mine = map_numbers(self.sums, float), self.counts | {"stop": int(self.run.stop.is_set())}, self.bad
+        mine = (
+            map_numbers(self.sums, float),
+            self.counts | {"stop": int(self.run.stop.is_set())},
+            self.bad,
+            self.remarks,
+        )
         self.sums, self.counts = {}, {}
-        for sums, counts, bad in gather(mine, self.run.place):
+        for sums, counts, bad, remarks in gather(mine, self.run.place):
             add_up(self.sums, sums)
             add_up(self.counts, counts)
             self.bad |= bad
+            self.remarks |= remarks
         average_gradients(self.run.trainable, int(self.counts["utterances"]), self.run.place)
         self.averaged = True
 
@@ -261,6 +271,7 @@ class Run:
         return {
             "train_seconds": round(progress.train_seconds, 1), "audio_seconds_per_second": round(rate, 1),
             "skipped_updates": progress.skipped, "infeasible": progress.infeasible, "bad_files": len(progress.bad),
+            "cancelling_channels": progress.cancelling,
         }  # fmt: skip
 
     def _go_on(self) -> str:
@@ -283,6 +294,7 @@ class Run:
         progress.audio_seconds += counts["seconds"]
         progress.train_seconds += time.perf_counter() - update.started
         progress.infeasible += int(counts["infeasible"])
+        progress.cancelling += int(counts["cancelling"])
         progress.skipped += not update.applied
         progress.skipped_in_a_row = 0 if update.applied else progress.skipped_in_a_row + 1
         progress.bad |= update.bad
@@ -294,6 +306,7 @@ class Run:
             self._write_log(**entry, clock={"seconds": progress.train_seconds})
             for name, reason in update.bad.items():
                 note(f"left out {name}: {reason}")
+            say_once(sorted(update.remarks))
         too_many_bad(progress.bad, progress.utterances)
         if progress.skipped_in_a_row >= SKIPPED_IN_A_ROW or (progress.step <= 100 and progress.skipped >= 50):
             raise UserError(f"{progress.skipped} of {progress.step} updates had no finite gradient: nothing is learnt. "
