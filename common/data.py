@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.corpora import Corpus, Utterance, load_corpus
 from common.features import AudioError, change_speed, read_audio
 from common.flags import RunConfig, UserError
-from common.place import Place, first_rank_first
+from common.place import Place, first_rank_first, note
 
 Encode = Callable[[str], list[int]]  # a tokenizer's: text -> labels
 Fits = Callable[[int, list[int], str], bool]  # a script's: are so many samples long enough for labels, and a text?
@@ -153,13 +153,14 @@ class Batch(NamedTuple):
     bad: dict[str, str]  # utterance -> why its audio could not be read
     infeasible: int  # utterances too short for their labels
     plan: MicroBatch
+    cancelling: dict[str, str] = {}  # utterance -> which channel was read, for together they cancel out
 
     def to(self, device: torch.device) -> Batch:
         return self._replace(**{name: getattr(self, name).to(device, non_blocking=True) for name in self._fields[:4]})
 
 
 def make_batch(waves: list[Tensor], labels: list[list[int]], *rest) -> Batch:
-    """waves: (samples,) each; labels of each; rest: utterances, bad, infeasible, plan."""
+    """waves: (samples,) each; labels of each; rest: utterances, bad, infeasible, plan, cancelling."""
     targets = [torch.tensor(x, dtype=torch.long) for x in labels]
     sizes = torch.tensor([len(x) for x in waves]), torch.tensor([len(x) for x in targets])
     if not waves:
@@ -192,11 +193,14 @@ class _Reader(Dataset):
     def __getitem__(self, index: int) -> Batch:
         plan, bad, infeasible = self.plan[index], {}, 0
         waves, labels, kept = [], [], []
+        cancelling: dict[str, str] = {}
         for utterance in plan.utterances:
             if utterance.id in self.known_bad:
                 continue
+            said: list[str] = []
+            place = utterance.offset, utterance.duration, utterance.channel
             try:
-                wave = read_audio(utterance.audio, utterance.offset, utterance.duration, utterance.channel)
+                wave = read_audio(utterance.audio, *place, say=said.append)
             except AudioError as error:
                 bad[utterance.id] = str(error)
                 continue
@@ -211,7 +215,20 @@ class _Reader(Dataset):
             waves.append(wave)
             labels.append(target)
             kept.append(utterance)
-        return make_batch(waves, labels, kept, bad, infeasible, plan)
+            if said:
+                cancelling[utterance.id] = said[0]
+        return make_batch(waves, labels, kept, bad, infeasible, plan, cancelling)
+
+
+_said: set[str] = set()  # by this process
+
+
+def say_once(remarks: Iterable[str]) -> None:
+    """Says each remark on stderr, the first time that it comes: about a file, not each of its segments."""
+    for remark in remarks:
+        if remark not in _said:
+            _said.add(remark)
+            note(remark)
 
 
 def loader(

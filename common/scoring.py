@@ -27,7 +27,7 @@ from tqdm import tqdm
 from common import metrics
 from common.corpora import Corpus, Utterance
 from common.ctc import Token, word_times
-from common.data import Batch, MicroBatch, evaluation_batches, loader, make_batch
+from common.data import Batch, MicroBatch, evaluation_batches, loader, make_batch, say_once
 from common.features import SAMPLE_RATE, AudioError, read_audio, split_at_pauses
 from common.files import write_atomically
 from common.flags import RunConfig, UserError
@@ -95,14 +95,21 @@ def decode(
 ) -> dict[str, Transcript]:
     """{utterance: transcript}, shared out over the ranks. What cannot be read is named, and not in it."""
     plan, found = evaluation_batches(utterances, config.batch_seconds, place.rank, place.ranks), {}
+    cancelling: dict[str, str] = {}
     quiet = None if place.first else True
     for batch in tqdm(loader(plan, config), "decoding", unit="batch", leave=False, delay=2, disable=quiet):
         for reason in batch.bad.values():
             note(f"not scored: {reason}")
+        cancelling |= batch.cancelling
         if batch.utterances:
             transcripts = recognise(recogniser, batch, config, place, **search)
             found |= zip([u.id for u in batch.utterances], transcripts, strict=True)
-    return {name: transcript for part in gather(found, place) for name, transcript in part.items()}
+    for name in cancelling:  # RESULT counts them
+        found[name] = found[name]._replace(counts=found[name].counts | {"cancelling_channels_scored": 1})
+    parts = gather((found, cancelling), place)
+    if place.first:
+        say_once(sorted({remark for _, remarks in parts for remark in remarks.values()}))
+    return {name: transcript for part, _ in parts for name, transcript in part.items()}
 
 
 def texts_of(found: dict[str, Transcript]) -> dict[str, str]:
@@ -230,7 +237,15 @@ def evaluate(
     search = tune(recogniser, corpus, config, place, searches(config, recogniser, place, lm_class))
     folder, scores = (
         Path(config.out),
-        {"decode": config.decode, "wer": {}, "cer": {}, "homophone_error": {}, "wer_twins_equal": {}, "not_scored": 0},
+        {
+            "decode": config.decode,
+            "wer": {},
+            "cer": {},
+            "homophone_error": {},
+            "wer_twins_equal": {},
+            "not_scored": 0,
+            "cancelling_channels_scored": 0,
+        },
     )
     folder.mkdir(parents=True, exist_ok=True)
     for split, utterances in corpus.tests.items():

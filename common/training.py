@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.corpora import Utterance, too_many_bad
-from common.data import Batch, Encode, Fits, MicroBatch, loader, plan_epoch
+from common.data import Batch, Encode, Fits, MicroBatch, loader, plan_epoch, say_once
 from common.features import SAMPLE_RATE
 from common.files import atomic_file, write_atomically
 from common.flags import RunConfig, UserError
@@ -110,9 +110,8 @@ class Progress:
     done: bool = False
     skipped: int = 0  # updates not applied because their gradient was not finite
     skipped_in_a_row: int = 0
-    infeasible: int = (
-        0  # utterances left out because too short for their transcript, counted at every pass
-    )
+    infeasible: int = 0  # utterances too short for their transcript, counted at every pass
+    cancelling: int = 0  # utterances of which one channel was read, as all cancel each other
     audio_seconds: float = 0.0  # audio learnt from
     train_seconds: float = 0.0  # clock time of the training loop, scoring excluded
     bad: dict[str, str] = field(
@@ -161,11 +160,10 @@ class Update:
     def __init__(self, run: Run, batches: Iterator[Batch]):
         self.run, self.batches, self.started = run, batches, time.perf_counter()
         self.step = run.progress.step + 1  # of run.steps
-        self.sums: dict = {
-            "loss": 0.0
-        }  # the loss and its parts, over micro-batches, then also over ranks
-        self.counts = {"utterances": 0, "seconds": 0.0, "infeasible": 0, "stop": 0}
+        self.sums: dict = {"loss": 0.0}  # the loss and its parts: of this rank, then of all
+        self.counts = {"utterances": 0, "seconds": 0.0, "infeasible": 0, "cancelling": 0, "stop": 0}
         self.bad: dict[str, str] = {}
+        self.remarks: set[str] = set()  # about files that are read all the same
         self.log: dict = {}  # what log.jsonl says beside the losses
         self.complete = self.averaged = self.applied = False
 
@@ -175,7 +173,9 @@ class Update:
             self.counts["utterances"] += len(batch.utterances)
             self.counts["seconds"] += batch.samples.sum().item() / SAMPLE_RATE
             self.counts["infeasible"] += batch.infeasible
+            self.counts["cancelling"] += len(batch.cancelling)
             self.bad |= batch.bad
+            self.remarks |= {*batch.cancelling.values()}
             if batch.utterances:
                 # Dropout and SpecAugment draw from here: it matters where in the run we are, not how we got here.
                 reseed(
@@ -206,12 +206,14 @@ class Update:
             map_numbers(self.sums, float),
             self.counts | {"stop": int(self.run.stop.is_set())},
             self.bad,
+            self.remarks,
         )
         self.sums, self.counts = {}, {}
-        for sums, counts, bad in gather(mine, self.run.place):
+        for sums, counts, bad, remarks in gather(mine, self.run.place):
             add_up(self.sums, sums)
             add_up(self.counts, counts)
             self.bad |= bad
+            self.remarks |= remarks
         average_gradients(self.run.trainable, int(self.counts["utterances"]), self.run.place)
         self.averaged = True
 
@@ -354,6 +356,7 @@ class Run:
             "skipped_updates": progress.skipped,
             "infeasible": progress.infeasible,
             "bad_files": len(progress.bad),
+            "cancelling_channels": progress.cancelling,
         }
 
     def _go_on(self) -> str:
@@ -386,6 +389,7 @@ class Run:
         progress.audio_seconds += counts["seconds"]
         progress.train_seconds += time.perf_counter() - update.started
         progress.infeasible += int(counts["infeasible"])
+        progress.cancelling += int(counts["cancelling"])
         progress.skipped += not update.applied
         progress.skipped_in_a_row = 0 if update.applied else progress.skipped_in_a_row + 1
         progress.bad |= update.bad
@@ -401,6 +405,7 @@ class Run:
             self._write_log(**entry, clock={"seconds": progress.train_seconds})
             for name, reason in update.bad.items():
                 note(f"left out {name}: {reason}")
+            say_once(sorted(update.remarks))
         too_many_bad(progress.bad, progress.utterances)
         if progress.skipped_in_a_row >= SKIPPED_IN_A_ROW or (
             progress.step <= 100 and progress.skipped >= 50

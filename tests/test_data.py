@@ -5,12 +5,13 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 
 from common.corpora import Utterance
-from common.data import MicroBatch, evaluation_batches, loader, make_batch, plan_epoch, read_one, sample_waves
+from common.data import MicroBatch, evaluation_batches, loader, make_batch, plan_epoch, read_one, sample_waves, say_once
 from common.features import read_audio
 from common.flags import RunConfig
 
@@ -154,6 +155,25 @@ def test_batches_to_score(config, utterances):
     batch = read(replace(config, speeds=(2.0,)), utterances)
     assert [u.id for u in batch.utterances] == ["u0", "u1", "u3", "u4", "u5", "u6", "u7"]
     assert batch.targets.shape == (7, 0) and not batch.target_lengths.any() and batch.samples[0] == 1600
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_channels_that_cancel_each_other_are_read_and_named(config, utterances, workers):
+    for utterance in utterances[5:7]:
+        wave, _ = soundfile.read(utterance.audio)
+        soundfile.write(utterance.audio, np.stack([wave, -wave], axis=1), 16000)
+    plan = [MicroBatch(utterances[:6]), MicroBatch(utterances[6:])]
+    for options in ({"encode": encode, "fits": fits}, {}):
+        first, second = loader(plan, replace(config, workers=workers), **options)
+        assert list(first.cancelling) == ["u5"] and list(second.cancelling) == ["u6"]
+        assert "5.flac: its channels cancel each other" in first.cancelling["u5"]
+        assert second.waves[0].abs().max() > 0.4
+
+
+def test_what_is_said_once(capsys):
+    say_once(["a.wav: this", "b.wav: that"])
+    say_once(["a.wav: this"])
+    assert capsys.readouterr().err == "a.wav: this\nb.wav: that\n"
 
 
 def test_a_bad_file_is_not_tried_again(config, utterances):

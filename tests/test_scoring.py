@@ -115,6 +115,21 @@ def test_every_utterance_is_decoded_once(say, config, capsys):
     assert "not scored: " in capsys.readouterr().err
 
 
+def test_channels_that_cancel_each_other_are_scored_counted_and_said_once(corpus, config, capsys):
+    name = "a"
+    path = next(u.audio for u in corpus.tests["test"] if u.id == name)
+    wave, _ = soundfile.read(path)
+    expected = scoring.evaluate(Echo(), corpus, config, CPU)
+    assert expected["cancelling_channels_scored"] == 0
+    # A constant level has no power: the sign of every second sample is turned.
+    wave[::2] *= -1
+    soundfile.write(path, np.stack([wave, -wave], axis=1), 16000)
+    for _ in range(2):
+        found = scoring.evaluate(Echo(), corpus, config, CPU)
+        assert found["wer"] == expected["wer"] and found["cancelling_channels_scored"] == 1
+    assert capsys.readouterr().err.count("a.flac: its channels cancel each other") == 1
+
+
 def test_dev_scores(corpus, config):
     assert scoring.dev_scores(Echo(), corpus, config, CPU) == {"dev": 0.0, "dev_homophone_error": 0.0}
     other = replace(corpus.dev[0], text="the knight")

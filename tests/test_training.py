@@ -14,7 +14,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from test_files import largest_file
 from torch import nn
@@ -211,6 +213,16 @@ def test_a_run_that_learnt_nothing_does_not_end_well(toy):
     with pytest.raises(UserError, match="nothing was learnt"):
         toy.train(max_steps=3)
     assert not (toy.out / "model.safetensors").exists()
+
+
+def test_channels_that_cancel_each_other_are_counted_at_every_pass_and_said_once(toy, capsys):
+    path = toy.folder / "0.wav"
+    wave, rate = soundfile.read(path)
+    wave[::2] *= -1  # a constant level has no power
+    soundfile.write(path, np.stack([wave, -wave], axis=1), rate)
+    report = toy.train(epochs=3)
+    assert report["cancelling_channels"] == 3 and report["bad_files"] == 0
+    assert capsys.readouterr().err.count("0.wav: its channels cancel each other") == 1
 
 
 def test_updates_that_hold_nothing(toy):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from common.corpora import Utterance
 from common.ctc import Token, word_times
-from common.data import Batch, MicroBatch, evaluation_batches, loader, make_batch
+from common.data import Batch, MicroBatch, evaluation_batches, loader, make_batch, say_once
 from common.errors import UserError
 from common.features import SAMPLE_RATE, split_at_pauses
 from common.place import Place, first_rank_first, gather, note
@@ -104,21 +104,32 @@ def join(parts: list[Transcript], starts: list[float]) -> Transcript:
 def decode(
     recogniser: nn.Module, utterances: list[Utterance], config: Any, place: Place, **search: Any
 ) -> dict[str, Transcript]:
-    """{utterance: transcript}; all ranks share the work. Unreadable utterances are
-    named."""
+    """{utterance: transcript}; all ranks share the work. Unreadable utterances are named.
+
+    Utterances whose channels cancel each other are counted, and named once per file.
+    """
     plan = evaluation_batches(utterances, config.batch_seconds, place.rank, place.ranks)
     quiet = None if place.first else True  # None: quiet if stderr is no terminal
     bar = tqdm(loader(plan, config), "decoding", unit="batch", leave=False, delay=2, disable=quiet)
     mine: dict[str, Transcript] = {}
+    cancelling: dict[str, str] = {}
     for batch in bar:
         for reason in batch.bad.values():
             note(f"not scored: {reason}")
+        cancelling |= batch.cancelling
         if batch.utterances:
             transcripts = recognise(recogniser, batch, config, place, **search)
             mine |= zip([u.id for u in batch.utterances], transcripts, strict=True)
+    for name in cancelling:
+        counts = mine[name].counts | {"cancelling_channels_scored": 1}
+        mine[name] = mine[name]._replace(counts=counts)
     found = {}
-    for part in gather(mine, place):
+    remarks = set()
+    for part, its_remarks in gather((mine, cancelling), place):
         found |= part
+        remarks |= {*its_remarks.values()}
+    if place.first:
+        say_once(sorted(remarks))
     return found
 
 

@@ -146,6 +146,7 @@ def evaluate(recogniser: nn.Module, corpus: Corpus, config: Any, place: Place) -
     if not corpus.tests:
         raise UserError(f"{config.data} has no test set: give it a test.jsonl.")
     scores: dict[str, Any] = {"decode": config.search.decode, "not_scored": 0}
+    scores["cancelling_channels_scored"] = 0
     for split, utterances in corpus.tests.items():
         found = decode(recogniser, utterances, config, place, **search)
         for name, rate in score_split(split, utterances, found, corpus.homophones).items():
