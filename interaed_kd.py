@@ -284,7 +284,8 @@ def soft_labels_of(
     def ask(part: list[bert.Question]) -> list[dict[str, Tensor]]:
         return [answer._asdict() for answer in label_tokens(pieces, part, config.top_k)]
 
-    name = cache.digest(pretrained.digest_of(teacher), repr(tokenizer.pieces), repr(config.top_k))
+    known_weights = weights.digest_in_memory(teacher.model)
+    name = cache.digest(known_weights, repr(tokenizer.pieces), repr(config.top_k))
     folder = Path(config.root).expanduser() / "soft-labels" / name
     short_first = sorted(questions, key=lambda question: len(question.ids))
     known, seconds = cache.remember(folder, short_first, ask, place, "asking BERT")

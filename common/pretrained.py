@@ -286,11 +286,6 @@ class MaskedLM:
         return self.logits_at(masked, positions)
 
 
-def digest_of(teacher: MaskedLM) -> str:
-    """Of its weights: what its answers depend on."""
-    return digest(*(p.cpu().numpy().tobytes() for p in teacher.model.parameters()))
-
-
 def by_length(rows: list[list[int]], tokens: int = 2**14) -> Iterator[list[int]]:
     """Indices of rows of equal length, about `tokens` of theirs at a time: nothing has to be padded."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -319,7 +319,7 @@ def test_one_update(corpus, root, model, tmp_path):
     model("bert-a")
     config = read_config("interaed_kd", "--max-steps 1 --clip 0.01", out=str(tmp_path), root=str(root))
     open_folder(config, CPU)
-    _, report = script.train(config, replace(corpus, train=corpus.train[:12], dev=corpus.dev[:2]), CPU)
+    _, report, drawings = script.train(config, replace(corpus, train=corpus.train[:12], dev=corpus.dev[:2]), CPU)
     state = torch.load(tmp_path / "last.pt", weights_only=True)
     names = [name for name in state["model"] if ".frontend." not in name]  # the others are parameters, in order
     moments = dict(zip(names, state["optimizer"]["state"].values(), strict=True))
@@ -327,3 +327,4 @@ def test_one_update(corpus, root, model, tmp_path):
     norms = [math.hypot(*(moment.norm().item() for moment in part)) for part in parts]
     assert norms == pytest.approx([0.1 * 0.01] * 2, rel=1e-3)  # a first moment is 0.1 of the clipped gradient
     assert 0 < report["teacher_top1"] <= report["teacher_top_k"] <= 1 and report["teacher_seconds"] > 0
+    assert set(drawings) == {"soft_label.png"}
