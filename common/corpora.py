@@ -195,7 +195,7 @@ def _refuse_lost_language(before: list[Utterance], after: list[Utterance], sente
     """Raises UserError with the sentence, in which {} is a language that `after` has lost."""
     lost = sorted({u.language for u in before} - {u.language for u in after})
     if lost:
-        raise UserError(sentence.format(lost[0]))
+        raise UserError(sentence.replace("{}", lost[0]))
 
 
 def _admit(name: str, listing: Listing, hours: float | None, seed: int) -> tuple[list[Utterance], dict[str, str]]:

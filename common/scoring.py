@@ -235,18 +235,9 @@ def evaluate(
     lm_class: see `searches`. Returns what RESULT says of it. Raises UserError where there is nothing to score.
     """
     search = tune(recogniser, corpus, config, place, searches(config, recogniser, place, lm_class))
-    folder, scores = (
-        Path(config.out),
-        {
-            "decode": config.decode,
-            "wer": {},
-            "cer": {},
-            "homophone_error": {},
-            "wer_twins_equal": {},
-            "not_scored": 0,
-            "cancelling_channels_scored": 0,
-        },
-    )
+    folder = Path(config.out)
+    scores = {"decode": config.decode, "wer": {}, "cer": {}, "homophone_error": {}, "wer_twins_equal": {}}
+    scores |= {"not_scored": 0, "cancelling_channels_scored": 0}
     folder.mkdir(parents=True, exist_ok=True)
     for split, utterances in corpus.tests.items():
         found = decode(recogniser, utterances, config, place, **search)

@@ -202,12 +202,8 @@ class Update:
         the mean over utterances."""
         if not self.complete:
             raise RuntimeError("iterate over every update to its end")
-        mine = (
-            map_numbers(self.sums, float),
-            self.counts | {"stop": int(self.run.stop.is_set())},
-            self.bad,
-            self.remarks,
-        )
+        numbers = self.counts | {"stop": int(self.run.stop.is_set())}
+        mine = map_numbers(self.sums, float), numbers, self.bad, self.remarks
         self.sums, self.counts = {}, {}
         for sums, counts, bad, remarks in gather(mine, self.run.place):
             add_up(self.sums, sums)

@@ -5,10 +5,12 @@ import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import sentencepiece
+import soundfile
 import torch
 from conftest import write_data
 from test_ctc import enumerate_paths
@@ -18,6 +20,7 @@ from transformers.models.hubert.modeling_hubert import HubertFeedForward
 
 import hubert_gpt_bridge as script
 from common import lora, metrics, prompting
+from common.corpora import Corpus, Utterance
 from common.data import MicroBatch, make_batch
 from common.flags import UserError
 from common.place import Place, reseed
@@ -586,3 +589,32 @@ def test_the_compressing_bridge_and_its_figures(finished, corpus, tmp_path):
     assert result["embeddings"] > 0 and result["embeddings_per_second"] > 0
     again = finished.main("--checkpoint", tmp_path / "run")
     assert again["wer"] == result["wer"]
+
+
+def test_whether_ctc_can_write_a_text_is_asked_of_the_text(made):
+    """Of another domain: GPT's tokenizer drops a character that it does not know, so its labels say nothing of it."""
+    m = made("--bridge ctc --ctc-run auto", **PUBLISHED_CNN)
+    fits, known = m.recogniser.fits(), m.recogniser.characters.characters
+    text = known.strip()[0]
+    labels = m.tokenizer.encode(text)
+    assert fits(16000, labels, text) and "é" not in known
+    assert not fits(16000, labels, f"{text}é")
+    assert fits(1, labels, text) and not fits(1, labels, 2 * text)  # a frame
+    assert fits(16000, labels, 25 * text) and not fits(16000, labels, 26 * text)  # 49 frames, of which 24 are blank
+    without = made("").recogniser.fits()
+    assert without(1, labels, f"{text}é" * 99)  # GPT can
+
+
+def test_the_first_clip_that_can_be_read_is_drawn(made, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "long.wav", torch.zeros(16000 * 3).numpy(), 16000)
+    soundfile.write(tmp_path / "a.wav", torch.randn(16000).numpy() * 0.1, 16000)
+    (tmp_path / "empty.mp3").touch()
+    seconds = {"empty.mp3": 1.0, "absent.wav": 1.0, "long.wav": 3.0, "a.wav": 1.0}
+    dev = [Utterance(name, str(tmp_path / name), TEXTS[0], s) for name, s in seconds.items()]
+    m = made("--bridge ctc --ctc-run auto --cut-seconds 2")
+    config, corpus = replace(m.config, out=str(tmp_path)), Corpus([], dev, {}, {})
+    script.draw_compression(config, m.recogniser, corpus, CPU)
+    script.draw_attention(config, m.recogniser, corpus, CPU)
+    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("compression", "attention"))
+    with pytest.raises(UserError, match="no utterance that it could show is short enough and can be read"):
+        script.draw_attention(config, m.recogniser, Corpus([], dev[:3], {}, {}), CPU)

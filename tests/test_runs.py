@@ -14,6 +14,7 @@ import soundfile
 import torch
 from conftest import SCRIPTS, log_without_clocks, run_script, write_data, write_manifest
 
+from common import figures
 from common.corpora import Utterance
 from common.features import read_audio
 from common.files import read_log
@@ -111,6 +112,33 @@ def test_resuming_a_finished_run_scores_it_again(finished, tmp_path):
         finished.train("--out", tmp_path / "run")
     with pytest.raises(UserError, match=r"epochs 5 -> 7.*--resume"):
         finished.train("--out", tmp_path / "run", "--resume", "--epochs", 7)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_no_figure_loses_a_result(finished, which, tmp_path, monkeypatch, capsys):
+    """They come last, and what fails in one is a sentence. The first clips of all sets cannot be read."""
+    data = shutil.copytree(finished.data, tmp_path / "data")
+    for name in ("train", "dev", "test"):
+        (data / "empty.mp3").touch()
+        path = data / f"{name}.jsonl"
+        first = {"audio_filepath": "empty.mp3", "text": "the captain", "duration": 1.0}
+        path.write_text(json.dumps(first) + "\n" + path.read_text())
+    seen, out = [], tmp_path / "run"
+
+    def fail(figure, path):
+        seen.append((path.name, (out / "result.json").exists()))
+        raise ValueError("a broken font")
+
+    monkeypatch.setattr(figures, "_save", fail)
+    method = finished.script.methods[which]
+    result = finished.train("--out", out, "--max-steps", 2, "--method", method, data=data)
+    said = capsys.readouterr()
+    assert json.loads((out / "result.json").read_text()) == result and result["not_scored"] == 1
+    assert said.out.splitlines()[-1] == "RESULT " + json.dumps(result)
+    expected = {"loss.png"} | {name for name in finished.script.files if name.endswith(".png") and which}
+    assert {name for name, _ in seen} >= expected and all(there for _, there in seen)
+    for name, _ in seen:
+        assert said.err.count(f"{name} could not be drawn (a broken font); the results are complete.") == 1
 
 
 # ---------------------------------------------------------------------------------------- ranks, accumulation, methods
