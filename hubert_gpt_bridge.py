@@ -175,16 +175,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPTNeoXForCausalLM, HubertConfig, HubertModel
 
-from common import ctc, figures, hubert, lora, prompting, published, scoring
+from common import ctc, figures, hubert, lora, prompting, published
 from common.corpora import Corpus, Utterance, load_corpus, trainable
 from common.data import Batch, Fits, first_readable, read_corpus
 from common.features import SAMPLE_RATE
 from common.flags import load_config
 from common.place import Place, Stage, earlier_stage, first_rank_first, note, reseed, start
 from common.pretrained import CharacterModel, find, forget_supplied, load_causal, load_text, mark_supplied
-from common.running.decoding import Decoding
+from common.running import decoding, evaluation, transcription
+from common.running.decoding import Decoding, Transcript
 from common.running.options import Search
-from common.scoring import Transcript
 from common.text import Characters, Tokenizer, load_tokenizer
 from common.training import Run, digest_of
 from common.weights import digest_in_memory, load_recogniser
@@ -268,7 +268,7 @@ class Recogniser(nn.Module):
             h, lengths, log_probs = self(batch)
             if self.config.method == "ctc":
                 paths = ctc.search(log_probs, lengths, **search)
-                return [scoring.transcript_of(path, self.tokenizer, FRAME_SECONDS) for path in paths]
+                return [decoding.transcript_of(path, self.tokenizer, FRAME_SECONDS) for path in paths]
             a, sizes = self.bridge(h, lengths, log_probs)
             options = {"min_new_tokens": self.config.least_pieces}
             if search:
@@ -483,7 +483,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         published.keep_shapes(recogniser, Path(config.out))
     listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
     if config.init and not config.resume:
-        before = scoring.dev_scores(recogniser, corpus, config, place)["dev"]
+        before = evaluation.dev_scores(recogniser, corpus, config, place)["dev"]
         if place.first:
             note(f"before: dev {before:.1f} %")
     for _ in run.epochs():
@@ -502,7 +502,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
             if update.is_usable(norms.values()):
                 optimizer.step()
             optimizer.zero_grad()
-        scores = scoring.dev_scores(recogniser, corpus, config, place)
+        scores = evaluation.dev_scores(recogniser, corpus, config, place)
         run.end_epoch(recogniser, scores | (listening() if is_gpt else {}))
     report = {"trained_params": sum(p.numel() for group in groups for p in group["params"])} | run.finish(recogniser)
     return recogniser, report | (listening() if is_gpt else {})
@@ -606,7 +606,9 @@ def run_method(config: Config) -> dict:
         config, read = replace(config, checkpoint=config.init), load_init
     place = start(config)
     if config.transcribe:
-        return scoring.transcribe_files(read(config, place).to(place.device), config, place)
+        recogniser = read(config, place).to(place.device)
+        transcription.transcribe_files(recogniser, list(config.transcribe), config, place)
+        return {}
     if config.export:
         published.write(read(config, place), Path(config.export))
         return {}
@@ -614,12 +616,11 @@ def run_method(config: Config) -> dict:
     recogniser, report = (read(config, place), {}) if config.checkpoint else train(config, corpus, place)
     recogniser.to(place.device)
     result = {"script": "hubert_gpt_bridge", "method": config.method, "seed": config.seed}
-    lm_class = CharacterModel if config.method == "ctc" else None
-    result |= scoring.evaluate(recogniser, corpus, config, place, lm_class) | report
+    result |= evaluation.evaluate(recogniser, corpus, config, place) | report
     if "embeddings" in result:
         seconds = sum(u.duration for found in corpus.tests.values() for u in found)
         result["embeddings_per_second"] = round(result["embeddings"] / seconds, 2)
-    result = scoring.report(result, config, place)
+    result = evaluation.report(result, config, place)
     if place.first and not config.checkpoint:
         drawings = {}
         if recogniser.characters:
@@ -636,7 +637,7 @@ def print_summary(config: Config) -> dict[str, int]:
     with torch.device("meta"):
         encoder, llm = published.networks(shapes)
         recogniser = Recogniser(config, encoder, llm if config.method == "gpt" else None, None, None)
-    return scoring.print_parameters(nn.ModuleDict({"recogniser": recogniser}))
+    return evaluation.print_parameters(nn.ModuleDict({"recogniser": recogniser}))
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -644,7 +645,7 @@ def main(argv: list[str] | None = None) -> dict:
     configs = parse(Config, PRESETS, __doc__, argv)
     if configs[0].summary:
         return print_summary(configs[-1])
-    return scoring.compare(configs, [run_method(config) for config in configs])
+    return evaluation.compare_methods(configs, [run_method(config) for config in configs])
 
 
 if __name__ == "__main__":

@@ -84,20 +84,7 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from common import (
-    bert,
-    cache,
-    conformer,
-    corpora,
-    ctc,
-    data,
-    features,
-    figures,
-    pretrained,
-    text,
-    training,
-    weights,
-)
+from common import bert, cache, conformer, corpora, ctc, data, features, figures, pretrained, text, training, weights
 from common.data import Batch
 from common.errors import UserError
 from common.place import Place, first_rank_first, note, reseed, start

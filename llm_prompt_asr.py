@@ -202,16 +202,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common import ctc, figures, lora, metrics, prompting, scoring
+from common import ctc, figures, lora, metrics, prompting
 from common.conformer import Conformer, length_mask, subsampled
 from common.corpora import Corpus, Utterance, languages_of, trainable
 from common.data import Batch, Fits, read_corpus, sample_waves
 from common.features import SAMPLE_RATE, LogMel, num_frames, spec_augment
 from common.place import Place, Stage, earlier_stage, first_rank_first, gather, reseed, start
 from common.pretrained import LanguageModel, begin_and_end, load_causal, load_pieces
-from common.running.decoding import Decoding
+from common.running import decoding, evaluation, transcription
+from common.running.decoding import Decoding, Transcript
 from common.running.options import Search
-from common.scoring import Transcript
 from common.text import Pieces, SentencePiece, load_tokenizer
 from common.training import Run, digest_of
 from common.weights import load_recogniser
@@ -260,7 +260,7 @@ class Recogniser(nn.Module):
             h, lengths = self.encode(batch)
             if not hasattr(self, "lm"):
                 paths = ctc.search(self.log_probs(h), lengths, **search)
-                return [scoring.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths]
+                return [decoding.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths]
             beam, (_, end) = search.get("beam", 1), symbols(self.lm)
             seconds = batch.samples / SAMPLE_RATE
             limits = [min(prompting.LONGEST, int(12 * s) + 20) for s in seconds.tolist()]  # pieces [choice]
@@ -469,7 +469,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
             if update.is_usable(norms.values()):
                 optimizer.step()
             optimizer.zero_grad()
-        scores = scoring.dev_scores(recogniser, corpus, config, place)
+        scores = evaluation.dev_scores(recogniser, corpus, config, place)
         run.end_epoch(recogniser, scores | (listening() if is_llm else {}))
     report |= run.finish(recogniser)
     drawings = {}
@@ -565,7 +565,7 @@ def one_by_one(config: Config) -> dict:
         elif name in counts:
             merged[name] = sum(result[name] for result in results)
     merged |= {f"{name}_mean": round(fmean(merged[name].values()), 2) for name in ("wer", "cer")}
-    return scoring.report(merged, config, place)
+    return evaluation.report(merged, config, place)
 
 
 def run_method(config: Config) -> dict:
@@ -573,17 +573,17 @@ def run_method(config: Config) -> dict:
     if config.method == "monolingual_ctc" and len(config.languages) != 1:
         return one_by_one(config)
     place = start(config)
-    lm_class = None if config.method == "llm" else LanguageModel
     if config.transcribe:
-        return scoring.transcribe_files(load(config, place), config, place, lm_class)
+        transcription.transcribe_files(load(config, place), list(config.transcribe), config, place)
+        return {}
     corpus = read_corpus(config, place)
     if config.checkpoint:
         recogniser, report, drawings = load(config, place), {}, {}
     else:
         recogniser, report, drawings = train(config, corpus, place)
     result = {"script": "llm_prompt_asr", "method": config.method, "seed": config.seed}
-    result |= scoring.evaluate(recogniser, corpus, config, place, lm_class) | report
-    result = scoring.report(result, config, place)
+    result |= evaluation.evaluate(recogniser, corpus, config, place) | report
+    result = evaluation.report(result, config, place)
     if place.first and not config.checkpoint:
         figures.draw(config.out, drawings)
     return result
@@ -598,7 +598,7 @@ def print_summary(config: Config) -> dict[str, int]:
         if config.lora_rank:
             lora.adapt(lm, config.lora_rank)
     recogniser = Recogniser(config, None, lm, 0)
-    parts = scoring.print_parameters(nn.ModuleDict({"recogniser": recogniser}))
+    parts = evaluation.print_parameters(nn.ModuleDict({"recogniser": recogniser}))
     adapters = sum(p.numel() for part in lm.modules() if isinstance(part, lora.LoRA) for p in (part.A, part.B))
     print(f"of the lm, {adapters:,} in adapters of rank {config.lora_rank}")
     return parts | {"adapters": adapters}
@@ -609,7 +609,7 @@ def main(argv: list[str] | None = None) -> dict:
     configs = parse(Config, PRESETS, __doc__, argv)
     if configs[0].summary:
         return print_summary(configs[-1])
-    return scoring.compare(configs, [run_method(config) for config in configs])
+    return evaluation.compare_methods(configs, [run_method(config) for config in configs])
 
 
 if __name__ == "__main__":

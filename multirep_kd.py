@@ -173,16 +173,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import figures, rnnt, scoring
+from common import figures, rnnt
 from common.conformer import Conformer, length_mask, subsampled
 from common.corpora import Corpus, Utterance, session_order, trainable
 from common.data import Batch, first_readable, read_corpus, sample_waves
 from common.features import FRAME_SECONDS, LogMel, mix_utterances, num_frames, spec_augment
 from common.place import Place, first_rank_first, reseed, start, synchronise
 from common.pretrained import MaskedLM, WordModel
-from common.running.decoding import Decoding
+from common.running import decoding, evaluation, transcription
+from common.running.decoding import Decoding, Transcript
 from common.running.options import Search
-from common.scoring import Transcript
 from common.text import Characters, load_tokenizer
 from common.training import Run
 from common.weights import load_recogniser
@@ -229,7 +229,7 @@ class Recogniser(nn.Module):
             for e in (e[:n] for e, n in zip(encoded, lengths.tolist(), strict=True)):
                 best = rnnt.beam_search(*networks, e, beam, **search)[0].labels if len(e) else []
                 paths.append(rnnt.align(*networks, e, best))
-        return [scoring.transcript_of(path, self.tokenizer, self.seconds) for path in paths]
+        return [decoding.transcript_of(path, self.tokenizer, self.seconds) for path in paths]
 
 
 class RegressionHead(nn.Sequential):
@@ -541,7 +541,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
             if update.is_usable(norms):
                 optimizer.step()
             optimizer.zero_grad()
-        run.end_epoch(recogniser, scoring.dev_scores(recogniser, corpus, config, place))
+        run.end_epoch(recogniser, evaluation.dev_scores(recogniser, corpus, config, place))
     return recogniser, report | run.finish(recogniser)
 
 
@@ -584,12 +584,13 @@ def run_method(config: Config) -> dict:
     place = start(config)
     if config.transcribe:
         recogniser = load(config, place)
-        return scoring.transcribe_files(recogniser, config, place, WordModel)
+        transcription.transcribe_files(recogniser, list(config.transcribe), config, place)
+        return {}
     corpus = read_corpus(config, place)
     recogniser, report = (load(config, place), {}) if config.checkpoint else train(config, corpus, place)
     result = {"script": "multirep_kd", "method": config.method, "seed": config.seed}
-    result |= scoring.evaluate(recogniser, corpus, config, place, WordModel) | report
-    result = scoring.report(result, config, place)
+    result |= evaluation.evaluate(recogniser, corpus, config, place) | report
+    result = evaluation.report(result, config, place)
     if place.first and not config.checkpoint:
         drawings = {} if config.method == "rnnt" else {"distances.png": partial(draw_distances, config)}
         drawings["lattice.png"] = partial(draw_lattice, config, recogniser, corpus, place)
@@ -601,8 +602,8 @@ def main(argv: list[str] | None = None) -> dict:
     """One method: what RESULT says; several, one after the other: {method: what RESULT says}, shown side by side."""
     configs = parse(Config, PRESETS, __doc__, argv)
     if configs[0].summary:  # for 46 outputs (the blank and 45 characters), as on Switchboard, and teachers as bert-base
-        return scoring.print_parameters(build_models(configs[-1], 46, [(12, 768)] * len(configs[-1].teachers)))
-    return scoring.compare(configs, [run_method(config) for config in configs])
+        return evaluation.print_parameters(build_models(configs[-1], 46, [(12, 768)] * len(configs[-1].teachers)))
+    return evaluation.compare_methods(configs, [run_method(config) for config in configs])
 
 
 if __name__ == "__main__":

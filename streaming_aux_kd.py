@@ -201,7 +201,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from common import figures, metrics, rnnt, scoring
+from common import figures, metrics, rnnt
 from common.conformer import (
     Conformer,
     Encoded,
@@ -219,8 +219,8 @@ from common.ctc import BLANK
 from common.data import Batch, first_readable, read_corpus, sample_waves
 from common.features import LogMel, num_frames, spec_augment
 from common.place import Place, Stage, earlier_stage, reseed, start
-from common.running.decoding import Decoding
-from common.scoring import Transcript
+from common.running import decoding, evaluation, transcription
+from common.running.decoding import Decoding, Transcript
 from common.streaming import dependencies, stream_words
 from common.text import SentencePiece, load_tokenizer
 from common.training import Run, add_up, digest_of
@@ -257,7 +257,7 @@ class Recogniser(nn.Module):
         with place.autocast():
             encoded = self.encoder(*self.features(batch))
         paths = rnnt.greedy(self.predictor, self.joint, self.joint.encode(encoded.output.float()), encoded.lengths)
-        return [scoring.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths]
+        return [decoding.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths]
 
 
 class Branch(nn.Module):
@@ -512,7 +512,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
             if update.is_usable(norms):
                 optimizer.step()
             optimizer.zero_grad()
-        run.end_epoch(recogniser, scoring.dev_scores(recogniser, corpus, config, place))
+        run.end_epoch(recogniser, evaluation.dev_scores(recogniser, corpus, config, place))
     drawings = {}
     if place.first and config.method == "aux_kd":
         last = copy.deepcopy(models)  # of the last epoch, as the branches are; what is scored is an average
@@ -529,7 +529,7 @@ def emission_delay(
     """ms by which words end later than the teacher's, mean over words of the first test set that both get right."""
     utterances, ends = next(iter(corpus.tests.values())), []
     for recogniser in (student, teacher):
-        found = scoring.decode(recogniser, utterances, config, place)
+        found = decoding.decode(recogniser, utterances, config, place)
         ends.append({})
         for u in utterances:
             if u.id in found:
@@ -587,15 +587,16 @@ def run_method(config: Config) -> dict:
     if config.stream:
         return stream_words(load(config, place), config, place)
     if config.transcribe:
-        return scoring.transcribe_files(load(config, place), config, place)
+        transcription.transcribe_files(load(config, place), list(config.transcribe), config, place)
+        return {}
     corpus = read_corpus(config, place)
     if config.checkpoint:
         recogniser, report, drawings = load(config, place), {}, {}
     else:
         recogniser, report, drawings = train(config, corpus, place)
     result = {"script": "streaming_aux_kd", "method": config.method, "seed": config.seed}
-    result |= scoring.evaluate(recogniser, corpus, config, place) | report
-    result = scoring.report(result, config, place)
+    result |= evaluation.evaluate(recogniser, corpus, config, place) | report
+    result = evaluation.report(result, config, place)
     if place.first and not config.checkpoint:
         drawings["dependencies.png"] = partial(draw_dependencies, config, recogniser, place)
         figures.draw(config.out, drawings)
@@ -606,8 +607,8 @@ def main(argv: list[str] | None = None) -> dict:
     """One method: what RESULT says; several, one after the other: {method: what RESULT says}, shown side by side."""
     configs = parse(Config, PRESETS, __doc__, argv)
     if configs[0].summary:
-        return scoring.print_parameters(build_models(configs[-1], configs[-1].units + 1))
-    return scoring.compare(configs, [run_method(config) for config in configs])
+        return evaluation.print_parameters(build_models(configs[-1], configs[-1].units + 1))
+    return evaluation.compare_methods(configs, [run_method(config) for config in configs])
 
 
 if __name__ == "__main__":

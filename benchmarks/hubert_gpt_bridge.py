@@ -22,7 +22,7 @@ from common import figures, metrics, prompting  # noqa: E402
 from common.data import read_one  # noqa: E402
 from common.demo.spontaneous import FILLERS  # noqa: E402
 from common.place import start, synchronise  # noqa: E402
-from common.scoring import read_hypotheses  # noqa: E402
+from common.running.evaluation import read_hypotheses  # noqa: E402
 
 
 def without_fillers(text: str) -> str:

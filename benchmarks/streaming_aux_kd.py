@@ -16,21 +16,22 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import streaming_aux_kd as script  # noqa: E402
-from common import figures, metrics, scoring  # noqa: E402
+from common import figures, metrics  # noqa: E402
 from common.data import read_corpus  # noqa: E402
 from common.place import start  # noqa: E402
+from common.running import decoding  # noqa: E402
 
 CHUNKS, LEFTS = (80, 160, 320, 640), (0, 320, 640, 1280)  # ms; those where left is a multiple of the chunk
 
 
 def word_errors(recogniser, utterances, config, place) -> float:
-    found = scoring.texts_of(scoring.decode(recogniser, utterances, config, place))
+    found = decoding.texts_of(decoding.decode(recogniser, utterances, config, place))
     return metrics.score({u.id: u.text for u in utterances}, found, {})[0].rate
 
 
 def delays(student, teacher, utterances, config, place) -> tuple[list[int], list[int]]:
     """ms by which each word that both get right ends later than the teacher's; ms until its chunk is complete."""
-    found = [scoring.decode(recogniser, utterances, config, place) for recogniser in (student, teacher)]
+    found = [decoding.decode(recogniser, utterances, config, place) for recogniser in (student, teacher)]
     late, until = [], []
     for u in utterances:
         mine, other = (some[u.id] for some in found)

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from common.errors import UserError, explain_errors, keep_docstrings
-
+from common.running.options import Search
 
 # ========================================================================================================== types
 
@@ -163,7 +163,14 @@ class RunConfig:
     save_steps: Count = 1000  # updates between checkpoints; also one after every epoch
 
     # The scripts that tyro reads have groups of options; here all are in one.
-    training = augmentation = search = property(lambda self: self)
+    training = augmentation = property(lambda self: self)
+    variant = None
+
+    @property
+    def search(self) -> Search:
+        """How finished runs are decoded, of the options that the script has."""
+        names = [field.name for field in dataclasses.fields(Search) if hasattr(self, field.name)]
+        return Search(**{name: getattr(self, name) for name in names})
 
     def stored(self) -> dict:
         """What config.json holds."""

@@ -18,7 +18,7 @@ from common.conformer import Conformer
 from common.features import SAMPLE_RATE, LogMel
 from common.flags import UserError
 from common.place import Place
-from common.scoring import batch_of
+from common.running.decoding import batch_of
 from common.streaming import (
     Screen,
     Stream,

@@ -299,10 +299,10 @@ def test_the_delay_is_how_much_later_a_word_ends_than_the_teachers(corpus, monke
     ends = {id(made.teacher): {"a": 0.5, "b": 1.0}, id(made.models["recogniser"]): {"a": 0.58, "b": 0.96, "c": 2.0}}
 
     def decode(recogniser, utterances, config, place):
-        found = [script.scoring.Word(word, 0.0, end) for word, end in ends[id(recogniser)].items()]
+        found = [script.decoding.Word(word, 0.0, end) for word, end in ends[id(recogniser)].items()]
         return {u.id: script.Transcript(" ".join(word.text for word in found), found) for u in utterances}
 
-    monkeypatch.setattr(script.scoring, "decode", decode)
+    monkeypatch.setattr(script.decoding, "decode", decode)
     assert script.emission_delay(made.models["recogniser"], made.teacher, tests, made.config, CPU) == 20.0
 
 

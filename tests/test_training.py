@@ -22,9 +22,10 @@ from test_files import largest_file
 from torch import nn
 from toy import CPU, Toy, signal_at
 
-from common import scoring, training
+from common import training
 from common.files import read_log
 from common.flags import UserError
+from common.running import evaluation
 from common.schedules import inverse_sqrt, learning_rate, one_cycle
 from common.weights import load_recogniser, load_weights
 
@@ -258,9 +259,9 @@ def test_average_of_the_best_epochs(toy):
 
 def test_parameters_by_part(capsys):
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    assert scoring.parameters_by_part(model) == {"0": 9, "1": 4, "total": 13}
+    assert evaluation.parameters_by_part(model) == {"0": 9, "1": 4, "total": 13}
     models = nn.ModuleDict({"recogniser": model, "heads": nn.Linear(999, 1)})
-    assert scoring.print_parameters(models)["total"] == 13
+    assert evaluation.print_parameters(models)["total"] == 13
     out = capsys.readouterr().out
     assert "total" in out and "and 1,000 in the heads, for training only" in out
 

@@ -145,12 +145,13 @@ def evaluate(recogniser: nn.Module, corpus: Corpus, config: Any, place: Place) -
     Path(config.out).mkdir(parents=True, exist_ok=True)
     if not corpus.tests:
         raise UserError(f"{config.data} has no test set: give it a test.jsonl.")
-    scores: dict[str, Any] = {"decode": config.search.decode, "not_scored": 0}
-    scores["cancelling_channels_scored"] = 0
+    scores: dict[str, Any] = {"decode": config.search.decode}
+    scores |= {name: {} for name in metrics.METRICS}
+    scores |= {"not_scored": 0, "cancelling_channels_scored": 0}
     for split, utterances in corpus.tests.items():
         found = decode(recogniser, utterances, config, place, **search)
         for name, rate in score_split(split, utterances, found, corpus.homophones).items():
-            scores.setdefault(name, {})[split] = rate
+            scores[name][split] = rate
         missing = len(corpus.missing.get(split, {}))  # at loading
         scores["not_scored"] += len(utterances) - len(found) + missing
         for transcript in found.values():
@@ -351,7 +352,7 @@ def print_table(names: list[str], results: list[dict[str, Any]]) -> None:
         columns.append(("mean WER", [result["wer_mean"] for result in results]))
     for split in results[0]["wer"]:
         columns.append((f"{split} WER", [result["wer"].get(split) for result in results]))
-        if "homophone_error" in results[0]:
+        if results[0].get("homophone_error"):
             rates = [result.get("homophone_error", {}).get(split) for result in results]
             columns.append(("homophone error", rates))
     widths = [max(18, len(title) + 2) for title, _ in columns]

@@ -171,7 +171,7 @@ class Search:
     """Decoding of a finished run. Several values of a weight are tried on 100 dev
     utterances.
 
-    None stands for the script's own value, see `scoring.Decoding`.
+    None stands for the script's own value, see `decoding.Decoding`.
     """
 
     decode: Literal["greedy", "beam", "top_k", "top_p"] = "greedy"  # top_k, top_p: by sampling
