@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from common import demo
 from common.corpora import MLS_LANGUAGES, load_corpus
 from common.demo import SHARD, SIZES, build, build_model, grammar, languages, multilingual, plan_utterances
 from common.demo.__main__ import main, read
-from common.demo.building import run_speech
+from common.demo.building import run_speech, speak
 from common.demo.speakers import ACCENTS, NEW_SPEAKERS, SPEAKERS
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
@@ -478,3 +479,22 @@ def test_a_killed_pretraining_leaves_no_model(tmp_path):
     process.wait()
     assert not (tmp_path / "demo-smoke" / "lm" / "model.safetensors").exists()
     assert (build_model(tmp_path / "demo-smoke", "lm", small=True) / "model.safetensors").exists()
+
+
+def test_a_build_that_is_terminated_clears_up(tiny, tmp_path):
+    """SIGTERM, as a batch system sends it: as Ctrl-C, and no process goes on speaking."""
+    command = tiny + "demo.build(sys.argv[1], 0.2, small=True, progress=False)"
+    process = subprocess.Popen([sys.executable, "-c", command, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE)
+    while process.poll() is None and not any(tmp_path.glob(".building-*/*/*/*")):
+        time.sleep(0.01)
+    process.terminate()
+    assert b"KeyboardInterrupt" in process.communicate(timeout=120)[1] and process.returncode != 0
+    assert not list(tmp_path.glob(".building-*"))
+
+
+def test_the_handler_of_sigterm_is_put_back(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(FileNotFoundError):
+        speak(tmp_path / "absent", {}, 1, None, False)
+    speak(tmp_path, {}, 1, None, False)
+    assert signal.getsignal(signal.SIGTERM) is before and not list(tmp_path.iterdir())

@@ -532,3 +532,30 @@ def test_functions_are_short():
 
     functions = [f for _, f in inspect.getmembers(flags, inspect.isfunction) if f.__module__ == flags.__name__]
     assert max(len(inspect.getsourcelines(f)[0]) for f in [*functions, RunConfig.check]) <= 60
+
+
+# ------------------------------------------------------------------------------------------- folders and interpreters
+
+
+def test_this_folder_and_its_parent_have_names(tmp_path, monkeypatch):
+    """A run looks for those that it builds on beside its own folder."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert read("--out", ".").out == str(tmp_path / "a" / "b")
+    assert read("--out", "..").out == str(tmp_path / "a")
+    assert [c.out for c in read_all("--out", ".", "--method", "a", "b")] == [str(tmp_path / "a/b" / x) for x in "ab"]
+    assert read("--out", "x").out == "x" and read("--out", "./x").out == "x"
+
+
+def test_help_without_docstrings(capsys):
+    """As python -OO leaves a script: its help is read from its source."""
+    with pytest.raises(SystemExit, match="0"):
+        parse(Config, PRESETS, None, ["--help"])
+    assert inspect.getdoc(sys.modules[__name__]) in capsys.readouterr().out
+
+
+def test_a_script_goes_on_without_docstrings(tmp_path):
+    """transformers needs its own, so the script is started again with them."""
+    options = ["--preset", "smoke", "--summary"]
+    code, out, error = run_script(*options, script="hubert_gpt_bridge.py", launcher=["-OO"], cwd=tmp_path)
+    assert code == 0 and "total" in out and "docstring" not in error, error
