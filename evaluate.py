@@ -51,7 +51,9 @@ class Evaluation:
 
     def check(self) -> None:
         """Raises UserError for values that make no sense."""
-        options.check_values(self, may_be_empty=("languages",))
+        options.check_values(self, may_be_empty=("languages", "runs"))
+        if not self.runs:
+            raise UserError("give the folder of a finished run.")
 
 
 def score_run(given: Evaluation, folder: str, place: Place) -> tuple[Evaluation, dict]:
@@ -87,9 +89,8 @@ def out_of(given: Evaluation, run: Path, data: str) -> Path:
     return Path(given.out) / "-".join(run.parts[-2:])
 
 
-def main(argv: list[str] | None = None) -> dict | list[dict]:
-    """Scores the runs on the command line. Returns what RESULT says, a list for several
-    runs."""
+def read_command_line(argv: list[str] | None) -> Evaluation:
+    """The checked options; argv: None for those of the program. Exits with code 2 for a wrong one."""
     if argv is None:
         explain_errors()
         keep_docstrings()
@@ -100,6 +101,13 @@ def main(argv: list[str] | None = None) -> dict | list[dict]:
         given.check()
     except UserError as error:
         program.refuse(error)
+    return given
+
+
+def main(argv: list[str] | None = None) -> dict | list[dict]:
+    """Scores the runs on the command line. Returns what RESULT says, a list for several
+    runs."""
+    given = read_command_line(argv)
     place = join(given.device, given.precision)
     if given.summary:
         loaded = [runs.load_run(folder, place, given.root, given.base) for folder in given.runs]

@@ -87,19 +87,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from common.flags import (
-    Count,
-    Extent,
-    Positive,
-    Real,
-    RunConfig,
-    Seconds,
-    Share,
-    Speed,
-    UserError,
-    check_command_line,
-    parse,
-)
+from common.flags import Count, Extent, Positive, Real, RunConfig, Seconds, Share, Speed, UserError, check_command_line, parse
 
 # ================================================================================================== configuration
 

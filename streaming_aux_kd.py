@@ -202,18 +202,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from common import figures, metrics, rnnt
-from common.conformer import (
-    Conformer,
-    Encoded,
-    FeedForward,
-    SelfAttention,
-    Shared,
-    Tap,
-    chunk_mask,
-    length_mask,
-    rotary_table,
-    subsampled,
-)
+from common.conformer import Conformer, Encoded, FeedForward, SelfAttention, Shared, Tap, chunk_mask, length_mask, rotary_table, subsampled
 from common.corpora import Corpus, Utterance, trainable
 from common.ctc import BLANK
 from common.data import Batch, first_readable, read_corpus, sample_waves

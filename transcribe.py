@@ -78,8 +78,8 @@ def files_of(paths: tuple[str, ...]) -> list[str]:
     return found
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Transcribes what the command line names."""
+def read_command_line(argv: list[str] | None) -> Transcription:
+    """The checked options; argv: None for those of the program. Exits with code 2 for a wrong one."""
     if argv is None:
         explain_errors()
         keep_docstrings()
@@ -90,6 +90,12 @@ def main(argv: list[str] | None = None) -> None:
         given.check()
     except UserError as error:
         program.refuse(error)
+    return given
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Transcribes what the command line names."""
+    given = read_command_line(argv)
     place = join(given.device, given.precision)
     recogniser = runs.load_run(given.run, place, given.root, given.base).recogniser
     if given.stream:

@@ -1,15 +1,14 @@
 """What the tables of RESULTS.md rest on: intervals, counts per utterance, and rows that their scripts can run."""
 
-import importlib
 import importlib.util
-import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, read_configs
 
-from common.flags import parse
+import evaluate
 
 sys.path.append(str(REPOSITORY / "benchmarks"))  # where they find each other
 
@@ -58,11 +57,18 @@ def test_intervals_cover_the_truth_and_know_sessions():
 
 @pytest.mark.parametrize("script", ROWS)
 def test_rows_are_options_of_their_scripts(script):
-    module, rows = importlib.import_module(script), ROWS[script]
-    for options in rows.values():
-        row, _, rest = options.removeprefix("of ").rpartition(": ")
-        assert row in ("", *rows)
-        parse(module.Config, module.PRESETS, module.__doc__, shlex.split(f"{rows.get(row, '')} {rest}"))
+    rows = ROWS[script]
+    for what in rows.values():
+        program, *arguments = table.command_of(script, what, Path("runs"), 1)
+        if program == "evaluate.py":
+            assert what.removeprefix("of ").split(":")[0] in rows
+            evaluate.read_command_line(arguments)
+        elif program == "-m":
+            _, _, variant = arguments[0].split(".")
+            assert (REPOSITORY / "variants" / script / f"{variant}.py").exists()
+            read_configs(script, arguments[1:], variant)
+        else:
+            read_configs(script, arguments)
     assert {row for pair in PAIRS[script] for row in pair} <= set(rows) and all(a != b for a, b in PAIRS[script])
     assert set(SEEDS) <= set(ROWS["interaed_kd"])
 

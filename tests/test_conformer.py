@@ -4,22 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.conformer import (
-    Conformer,
-    Convolution,
-    Shared,
-    State,
-    Subsampling,
-    chunk_mask,
-    extend,
-    join_states,
-    length_mask,
-    newest,
-    rotary_table,
-    rotate,
-    split_state,
-    subsampled,
-)
+from common.conformer import Conformer, Convolution, Shared, State, Subsampling, chunk_mask, extend, join_states, length_mask, newest, rotary_table, rotate, split_state, subsampled
 from common.streaming import dependencies
 
 STREAMING = dict(chunk=4, left=8)

@@ -19,24 +19,7 @@ import soundfile
 from conftest import copy_corpus, write_manifest
 
 from common import demo
-from common.corpora import (
-    CHARACTERS_PER_SECOND,
-    LIBRISPEECH_SCORED,
-    LIBRISPEECH_TRAIN,
-    MLS_LANGUAGES,
-    Utterance,
-    first_hours,
-    languages_of,
-    list_manifest,
-    list_mls,
-    list_subset,
-    load_corpus,
-    load_homophones,
-    session_order,
-    too_many_bad,
-    trainable,
-    untrainable,
-)
+from common.corpora import CHARACTERS_PER_SECOND, LIBRISPEECH_SCORED, LIBRISPEECH_TRAIN, MLS_LANGUAGES, Utterance, first_hours, languages_of, list_manifest, list_mls, list_subset, load_corpus, load_homophones, session_order, too_many_bad, trainable, untrainable
 from common.downloads import fetch_archive
 from common.flags import UserError
 from common.text import normalise

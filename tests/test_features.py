@@ -7,18 +7,7 @@ import pytest
 import torch
 import torchaudio
 
-from common.features import (
-    HOP,
-    SAMPLE_RATE,
-    WINDOW,
-    AudioError,
-    LogMel,
-    change_speed,
-    mix_utterances,
-    num_frames,
-    spec_augment,
-    split_at_pauses,
-)
+from common.features import HOP, SAMPLE_RATE, WINDOW, AudioError, LogMel, change_speed, mix_utterances, num_frames, spec_augment, split_at_pauses
 
 
 def tone(seconds: float, rate: int = SAMPLE_RATE, hertz: float = 440.0) -> np.ndarray:

@@ -12,20 +12,7 @@ from typing import Annotated, Literal
 import pytest
 from conftest import REPOSITORY, run_script
 
-from common.flags import (
-    Count,
-    Positive,
-    Range,
-    Real,
-    RunConfig,
-    Share,
-    UserError,
-    check_command_line,
-    config_as_dict,
-    differences,
-    load_config,
-    parse,
-)
+from common.flags import Count, Positive, Range, Real, RunConfig, Share, UserError, check_command_line, config_as_dict, differences, load_config, parse
 
 DOC = "Title of a paper.\n\nRun\n---\n    python test_flags.py\n\nNotes\n-----\n    not in the help\n"
 

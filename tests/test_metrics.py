@@ -5,15 +5,7 @@ import math
 import pytest
 import torch
 
-from common.metrics import (
-    character_errors,
-    homophone_errors,
-    score,
-    side_by_side,
-    spearman,
-    word_errors,
-    written_without_spaces,
-)
+from common.metrics import character_errors, homophone_errors, score, side_by_side, spearman, word_errors, written_without_spaces
 
 TWINS = {"sail": "sale", "sale": "sail"}
 

@@ -16,16 +16,7 @@ from common import ctc, pretrained
 from common.corpora import Corpus, Utterance
 from common.flags import UserError
 from common.place import Place
-from common.pretrained import (
-    LanguageModel,
-    MaskedLM,
-    WordModel,
-    begin_and_end,
-    by_length,
-    load_pieces,
-    load_vocabulary,
-    resolve,
-)
+from common.pretrained import LanguageModel, MaskedLM, WordModel, begin_and_end, by_length, load_pieces, load_vocabulary, resolve
 from common.text import Characters, WordPiece
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "'", "the", "knight", "don", "##ing"]

@@ -8,21 +8,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, run_script
+from conftest import REPOSITORY, SCRIPTS, read_configs, run_script
 
 from common.demo.__main__ import build_parser
-from common.flags import config_as_dict, parse
 
-SCRIPTS = sorted(path.stem for path in REPOSITORY.glob("*.py"))
+PROGRAMS = sorted(path.stem for path in REPOSITORY.glob("*.py"))  # the five scripts, and two for finished runs
 
 
 def commands() -> list[str]:
-    texts = [(REPOSITORY / "README.md").read_text(), *(importlib.import_module(name).__doc__ for name in SCRIPTS)]
+    texts = [(REPOSITORY / "README.md").read_text(), *(importlib.import_module(name).__doc__ for name in PROGRAMS)]
     lines = [line.strip() for text in texts for line in text.splitlines()]
     return [
         re.split(r"\s{2,}#|\s{3,}", line)[0]
         for line in lines
-        if re.match(r"(python|torchrun|arecord) .*(\.py|common\.demo)", line)
+        if re.match(r"(python|torchrun|arecord) .*(\.py|-m )", line)
     ]
 
 
@@ -33,18 +32,25 @@ def test_commands_parse(command, tmp_path, monkeypatch, request):
     if "common.demo" in words:
         build_parser().parse_args(words[words.index("common.demo") + 1 :])
         return
+    if "-m" in words:
+        _, script, variant = words[words.index("-m") + 1].split(".")
+        importlib.import_module(f"variants.{script}.{variant}")
+        read_configs(script, words[words.index("-m") + 2 :], variant)
+        return
     name, arguments = next((w[:-3], words[i + 1 :]) for i, w in enumerate(words) if w.endswith(".py"))
-    script = importlib.import_module(name)
-    configs = parse(script.Config, script.PRESETS, script.__doc__, [])
-    config = parse(script.Config, script.PRESETS, script.__doc__, ["--method", configs[0].method])[0]
+    if name in ("evaluate", "transcribe"):
+        importlib.import_module(name).read_command_line(arguments)
+        return
+    configs = read_configs(name, [])
+    config = read_configs(name, ["--method", configs[0].method])[0]
     run = Path(arguments[arguments.index("--checkpoint") + 1] if "--checkpoint" in arguments else config.out)
     run.mkdir(parents=True)  # the run that --checkpoint or --resume speaks of
-    (run / "config.json").write_text(json.dumps({"config": config_as_dict(config)}))
+    (run / "config.json").write_text(json.dumps(config.stored()))
     if arguments == ["--help"]:
         with pytest.raises(SystemExit, match="0"):
-            parse(script.Config, script.PRESETS, script.__doc__, arguments)
+            read_configs(name, arguments)
         return
-    parse(script.Config, script.PRESETS, script.__doc__, arguments)
+    read_configs(name, arguments)
     if "--preset smoke" in command:
         (tmp_path / "data").symlink_to(request.getfixturevalue("root"))
         code, out, error = run_script(*arguments, script=f"{name}.py", cwd=tmp_path)
@@ -54,10 +60,10 @@ def test_commands_parse(command, tmp_path, monkeypatch, request):
         assert all(result["script"] == name and result["wer"]["test-clean"] < 100 for result in results)
 
 
-def test_the_readme_scores_what_the_first_command_wrote():
-    folders = set(re.findall(r"--checkpoint (\S+)", (REPOSITORY / "README.md").read_text()))
-    scripts = [importlib.import_module(name) for name in SCRIPTS]
-    written = {c.out for script in scripts for c in parse(script.Config, script.PRESETS, script.__doc__, [])}
+def test_the_readme_scores_what_the_first_commands_wrote():
+    text = (REPOSITORY / "README.md").read_text()
+    folders = set(re.findall(r"(?:evaluate|transcribe)\.py (\S+)", text)) - {"RUN"}
+    written = {config.out for name in PROGRAMS if name in SCRIPTS for config in read_configs(name, [])}
     assert folders and folders <= written
 
 

@@ -19,16 +19,7 @@ from common.features import SAMPLE_RATE, LogMel
 from common.flags import UserError
 from common.place import Place
 from common.running.decoding import batch_of
-from common.streaming import (
-    Screen,
-    Stream,
-    StreamingEncoder,
-    WordPart,
-    greedy_words,
-    portions,
-    settled_part,
-    stream_words,
-)
+from common.streaming import Screen, Stream, StreamingEncoder, WordPart, greedy_words, portions, settled_part, stream_words
 from common.text import SentencePiece
 from streaming_aux_kd import Config, Recogniser
 

@@ -7,17 +7,7 @@ import random
 import pytest
 
 from common.flags import UserError
-from common.text import (
-    Characters,
-    Pieces,
-    SentencePiece,
-    WordPiece,
-    load_tokenizer,
-    normalise,
-    printable,
-    read_lines,
-    read_text,
-)
+from common.text import Characters, Pieces, SentencePiece, WordPiece, load_tokenizer, normalise, printable, read_lines, read_text
 
 BERT = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "'"]
 BERT += ["the", "knight", "##s", "don", "t", "boys", "##ng"]

@@ -13,16 +13,7 @@ from torch import nn
 from common import published, weights
 from common.flags import UserError
 from common.pretrained import load_causal, mark_supplied
-from common.weights import (
-    average_of,
-    digest_of_weights,
-    kept_digest_of_weights,
-    load_own_state,
-    load_weights,
-    own_state,
-    save_weights,
-    weight_files,
-)
+from common.weights import average_of, digest_of_weights, kept_digest_of_weights, load_own_state, load_weights, own_state, save_weights, weight_files
 
 
 def saved(folder, family="llama"):

@@ -30,14 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import (
-    AutoModelForCausalLM,
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PretrainedConfig,
-)
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PretrainedConfig
 
 from common.place import quiet_bars
 from common.schedules import one_cycle
