@@ -2,11 +2,11 @@
 
 Run
 ---
-    python evaluate.py RUN                             as at the end of its training
-    python evaluate.py RUN RUN                         side by side
+    python evaluate.py RUN                              as at the end of its training
+    python evaluate.py RUN RUN                          side by side
     python evaluate.py RUN --data librispeech --root ~/corpora
-    python evaluate.py RUN --decode beam --lm demo/lm  with a language model
-    python evaluate.py RUN --summary                   parameters by part
+    python evaluate.py RUN --decode beam --lm demo/lm   with a language model
+    python evaluate.py RUN --summary                    parameters by part
 
 RUN is the folder of a finished run of any script. Scores, result.json and the
 hypotheses go to RUN/score-<data>, or to --out. Several values of --lm-weight and

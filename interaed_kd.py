@@ -66,9 +66,9 @@ code points to the line `taps` here:
 
 Run
 ---
-    python interaed_kd.py                           demo, 7 minutes: ctc 18 % WER, then
-                                                    interaed_kd 16 % (why: RESULTS.md)
-    python interaed_kd.py --method aed_kd --seed 2  another row of METHODS
+    python interaed_kd.py                            demo, 7 minutes: ctc 18 % WER, then
+                                                     interaed_kd 16 % (why: RESULTS.md)
+    python interaed_kd.py --method aed_kd --seed 2   another row of METHODS
     python interaed_kd.py --data librispeech --root ~/corpora --hours 100
 """
 

@@ -39,9 +39,9 @@ class Config(RunConfig):
 class Echo(nn.Module):
     """Hears a word per stretch of constant loudness, in blocks of 0.1 s. A low bonus makes it miss the last word."""
 
-    def __init__(self, has_times: bool = True, lm=lambda *_: object(), own=Search()):
+    def __init__(self, has_times: bool = True, lm=lambda *_: object(), own: Search | None = None):
         super().__init__()
-        self.decodes = decoding.Decoding(("greedy", "beam"), lm, own)
+        self.decodes = decoding.Decoding(("greedy", "beam"), lm, own or Search())
         self.weight, self.has_times, self.tokenizer = nn.Parameter(torch.ones(3)), has_times, "its tokenizer"
 
     def transcribe(self, batch, place, beam=None, lm=None, lm_weight=0.0, bonus=1.0):
