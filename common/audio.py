@@ -1,10 +1,11 @@
-"""Audio files to waves: which files are read, which of their samples, which channels, any rate.
+"""Audio files to waves: which files are read, which of their samples, which channels,
+any rate.
 
     file --containers.parts_of--> recordings --soundfile--> blocks (n, channels)
          --mix--> (samples,) --resample--> (samples,) float32 in [-1, 1] at 16 kHz
 
-A file is read whole and right, or refused with a sentence: AudioError. A segment has the samples
-that it has in the whole file.
+A file is read whole and right, or refused with a sentence: AudioError. A segment has
+the samples that it has in the whole file.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ UNTOLD = "it does not say how long it is: write it anew, or give its duration in
 
 
 class Recording:
-    """An open audio file: one recording, or several one behind the other as if they were one.
+    """An open audio file: one recording, or several one behind the other as if they
+    were one.
 
     Its blocks can be read once. Raises AudioError where it is no file that we read.
     """
@@ -71,13 +73,15 @@ class Recording:
         self.frames = sum(file.frames for file in files)  # in samples of each channel
 
     def length(self) -> int:
-        """Samples of each channel; a FLAC file that was written into a pipe does not say."""
+        """Samples of each channel; a FLAC file that was written into a pipe does not
+        say."""
         if self.frames >= 1 << 62:
             raise AudioError(UNTOLD)
         return self.frames
 
     def blocks(self, start: int, wanted: int) -> Iterator[np.ndarray]:
-        """Yields the samples from `start` on, (n, channels) float32, `wanted` in all, or fewer."""
+        """Yields the samples from `start` on, (n, channels) float32, `wanted` in all,
+        or fewer."""
         if self.format == "FLAC" and holds_more_flac(self.descriptor):
             raise AudioError(JOINED)
         for file in self.files:
@@ -100,11 +104,12 @@ def _check(file: soundfile.SoundFile) -> None:
 
 
 def _blocks_of(file: soundfile.SoundFile, start: int, wanted: int) -> Iterator[np.ndarray]:
-    """Yields `wanted` samples of one recording from `start` on, as (n, channels) float32.
+    """Yields `wanted` samples of one recording from `start` on, as (n, channels)
+    float32.
 
-    Memory follows what is there rather than what a header claims. Raises AudioError where clearly
-    less (by 0.1 s and by 1 %) is there, or less at all of another format than MP3, whose encoders
-    may count a frame too many.
+    Memory follows what is there rather than what a header claims. Raises AudioError
+    where clearly less (by 0.1 s and by 1 %) is there, or less at all of another format
+    than MP3, whose encoders may count a frame too many.
     """
     begin = _where_decoding_begins(file, start)
     if begin:
@@ -133,8 +138,9 @@ def _blocks_of(file: soundfile.SoundFile, start: int, wanted: int) -> Iterator[n
 def _where_decoding_begins(file: soundfile.SoundFile, start: int) -> int:
     """The sample from which a file is decoded, so that those from `start` on are right.
 
-    It is 0 for formats that cannot be entered in the middle: each sample of theirs builds on the
-    one before. libsndfile says so of GSM, G721, G723 and NMS, but not of DWVW.
+    It is 0 for formats that cannot be entered in the middle: each sample of theirs
+    builds on the one before. libsndfile says so of GSM, G721, G723 and NMS, but not of
+    DWVW.
     """
     if not file.seekable() or file.subtype.startswith("DWVW"):
         return 0
@@ -152,10 +158,11 @@ _stderr_is_ours = threading.Lock()
 
 @contextmanager
 def _silent(noisy: bool) -> Iterator[None]:
-    """Inside, what a noisy decoder writes to the terminal is lost, as is what Python writes.
+    """Inside, what a noisy decoder writes to the terminal is lost, as is what Python
+    writes.
 
-    libmpg123 has its own words about damaged frames, and after a seek about sound ones. It writes
-    them to file descriptor 2, and soundfile cannot tell it to be quiet.
+    libmpg123 has its own words about damaged frames, and after a seek about sound ones.
+    It writes them to file descriptor 2, and soundfile cannot tell it to be quiet.
     """
     if not noisy:
         yield
@@ -178,8 +185,8 @@ def _silent(noisy: bool) -> Iterator[None]:
 def open_audio(path: str | Path) -> Iterator[Recording]:
     """An audio file whose header has been checked.
 
-    Raises AudioError, also where reading fails inside the block. Only regular files are opened:
-    a pipe or a device may never answer.
+    Raises AudioError, also where reading fails inside the block. Only regular files are
+    opened: a pipe or a device may never answer.
     """
     try:
         status = os.stat(path)
@@ -223,10 +230,11 @@ def _open_parts(descriptor: int, stack: ExitStack) -> list[soundfile.SoundFile]:
 
 
 def _is_cut_off(file: soundfile.SoundFile, descriptor: int) -> bool:
-    """Whether a file ends sooner than it says; FLAC and MP3 show that only when they are read.
+    """Whether a file ends sooner than it says; FLAC and MP3 show that only when they
+    are read.
 
-    libsndfile reads such a file as if it were whole, and notes in its log which chunk claims more
-    bytes than there are.
+    libsndfile reads such a file as if it were whole, and notes in its log which chunk
+    claims more bytes than there are.
     """
     if file.format == "NIST":
         claimed = re.search(rb"sample_count -i (\d+)", os.pread(descriptor, 1024, 0))
@@ -252,9 +260,9 @@ def read_audio(
 
     It reads WAV, FLAC, OGG, MP3 and the other FORMATS at any rate from 1 to 768 kHz. A
     named channel (0, 1, …) is read alone. Without one the channels are averaged, unless
-    they cancel each other: then the loudest is read alone, and `say` gets a sentence about
-    it. Returns (samples,) float32. Raises AudioError, also where the file holds clearly
-    less (by 0.1 s and by 1 %) than `duration`, or samples that are not finite.
+    they cancel each other: then the loudest is read alone, and `say` gets a sentence
+    about it. Returns (samples,) float32. Raises AudioError, also where the file holds
+    clearly less (by 0.1 s and by 1 %) than `duration`, or samples that are not finite.
     """
     mono, rate, loudest = _read(path, offset, duration, channel)
     if loudest is not None:
@@ -270,7 +278,8 @@ def _read(
     duration: float | None,
     channel: int | None,
 ) -> tuple[np.ndarray, int, int | None]:
-    """See `read_audio`. Returns samples at the file's rate, the rate, and `mix`'s channel."""
+    """See `read_audio`. Returns samples at the file's rate, the rate, and `mix`'s
+    channel."""
     with open_audio(path) as recording:
         rate = recording.rate
         if not 0 <= offset < math.inf or not (duration is None or 0 < duration < math.inf):
@@ -299,7 +308,8 @@ def mix(
     channels: int,
     channel: int | None,
 ) -> tuple[np.ndarray, int | None]:
-    """The mean of the channels of some blocks (n, channels), or one channel: (samples,) float32.
+    """The mean of the channels of some blocks (n, channels), or one channel: (samples,)
+    float32.
 
     The second answer is the loudest channel where the channels cancel each other in the
     mean, else None.
@@ -321,13 +331,15 @@ def mix(
 
 
 def _sums(block: np.ndarray) -> np.ndarray:
-    """The sums of the samples (n, channels) and of their squares: (2, channels) in double precision."""
+    """The sums of the samples (n, channels) and of their squares: (2, channels) in
+    double precision."""
     squares = np.einsum("nc,nc->c", block, block, dtype=np.float64)
     return np.stack([block.sum(axis=0, dtype=np.float64), squares])
 
 
 def _power(sums: np.ndarray, samples: int) -> np.ndarray:
-    """The variance of each channel (channels,), to which a constant offset adds nothing."""
+    """The variance of each channel (channels,), to which a constant offset adds
+    nothing."""
     mean, square = sums / max(1, samples)
     return square - mean**2
 
@@ -335,13 +347,20 @@ def _power(sums: np.ndarray, samples: int) -> np.ndarray:
 def resample(wave: Tensor, rate: int) -> Tensor:
     """(samples,) at `rate` Hz to 16 kHz; the pitch is exact at every rate.
 
-    torchaudio's filters have as many taps and phases as both rates have left after division by their common factor:
-    2 for 8 kHz, 441 for 44.1 kHz, but 47,999 for 47,999 Hz. Rates beyond 2,000 are resampled by FFT, in stretches of 8
-    seconds with a second before and behind, because whole seconds have whole numbers of samples at both rates.
+    torchaudio's filters have as many taps and phases as both rates have left after
+    division by their common factor: 2 for 8 kHz, 441 for 44.1 kHz, but 47,999 for
+    47,999 Hz. Rates beyond 2,000 are resampled by FFT, in stretches of 8 seconds with a
+    second before and behind, because whole seconds have whole numbers of samples at
+    both rates.
     """
     if max(rate, SAMPLE_RATE) // math.gcd(rate, SAMPLE_RATE) <= 2000:
         return AF.resample(wave, rate, SAMPLE_RATE)
-    stretches = nn.functional.pad(wave, (rate, 9 * rate)).unfold(0, 10 * rate, 8 * rate)  # (n, 10 s)
+    stretches = nn.functional.pad(wave, (rate, 9 * rate)).unfold(
+        0, 10 * rate, 8 * rate
+    )  # (n, 10 s)
     spectra = (torch.fft.rfft(stretch) for stretch in stretches)
-    waves = [torch.fft.irfft(spectrum, 10 * SAMPLE_RATE)[SAMPLE_RATE:-SAMPLE_RATE] for spectrum in spectra]
+    waves = [
+        torch.fft.irfft(spectrum, 10 * SAMPLE_RATE)[SAMPLE_RATE:-SAMPLE_RATE]
+        for spectrum in spectra
+    ]
     return torch.cat(waves)[: math.ceil(len(wave) * SAMPLE_RATE / rate)] * (SAMPLE_RATE / rate)

@@ -1,10 +1,13 @@
-"""What the bytes of an audio file say: where its recordings begin and end, and whether it is whole.
+"""What the bytes of an audio file say: where its recordings begin and end, and whether
+it is whole.
 
-    open file --parts_of--> (Part, ...) --Window--> what libsndfile decodes as files of their own
+    open file --parts_of--> (Part, ...) --Window--> what libsndfile decodes as files of
+    their own
 
-libsndfile decodes audio, but it reads the first recording of a file alone, and it believes every
-length in a header. This module looks for more recordings behind the first one (chained Ogg, joined
-MP3), for lengths that were never written, and for an end that is missing. It decodes nothing.
+libsndfile decodes audio, but it reads the first recording of a file alone, and it
+believes every length in a header. This module looks for more recordings behind the
+first one (chained Ogg, joined MP3), for lengths that were never written, and for an end
+that is missing. It decodes nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ class AudioError(UserError):
 
 
 class Part(NamedTuple):
-    """One recording in a file: a decoder is to see `head`, then the file's bytes start to end."""
+    """One recording in a file: a decoder is to see `head`, then the file's bytes start
+    to end."""
 
     start: int
     end: int
@@ -74,10 +78,12 @@ class Window:
 
 
 def parts_of(descriptor: int) -> tuple[Part, ...]:
-    """The recordings of an open file, or () where libsndfile reads the file right as it is.
+    """The recordings of an open file, or () where libsndfile reads the file right as it
+    is.
 
-    Raises AudioError where an Ogg file is cut off, or where recordings follow the first one that
-    no decoder here can read. FLAC is not looked through: see `holds_more_flac`.
+    Raises AudioError where an Ogg file is cut off, or where recordings follow the first
+    one that no decoder here can read. FLAC is not looked through: see
+    `holds_more_flac`.
     """
     beginning = os.pread(descriptor, 12, 0)
     if beginning.startswith(b"OggS"):
@@ -99,7 +105,8 @@ _known: dict[tuple, object] = {}  # (function, device, inode, size, time of chan
 
 
 def _remembered(function: Callable, descriptor: int):
-    """What the function says of an open file, computed once while the file stays the same."""
+    """What the function says of an open file, computed once while the file stays the
+    same."""
     status = os.fstat(descriptor)
     key = function, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
     if key not in _known:
@@ -115,9 +122,10 @@ def _remembered(function: Callable, descriptor: int):
 def ogg_parts(descriptor: int) -> tuple[Part, ...]:
     """The links of a chained Ogg file (RFC 3533), or () where there is only one.
 
-    A page has 27 bytes, of which byte 5 holds flags (2: it begins a stream, 4: it ends one) and
-    byte 26 counts the sizes of its segments, which follow. A link begins with one page or more of
-    flag 2. Raises AudioError where the last page of a link is missing, or cut.
+    A page has 27 bytes, of which byte 5 holds flags (2: it begins a stream, 4: it ends
+    one) and byte 26 counts the sizes of its segments, which follow. A link begins with
+    one page or more of flag 2. Raises AudioError where the last page of a link is
+    missing, or cut.
     """
     size = os.fstat(descriptor).st_size
     starts: list[int] = []
@@ -145,7 +153,8 @@ def ogg_parts(descriptor: int) -> tuple[Part, ...]:
 
 
 def holds_more_flac(descriptor: int) -> bool:
-    """Whether another FLAC stream follows the first one. To know that, the whole file is read."""
+    """Whether another FLAC stream follows the first one. To know that, the whole file
+    is read."""
     return _remembered(_holds_more_flac, descriptor)
 
 
@@ -154,7 +163,8 @@ def _holds_more_flac(descriptor: int) -> bool:
 
 
 def _find(descriptor: int, what: bytes | re.Pattern, position: int) -> int | None:
-    """Where the bytes, at most 16, are next found in an open file from the position on."""
+    """Where the bytes, at most 16, are next found in an open file from the position
+    on."""
     pattern = what if isinstance(what, re.Pattern) else re.compile(re.escape(what))
     size = 64  # bytes; what is wanted is often right here
     while len(block := os.pread(descriptor, size, position)) >= 4:
@@ -191,7 +201,8 @@ class Frame(NamedTuple):
 
 @lru_cache(maxsize=1 << 12)
 def mpeg_frame(header: bytes) -> Frame | None:
-    """Reads the 4 bytes with which a frame begins; None where they are no header of a frame."""
+    """Reads the 4 bytes with which a frame begins; None where they are no header of a
+    frame."""
     if len(header) < 4 or header[0] != 0xFF or header[1] < 0xE0:
         return None
     version = header[1] >> 3 & 3
@@ -214,15 +225,17 @@ def mpeg_frame(header: bytes) -> Frame | None:
 
 
 def looks_like_mpeg(beginning: bytes) -> bool:
-    """Whether libsndfile may hand a file that begins so to its decoder for MPEG audio."""
+    """Whether libsndfile may hand a file that begins so to its decoder for MPEG
+    audio."""
     return beginning.startswith(b"ID3") or mpeg_frame(beginning[:4]) is not None
 
 
 def mpeg_frames(content: bytes) -> Iterator[tuple[int, Frame]]:
-    """Every whole frame in an MPEG file with its position; what lies between is passed over.
+    """Every whole frame in an MPEG file with its position; what lies between is passed
+    over.
 
-    At the beginning, after something else, and where the kind changes, a header counts if
-    another of its kind follows.
+    At the beginning, after something else, and where the kind changes, a header counts
+    if another of its kind follows.
     """
     position = 0
     kind = None
@@ -264,7 +277,8 @@ class Tag(NamedTuple):
 
 
 def mpeg_tag(content: bytes, position: int, frame: Frame) -> Tag | None:
-    """The tag in a frame, by LAME and its like (Xing, Info) or by Fraunhofer's encoders (VBRI)."""
+    """The tag in a frame, by LAME and its like (Xing, Info) or by Fraunhofer's encoders
+    (VBRI)."""
     if frame.kind[1] != 3:
         return None
     if content.startswith((b"Xing", b"Info"), position + frame.tag):
@@ -304,18 +318,21 @@ def _runs_of(content: bytes) -> list[_Run]:
 
 
 def _tag_covers_all(beginning: bytes, size: int) -> bool:
-    """Whether the tag at the beginning accounts for the whole file, so that nothing can follow."""
+    """Whether the tag at the beginning accounts for the whole file, so that nothing can
+    follow."""
     position, frame = next(mpeg_frames(beginning), (0, None))
     tag = mpeg_tag(beginning, position, frame) if frame else None
     return tag is not None and tag.frames > 0 and abs(size - position - tag.size) < 1024
 
 
 def mpeg_parts(descriptor: int) -> tuple[Part, ...]:
-    """The recordings in an MPEG file, or () where libsndfile reads the file right as it is.
+    """The recordings in an MPEG file, or () where libsndfile reads the file right as it
+    is.
 
-    A recording begins with a tag, or where the kind of frames changes, or behind as many frames
-    as the last tag announced. One that does not announce its frames gets a tag that does: without
-    it, its length is guessed from its first frame, and the rest would be lost.
+    A recording begins with a tag, or where the kind of frames changes, or behind as
+    many frames as the last tag announced. One that does not announce its frames gets a
+    tag that does: without it, its length is guessed from its first frame, and the rest
+    would be lost.
     """
     size = os.fstat(descriptor).st_size
     if _tag_covers_all(os.pread(descriptor, 1 << 12, 0), size):
@@ -334,7 +351,8 @@ def _blocks(descriptor: int, size: int) -> Iterator[bytes]:
 
 
 def _part_of(content: bytes, run: _Run, end: int) -> Part:
-    """A recording as the decoder is to see it, with a tag where it announces no frames."""
+    """A recording as the decoder is to see it, with a tag where it announces no
+    frames."""
     version, layer, _, _ = run.kind
     if run.promised or layer != 3 or run.audio is None:
         return Part(run.start, end)
@@ -388,10 +406,12 @@ def chunks(descriptor: int, position: int | None = None) -> Iterator[Chunk]:
 
 
 def finished_header(descriptor: int) -> Part | None:
-    """The whole file with the size of its audio put in, where that was never written; else None.
+    """The whole file with the size of its audio put in, where that was never written;
+    else None.
 
-    A program that is stopped, or writes into a pipe, leaves this size as it was at the start.
-    libsndfile reads such files to their end in W64, NIST, and AIFF with a 0, but not in others.
+    A program that is stopped, or writes into a pipe, leaves this size as it was at the
+    start. libsndfile reads such files to their end in W64, NIST, and AIFF with a 0, but
+    not in others.
     """
     size = os.fstat(descriptor).st_size
     beginning = os.pread(descriptor, 12, 0)
@@ -427,7 +447,8 @@ def _patched(descriptor: int, until: int, changes: dict[int, bytes]) -> Part:
 
 
 def _end_of_first(descriptor: int) -> int | None:
-    """Where the first recording of a file ends, as its header says; None where it does not say."""
+    """Where the first recording of a file ends, as its header says; None where it does
+    not say."""
     beginning = os.pread(descriptor, 1024, 0).ljust(32, b"\0")
     kind = beginning[:4]
     if kind in (b"RIFF", b"FORM"):

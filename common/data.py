@@ -1,13 +1,16 @@
-"""Utterances as batches: the plan of an epoch, and the loader that reads it: audio -> padded waves, text -> labels.
+"""Utterances as batches: the plan of an epoch, and the loader that reads it: audio ->
+padded waves, text -> labels.
 
     plan = plan_epoch(corpus.train, epoch, ...)             the micro-batches of one epoch for one rank
     loader(plan, config, tokenizer.encode, fits)            a Batch for each of them
     loader(evaluation_batches(corpus.dev, ...), config)     without labels, for scoring
 
-A plan is a function of its arguments alone, and what is drawn for an utterance (its speed) of seed, epoch and name. So
-reading ahead in other processes changes nothing, and neither does the number of ranks or a restart.
+A plan is a function of its arguments alone, and what is drawn for an utterance (its
+speed) of seed, epoch and name. So reading ahead in other processes changes nothing, and
+neither does the number of ranks or a restart.
 
-What travels to these processes holds no model: `encode` is a tokenizer's, `fits` a function of a module and numbers.
+What travels to these processes holds no model: `encode` is a tokenizer's, `fits` a
+function of a module and numbers.
 """
 
 from __future__ import annotations
@@ -28,11 +31,14 @@ from common.flags import RunConfig, UserError
 from common.place import Place, first_rank_first, note
 
 Encode = Callable[[str], list[int]]  # a tokenizer's: text -> labels
-Fits = Callable[[int, list[int], str], bool]  # a script's: are so many samples long enough for labels, and a text?
+Fits = Callable[
+    [int, list[int], str], bool
+]  # a script's: are so many samples long enough for labels, and a text?
 
 
 class MicroBatch(NamedTuple):
-    """What one forward and backward pass reads. An update consists of one or more, the same number on every rank."""
+    """What one forward and backward pass reads. An update consists of one or more, the
+    same number on every rank."""
 
     utterances: list[Utterance]  # may be empty on a rank
     epoch: int = 0
@@ -54,13 +60,16 @@ def plan_epoch(
 ) -> list[MicroBatch]:
     """The micro-batches of this rank for one epoch, a function of the arguments alone.
 
-    The corpus is shuffled, sorted by length inside pools of 50 updates or a quarter of the corpus (so that batches hold
-    little padding but differ from epoch to epoch), cut into updates of about `update_seconds`, and the updates are
-    shuffled. What an update holds does not depend on `batch_seconds` or `ranks`: those only split it into micro-batches
-    of at most `batch_seconds`, padding included, before speed perturbation. Epoch 0 goes from short to long, from which
-    CTC finds its alignments sooner (SortaGrad, Amodei et al. 2016). language_power: see `balance`; 1: every utterance
-    once. by_length False: an update is a random sample, for a model that goes on from another: where short utterances
-    differ from long ones in more than length, updates of one length each pull another way.
+    The corpus is shuffled, sorted by length inside pools of 50 updates or a quarter of
+    the corpus (so that batches hold little padding but differ from epoch to epoch), cut
+    into updates of about `update_seconds`, and the updates are shuffled. What an update
+    holds does not depend on `batch_seconds` or `ranks`: those only split it into
+    micro-batches of at most `batch_seconds`, padding included, before speed
+    perturbation. Epoch 0 goes from short to long, from which CTC finds its alignments
+    sooner (SortaGrad, Amodei et al. 2016). language_power: see `balance`; 1: every
+    utterance once. by_length False: an update is a random sample, for a model that goes
+    on from another: where short utterances differ from long ones in more than length,
+    updates of one length each pull another way.
     """
     rng = random.Random(f"{seed}-{epoch}")
     order = list(utterances) if language_power == 1 else balance(utterances, language_power, rng)
@@ -72,20 +81,29 @@ def plan_epoch(
         updates = _cut(order, update_seconds)
     else:
         pools = _cut(order, min(50 * update_seconds, sum(u.duration for u in order) / 4))
-        updates = [update for pool in pools for update in _cut(sorted(pool, key=lambda u: u.duration), update_seconds)]
+        updates = [
+            update
+            for pool in pools
+            for update in _cut(sorted(pool, key=lambda u: u.duration), update_seconds)
+        ]
         rng.shuffle(updates)
     plan = []
     for index, update in enumerate(updates):
         parts = _split(update, batch_seconds, ranks)
         mine = parts[rank::ranks]
-        plan += [MicroBatch(group, epoch, index, part, part == len(mine) - 1) for part, group in enumerate(mine)]
+        plan += [
+            MicroBatch(group, epoch, index, part, part == len(mine) - 1)
+            for part, group in enumerate(mine)
+        ]
     return plan
 
 
 def balance(utterances: list[Utterance], power: float, rng: random.Random) -> list[Utterance]:
-    """As many seconds, of which a language with S seconds has a share in proportion to S ** power (0: equal shares).
+    """As many seconds, of which a language with S seconds has a share in proportion to
+    S ** power (0: equal shares).
 
-    A language is repeated whole as often as its share allows; a random part of it makes up the rest.
+    A language is repeated whole as often as its share allows; a random part of it makes
+    up the rest.
     """
     by_language: dict[str, list[Utterance]] = {}
     for utterance in utterances:
@@ -120,7 +138,8 @@ def _cut(utterances: list[Utterance], seconds: float) -> list[list[Utterance]]:
 
 
 def _split(update: list[Utterance], batch_seconds: float, ranks: int) -> list[list[Utterance]]:
-    """A multiple of `ranks` groups of at most `batch_seconds` each, padding included; an utterance is never cut."""
+    """A multiple of `ranks` groups of at most `batch_seconds` each, padding included;
+    an utterance is never cut."""
     update = sorted(update, key=lambda u: u.duration)
     n = len(update)
     for parts in range(ranks, max(n, 1) + ranks, ranks):
@@ -143,7 +162,8 @@ def evaluation_batches(
 
 
 class Batch(NamedTuple):
-    """What one forward pass reads; may be empty: what cannot be read, or does not fit its labels, is dropped."""
+    """What one forward pass reads; may be empty: what cannot be read, or does not fit
+    its labels, is dropped."""
 
     waves: Tensor  # (B, N) zero-padded, 16 kHz
     samples: Tensor  # (B,)
@@ -153,36 +173,55 @@ class Batch(NamedTuple):
     bad: dict[str, str]  # utterance -> why its audio could not be read
     infeasible: int  # utterances too short for their labels
     plan: MicroBatch
-    cancelling: dict[str, str] = {}  # utterance -> which channel was read, for together they cancel out
+    cancelling: dict[
+        str, str
+    ] = {}  # utterance -> which channel was read, for together they cancel out
 
     def to(self, device: torch.device) -> Batch:
-        return self._replace(**{name: getattr(self, name).to(device, non_blocking=True) for name in self._fields[:4]})
+        return self._replace(
+            **{name: getattr(self, name).to(device, non_blocking=True) for name in self._fields[:4]}
+        )
 
 
 def make_batch(waves: list[Tensor], labels: list[list[int]], *rest) -> Batch:
-    """waves: (samples,) each; labels of each; rest: utterances, bad, infeasible, plan, cancelling."""
+    """waves: (samples,) each; labels of each; rest: utterances, bad, infeasible, plan,
+    cancelling."""
     targets = [torch.tensor(x, dtype=torch.long) for x in labels]
     sizes = torch.tensor([len(x) for x in waves]), torch.tensor([len(x) for x in targets])
     if not waves:
-        return Batch(torch.zeros(0, 0), sizes[0], torch.zeros(0, 0, dtype=torch.long), sizes[1], *rest)
+        return Batch(
+            torch.zeros(0, 0), sizes[0], torch.zeros(0, 0, dtype=torch.long), sizes[1], *rest
+        )
     pad = nn.utils.rnn.pad_sequence
-    return Batch(pad(waves, batch_first=True), sizes[0], pad(targets, batch_first=True), sizes[1], *rest)
+    return Batch(
+        pad(waves, batch_first=True), sizes[0], pad(targets, batch_first=True), sizes[1], *rest
+    )
 
 
 def read_corpus(config: RunConfig, place: Place) -> Corpus:
     """What --data names; the first rank may download or build it. Raises UserError."""
     with first_rank_first(place):
         return load_corpus(
-            config.data, config.root, config.hours, config.download, config.seed,
-            scoring=config.checkpoint is not None, languages=config.languages,
-        )  # fmt: skip
+            config.data,
+            config.root,
+            config.hours,
+            config.download,
+            config.seed,
+            scoring=config.checkpoint is not None,
+            languages=config.languages,
+        )
 
 
 class _Reader(Dataset):
     """Reads micro-batches; in the worker processes where there are some."""
 
     def __init__(
-        self, plan: list[MicroBatch], config: RunConfig, encode: Encode | None, fits: Fits | None, known_bad: set[str]
+        self,
+        plan: list[MicroBatch],
+        config: RunConfig,
+        encode: Encode | None,
+        fits: Fits | None,
+        known_bad: set[str],
     ):
         self.plan, self.encode, self.fits, self.known_bad = plan, encode, fits, known_bad
         self.seed, self.speeds = config.seed, config.augmentation.speeds if encode else ()
@@ -224,7 +263,8 @@ _said: set[str] = set()  # by this process
 
 
 def say_once(remarks: Iterable[str]) -> None:
-    """Says each remark on stderr, the first time that it comes: about a file, not each of its segments."""
+    """Says each remark on stderr, the first time that it comes: about a file, not each
+    of its segments."""
     for remark in remarks:
         if remark not in _said:
             _said.add(remark)
@@ -232,34 +272,48 @@ def say_once(remarks: Iterable[str]) -> None:
 
 
 def loader(
-    plan: list[MicroBatch], config: RunConfig, encode: Encode | None = None, fits: Fits | None = None, known_bad=()
+    plan: list[MicroBatch],
+    config: RunConfig,
+    encode: Encode | None = None,
+    fits: Fits | None = None,
+    known_bad=(),
 ) -> DataLoader:
-    """A Batch for every micro-batch of the plan, in its order, read by config.workers processes.
+    """A Batch for every micro-batch of the plan, in its order, read by config.workers
+    processes.
 
-    With `encode` the batches have labels, utterances pass speed perturbation, and those that do not fit are left out
-    and counted; without it they are for scoring. known_bad: utterances not to try again.
+    With `encode` the batches have labels, utterances pass speed perturbation, and those
+    that do not fit are left out and counted; without it they are for scoring.
+    known_bad: utterances not to try again.
     """
     workers = min(config.workers, len(plan), len(os.sched_getaffinity(0)))
     return DataLoader(
-        _Reader(plan, config, encode, fits, set(known_bad)), batch_size=None, num_workers=workers,
-        timeout=600 if workers else 0,  # seconds: where shared memory is too small, a reader waits for ever
-        worker_init_fn=_ignore_signals, pin_memory=torch.cuda.is_available() and config.device != "cpu",
-    )  # fmt: skip
+        _Reader(plan, config, encode, fits, set(known_bad)),
+        batch_size=None,
+        num_workers=workers,
+        timeout=600
+        if workers
+        else 0,  # seconds: where shared memory is too small, a reader waits for ever
+        worker_init_fn=_ignore_signals,
+        pin_memory=torch.cuda.is_available() and config.device != "cpu",
+    )
 
 
 def _ignore_signals(worker: int) -> None:
-    """Whoever stops a whole process group means the training process, which then ends its workers."""
+    """Whoever stops a whole process group means the training process, which then ends
+    its workers."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def read_one(utterance: Utterance, config: RunConfig) -> Batch:
-    """A batch of one utterance as it is, without labels; of none, where it cannot be read."""
+    """A batch of one utterance as it is, without labels; of none, where it cannot be
+    read."""
     return _Reader([MicroBatch([utterance])], config, None, None, set())[0]
 
 
 def first_readable(utterances: Iterable[Utterance], config: RunConfig) -> Batch:
-    """A batch of the first utterance that can be read and is at most --cut-seconds long: what figures show.
+    """A batch of the first utterance that can be read and is at most --cut-seconds
+    long: what figures show.
 
     Raises UserError where there is none.
     """
@@ -271,8 +325,11 @@ def first_readable(utterances: Iterable[Utterance], config: RunConfig) -> Batch:
     raise UserError("no utterance that it could show is short enough and can be read")
 
 
-def sample_waves(utterances: list[Utterance], config: RunConfig, count: int = 500) -> Iterator[Tensor]:
-    """Waves (samples,) of so many utterances drawn from the seed, to take the features' mean and variance from."""
+def sample_waves(
+    utterances: list[Utterance], config: RunConfig, count: int = 500
+) -> Iterator[Tensor]:
+    """Waves (samples,) of so many utterances drawn from the seed, to take the features'
+    mean and variance from."""
     sample = random.Random(config.seed).sample(utterances, min(count, len(utterances)))
     for batch in loader([MicroBatch([utterance]) for utterance in sample], config):
         yield from batch.waves

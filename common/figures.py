@@ -1,4 +1,5 @@
-"""Figures of a run, drawn from what the run wrote. matplotlib is imported here only, and needs no screen.
+"""Figures of a run, drawn from what the run wrote. matplotlib is imported here only,
+and needs no screen.
 
 figures.draw(folder, {"lattice.png": partial(...), ...})      # after the results
 """
@@ -25,11 +26,13 @@ Drawings = dict[str, Callable[[], object]]  # {file: a function that draws it}
 
 
 def draw(folder: str | Path, drawings: Drawings) -> None:
-    """Draws loss.png of the run in `folder`, and then each of `drawings`: {file: a function that draws it}.
+    """Draws loss.png of the run in `folder`, and then each of `drawings`: {file: a
+    function that draws it}.
 
-    A script calls this when its results are written, since a figure may fail in many ways:
-    no clip can be read, no memory is left, matplotlib is broken. What could not be drawn is
-    said in one sentence, the other figures follow, and the run ends as it would without.
+    A script calls this when its results are written, since a figure may fail in many
+    ways: no clip can be read, no memory is left, matplotlib is broken. What could not
+    be drawn is said in one sentence, the other figures follow, and the run ends as it
+    would without.
     """
     loss = {"loss.png": functools.partial(loss_curve, Path(folder))}
     for name, function in (loss | drawings).items():
@@ -48,7 +51,9 @@ def _set_up() -> None:
 
     # matplotlib's own font has no Chinese, Japanese or Korean: for what it lacks, fonts of the system that may have it.
     names = {font.name for font in fontManager.ttflist}
-    fallbacks = sorted(name for name in names if re.search("CJK|Gothic|Hiragino|PingFang|Nanum", name))
+    fallbacks = sorted(
+        name for name in names if re.search("CJK|Gothic|Hiragino|PingFang|Nanum", name)
+    )
     matplotlib.rcParams["font.family"] = ["DejaVu Sans", *fallbacks]
     matplotlib.rcParams["text.parse_math"] = False  # a $ in a transcript or a folder's name is a $
 
@@ -68,9 +73,12 @@ def _save(figure: Figure, path: str | Path) -> None:
 
 
 def loss_curve(folder: Path) -> None:
-    """FOLDER/loss.png: the loss per update (thin) with its running mean (thick), and the dev error on a second axis."""
+    """FOLDER/loss.png: the loss per update (thin) with its running mean (thick), and
+    the dev error on a second axis."""
     log = read_log(folder)
-    steps, losses = zip(*((entry["step"], entry["loss"]) for entry in log if "loss" in entry), strict=True)
+    steps, losses = zip(
+        *((entry["step"], entry["loss"]) for entry in log if "loss" in entry), strict=True
+    )
     dev = [(entry["step"], entry["dev"]) for entry in log if "dev" in entry]
     figure = _figure(figsize=(7, 3.5))
     axis = figure.subplots()
@@ -89,14 +97,24 @@ def loss_curve(folder: Path) -> None:
 
 
 def posteriors(
-    path: str | Path, probabilities: np.ndarray, names: list[str], seconds_per_frame: float, title: str
+    path: str | Path,
+    probabilities: np.ndarray,
+    names: list[str],
+    seconds_per_frame: float,
+    title: str,
 ) -> None:
-    """probabilities (T, N) of N labels over time, one row per label in the order given."""
+    """probabilities (T, N) of N labels over time, one row per label in the order
+    given."""
     figure = _figure(figsize=(8, 0.8 + 0.24 * len(names)))
     axis = figure.subplots()
     T, N = probabilities.shape
     image = axis.imshow(
-        probabilities.T, aspect="auto", cmap="magma_r", vmin=0, vmax=1, extent=(0, T * seconds_per_frame, N - 0.5, -0.5)
+        probabilities.T,
+        aspect="auto",
+        cmap="magma_r",
+        vmin=0,
+        vmax=1,
+        extent=(0, T * seconds_per_frame, N - 0.5, -0.5),
     )
     axis.set(xlabel="seconds", yticks=range(N), yticklabels=names, title=title)
     axis.tick_params(axis="y", labelsize=8)
@@ -105,11 +123,14 @@ def posteriors(
 
 
 def log_curves(path: Path, key: str, y: str) -> None:
-    """A smoothed line for every number that the log beside `path` has under `key`: {"kd": {"layer 4": 2.0}} or 2.0."""
+    """A smoothed line for every number that the log beside `path` has under `key`:
+    {"kd": {"layer 4": 2.0}} or 2.0."""
     series: dict[str, list[tuple[int, float]]] = {}
     for entry in read_log(path.parent):
         found = entry.get(key, {})
-        for name, value in found.items() if isinstance(found, dict) else [(key.replace("_", " "), found)]:
+        for name, value in (
+            found.items() if isinstance(found, dict) else [(key.replace("_", " "), found)]
+        ):
             series.setdefault(name, []).append((entry["step"], value))
     figure = _figure(figsize=(7, 3.5))
     axis = figure.subplots()
@@ -124,37 +145,59 @@ def log_curves(path: Path, key: str, y: str) -> None:
 
 
 def matrices(path: Path, panels: dict[str, np.ndarray], x: str, y: str) -> None:
-    """Matrices (rows, columns) beside each other, rows from top to bottom, all in one scale."""
+    """Matrices (rows, columns) beside each other, rows from top to bottom, all in one
+    scale."""
     figure = _figure(figsize=(3.6 * len(panels), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=len({len(m) for m in panels.values()}) == 1)[0]
+    axes = figure.subplots(
+        1, len(panels), squeeze=False, sharey=len({len(m) for m in panels.values()}) == 1
+    )[0]
     low, high = min(np.min(m) for m in panels.values()), max(np.max(m) for m in panels.values())
     for axis, (name, matrix) in zip(axes, panels.items(), strict=True):
-        axis.imshow(matrix, aspect="auto", cmap="magma_r", vmin=low, vmax=high, interpolation="nearest")
+        axis.imshow(
+            matrix, aspect="auto", cmap="magma_r", vmin=low, vmax=high, interpolation="nearest"
+        )
         axis.set(title=name, xlabel=x)
     axes[0].set_ylabel(y)
     _save(figure, path)
 
 
-def bars(path: str | Path, names: list[str], series: dict[str, list[float]], label: str, title: str) -> None:
-    """One group of bars per name, from top to bottom, one colour per series: {what it is: a value per name}."""
+def bars(
+    path: str | Path, names: list[str], series: dict[str, list[float]], label: str, title: str
+) -> None:
+    """One group of bars per name, from top to bottom, one colour per series: {what it
+    is: a value per name}."""
     figure = _figure(figsize=(7, 1 + max(0.3, 0.12 * len(series)) * len(names)))
     axis = figure.subplots()
     height = 0.8 / len(series)
     for i, (what, values) in enumerate(series.items()):
-        axis.barh(np.arange(len(names)) + (i - (len(series) - 1) / 2) * height, values, height, label=what)
-    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6), xlabel=label, title=title)
+        axis.barh(
+            np.arange(len(names)) + (i - (len(series) - 1) / 2) * height, values, height, label=what
+        )
+    axis.set(
+        yticks=range(len(names)),
+        yticklabels=names,
+        ylim=(len(names) - 0.4, -0.6),
+        xlabel=label,
+        title=title,
+    )
     if len(series) > 1:
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)  # beside the bars
     _save(figure, path)
 
 
-def expectations(path: Path, title: str, pieces: list[str], teacher: Tensor, decoder: Tensor, some: int = 12) -> None:
-    """What BERT and the decoder expect at one place: probabilities (V,) of both, of the `some` likeliest pieces of each.
+def expectations(
+    path: Path, title: str, pieces: list[str], teacher: Tensor, decoder: Tensor, some: int = 12
+) -> None:
+    """What BERT and the decoder expect at one place: probabilities (V,) of both, of the
+    `some` likeliest pieces of each.
 
     pieces: of labels 1 to V - 1; label 0 is <eos>.
     """
     likely = {*teacher.topk(some).indices.tolist(), *decoder.topk(some).indices.tolist()}
     shown = sorted(likely, key=lambda label: -teacher[label])
     names = [pieces[label - 1] if label else "<eos>" for label in shown]
-    series = {"BERT's soft label": teacher[shown].tolist(), "decoder at the last layer": decoder[shown].tolist()}
+    series = {
+        "BERT's soft label": teacher[shown].tolist(),
+        "decoder at the last layer": decoder[shown].tolist(),
+    }
     bars(path, names, series, "probability", title)

@@ -1,7 +1,8 @@
 """Word and character error rates, and homophone errors.
 
-Both sides of every comparison pass the normaliser `basic` (common/text.py) and lose the joiners that it keeps, which
-nobody hears. Rates are in per cent. `twins` is {word: its homophone}, both ways.
+Both sides of every comparison pass the normaliser `basic` (common/text.py) and lose the
+joiners that it keeps, which nobody hears. Rates are in per cent. `twins` is {word: its
+homophone}, both ways.
 """
 
 from __future__ import annotations
@@ -28,12 +29,23 @@ def comparable(text: str) -> str:
 
 # How long words are on average, in characters, at most [choice]: in scripts that put no spaces between words, where a
 # transcript may be cut into words all the same, and in all others. A script is the first word of its characters' names.
-LONGEST_MEAN_WORD = {"CJK": 3, "HIRAGANA": 3, "KATAKANA": 3, "THAI": 6, "LAO": 6, "KHMER": 6, "MYANMAR": 6}
-LONGEST_MEAN_WORD_ELSEWHERE = 15  # Greenlandic has the longest words that we know of, of 12 to 14 letters
+LONGEST_MEAN_WORD = {
+    "CJK": 3,
+    "HIRAGANA": 3,
+    "KATAKANA": 3,
+    "THAI": 6,
+    "LAO": 6,
+    "KHMER": 6,
+    "MYANMAR": 6,
+}
+LONGEST_MEAN_WORD_ELSEWHERE = (
+    15  # Greenlandic has the longest words that we know of, of 12 to 14 letters
+)
 
 
 class ErrorRate(NamedTuple):
-    """Counts over a test set; `rate` is (substitutions + deletions + insertions) / words in the references."""
+    """Counts over a test set; `rate` is (substitutions + deletions + insertions) /
+    words in the references."""
 
     substitutions: int
     deletions: int
@@ -46,7 +58,8 @@ class ErrorRate(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """In per cent; a test set without words gives 0 if nothing was recognised, else 100."""
+        """In per cent; a test set without words gives 0 if nothing was recognised, else
+        100."""
         return 100 * self.errors / self.words if self.words else 100.0 * (self.errors > 0)
 
 
@@ -57,11 +70,17 @@ def _count(references: Iterable[str], hypotheses: Iterable[str]) -> ErrorRate:
     return ErrorRate(found.substitutions, found.deletions, found.insertions, words)
 
 
-def word_errors(references: Iterable[str], hypotheses: Iterable[str], twins: Mapping[str, str] = {}) -> ErrorRate:
-    """With `twins`, a word and its homophone count as the same: what is left are the errors one can hear."""
+def word_errors(
+    references: Iterable[str], hypotheses: Iterable[str], twins: Mapping[str, str] = {}
+) -> ErrorRate:
+    """With `twins`, a word and its homophone count as the same: what is left are the
+    errors one can hear."""
 
     def prepared(texts):
-        return (" ".join(min(word, twins.get(word, word)) for word in comparable(text).split()) for text in texts)
+        return (
+            " ".join(min(word, twins.get(word, word)) for word in comparable(text).split())
+            for text in texts
+        )
 
     return _count(prepared(references), prepared(hypotheses))
 
@@ -76,7 +95,8 @@ def character_errors(references: Iterable[str], hypotheses: Iterable[str]) -> Er
 
 
 def longest_mean_word(character: str) -> int:
-    """The length, in characters, that words with this character have at most on average."""
+    """The length, in characters, that words with this character have at most on
+    average."""
     script = re.split("[ -]", unicodedata.name(character, ""))[0]
     return LONGEST_MEAN_WORD.get(script, LONGEST_MEAN_WORD_ELSEWHERE)
 
@@ -93,7 +113,8 @@ def written_without_spaces(texts: Iterable[str]) -> bool:
     can be. That is more than 3 characters where all letters are Chinese or Japanese, 6
     where they are Thai, Lao, Khmer or Burmese, and 15 elsewhere; of mixed letters, the
     mean of these numbers. So Japanese that was cut into words counts as written with
-    spaces, and a pause here and there does not make words. Texts without letters do, too.
+    spaces, and a pause here and there does not make words. Texts without letters do,
+    too.
     """
     words = [word for text in texts for word in normalise(text).split()]
     characters = Counter("".join(words))
@@ -104,15 +125,24 @@ def written_without_spaces(texts: Iterable[str]) -> bool:
     return characters.total() / len(words) > total / sum(letters.values())
 
 
-def _align(references: Iterable[str], hypotheses: Iterable[str]) -> Iterator[list[tuple[str, list[str], list[str]]]]:
-    """Of every pair [(equal | substitute | delete | insert, reference words, hypothesis words), …], minimal."""
-    found = jiwer.process_words([comparable(text) for text in references], [comparable(text) for text in hypotheses])
+def _align(
+    references: Iterable[str], hypotheses: Iterable[str]
+) -> Iterator[list[tuple[str, list[str], list[str]]]]:
+    """Of every pair [(equal | substitute | delete | insert, reference words, hypothesis
+    words), …], minimal."""
+    found = jiwer.process_words(
+        [comparable(text) for text in references], [comparable(text) for text in hypotheses]
+    )
     for chunks, ref, hyp in zip(found.alignments, found.references, found.hypotheses, strict=True):
-        yield [(c.type, ref[c.ref_start_idx : c.ref_end_idx], hyp[c.hyp_start_idx : c.hyp_end_idx]) for c in chunks]
+        yield [
+            (c.type, ref[c.ref_start_idx : c.ref_end_idx], hyp[c.hyp_start_idx : c.hyp_end_idx])
+            for c in chunks
+        ]
 
 
 def hits(reference: str, hypothesis: str) -> list[tuple[int, int]]:
-    """[(index of a reference word, index of the same word in the hypothesis), …] of the words that were right."""
+    """[(index of a reference word, index of the same word in the hypothesis), …] of the
+    words that were right."""
     found, i, j = [], 0, 0
     (alignment,) = _align([reference], [hypothesis])
     for kind, ref_words, hyp_words in alignment:
@@ -123,7 +153,8 @@ def hits(reference: str, hypothesis: str) -> list[tuple[int, int]]:
 
 
 class HomophoneErrors(NamedTuple):
-    """How often the wrong twin was written. `chance`: always writing the twin more frequent in the references."""
+    """How often the wrong twin was written. `chance`: always writing the twin more
+    frequent in the references."""
 
     wrong: int
     count: int
@@ -134,8 +165,11 @@ class HomophoneErrors(NamedTuple):
         return 100 * self.wrong / self.count if self.count else 0.0
 
 
-def homophone_errors(references: Iterable[str], hypotheses: Iterable[str], twins: Mapping[str, str]) -> HomophoneErrors:
-    """Among reference homophones aligned with themselves or their twin, those that came out as the twin.
+def homophone_errors(
+    references: Iterable[str], hypotheses: Iterable[str], twins: Mapping[str, str]
+) -> HomophoneErrors:
+    """Among reference homophones aligned with themselves or their twin, those that came
+    out as the twin.
 
     Homophones that were misheard altogether count in the word error rate only.
     """
@@ -148,14 +182,17 @@ def homophone_errors(references: Iterable[str], hypotheses: Iterable[str], twins
                         meant[ref] += 1
                         wrong += hyp != ref
     count = meant.total()
-    rarer = sum(min(meant[word], meant[twin]) for word, twin in twins.items()) / 2  # every pair came up twice
+    rarer = (
+        sum(min(meant[word], meant[twin]) for word, twin in twins.items()) / 2
+    )  # every pair came up twice
     return HomophoneErrors(wrong, count, 100 * rarer / count if count else 0.0)
 
 
 def score(
     references: dict[str, str], hypotheses: dict[str, str], twins: Mapping[str, str]
 ) -> tuple[ErrorRate, HomophoneErrors]:
-    """Word and homophone errors, both sides utterance -> text, over the utterances that have a hypothesis."""
+    """Word and homophone errors, both sides utterance -> text, over the utterances that
+    have a hypothesis."""
     pairs = [(text, hypotheses[name]) for name, text in references.items() if name in hypotheses]
     texts, found = [text for text, _ in pairs], [hypothesis for _, hypothesis in pairs]
     return word_errors(texts, found), homophone_errors(texts, found, twins)
@@ -196,7 +233,8 @@ def side_by_side(reference: str, hypothesis: str) -> str:
 
 
 def spearman(x: Tensor, y: Tensor) -> float:
-    """Correlation of the ranks of x and y (N,); equal values share their mean rank. 0 where either is constant."""
+    """Correlation of the ranks of x and y (N,); equal values share their mean rank. 0
+    where either is constant."""
     ranks = [((v[:, None] > v).sum(1) + (v[:, None] >= v).sum(1)).double() for v in (x, y)]
     x, y = (r - r.mean() for r in ranks)
     return ((x * y).sum() / (x.norm() * y.norm()).clamp(min=1e-9)).item()

@@ -1,4 +1,5 @@
-"""Where a run runs: this process among its ranks, its device, its folder, its random numbers, what it says.
+"""Where a run runs: this process among its ranks, its device, its folder, its random
+numbers, what it says.
 
 place = start(config)               # joins torchrun's other ranks, picks the device, opens --out
 with first_rank_first(place): ...   # one rank downloads or builds, then the others find it there
@@ -33,7 +34,8 @@ from common.flags import RunConfig, UserError, differences, load_config
 
 
 class Place(NamedTuple):
-    """This process among `ranks`, its device, and the type of the forward pass (None: fp32)."""
+    """This process among `ranks`, its device, and the type of the forward pass (None:
+    fp32)."""
 
     rank: int
     ranks: int
@@ -49,7 +51,8 @@ class Place(NamedTuple):
 
 
 def start(config: RunConfig) -> Place:
-    """As `join`, and opens --out: for training, or for the scores of a finished run. Raises UserError."""
+    """As `join`, and opens --out: for training, or for the scores of a finished run.
+    Raises UserError."""
     place = join(config.device, config.precision)
     if not config.checkpoint:
         open_folder(config, place)
@@ -59,7 +62,8 @@ def start(config: RunConfig) -> Place:
 
 
 def join(device: str, precision: str) -> Place:
-    """This process among torchrun's ranks, if it started some, with its device. Raises UserError.
+    """This process among torchrun's ranks, if it started some, with its device. Raises
+    UserError.
 
     device: auto, cpu, cuda or cuda:N. precision: auto, fp32 or bf16.
     """
@@ -81,7 +85,8 @@ def join(device: str, precision: str) -> Place:
 
 
 def find_device(name: str, ranks: int) -> torch.device:
-    """The device that --device names; each of several ranks has a GPU of its own. Raises UserError."""
+    """The device that --device names; each of several ranks has a GPU of its own.
+    Raises UserError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -96,14 +101,17 @@ def find_device(name: str, ranks: int) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if device.index >= count:
-            raise UserError(f"--device {name}: this machine has {count} CUDA devices, from cuda:0 on.")
+            raise UserError(
+                f"--device {name}: this machine has {count} CUDA devices, from cuda:0 on."
+            )
         torch.cuda.set_device(device)
     return device
 
 
 @contextmanager
 def first_rank_first(place: Place):
-    """The first rank goes through the block alone (it may download or build something), then all the others."""
+    """The first rank goes through the block alone (it may download or build something),
+    then all the others."""
     if not place.first:
         barrier(place)
     yield
@@ -127,7 +135,8 @@ def gather(item, place: Place) -> list:
 
 
 def reseed(*parts: int) -> None:
-    """Seeds torch, numpy and random (transformers draws from all three) from whole numbers."""
+    """Seeds torch, numpy and random (transformers draws from all three) from whole
+    numbers."""
     torch.manual_seed(random.Random(repr(parts)).getrandbits(60))
     random.seed(repr(parts))
     np.random.seed(random.getrandbits(32))  # noqa: NPY002  (the generator that libraries draw from)
@@ -147,7 +156,8 @@ def note(message: str) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Inside, SIGTERM and the first Ctrl-C only set the event; a second Ctrl-C stops at once."""
+    """Inside, SIGTERM and the first Ctrl-C only set the event; a second Ctrl-C stops at
+    once."""
     asked = threading.Event()
 
     def request(signum, frame):
@@ -163,7 +173,8 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 
 def quiet_bars() -> None:
-    """transformers' progress bars follow the rule of ours: none where stderr is no terminal."""
+    """transformers' progress bars follow the rule of ours: none where stderr is no
+    terminal."""
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
@@ -181,20 +192,27 @@ def make_folder(folder: Path) -> None:
         (folder / ".writable").unlink()
     except (OSError, UserError) as error:
         reason = error.strerror if isinstance(error, OSError) else "nothing can be written there"
-        raise UserError(f"--out {folder} cannot be used ({reason}): choose another folder.") from None
+        raise UserError(
+            f"--out {folder} cannot be used ({reason}): choose another folder."
+        ) from None
 
 
 def open_scores(folder: Path) -> None:
-    """Makes a folder for the scores of a finished run. Raises UserError where it holds a run itself."""
+    """Makes a folder for the scores of a finished run. Raises UserError where it holds
+    a run itself."""
     if (folder / "config.json").exists():
-        raise UserError(f"{folder} holds a run, whose results this would replace: give another --out.")
+        raise UserError(
+            f"{folder} holds a run, whose results this would replace: give another --out."
+        )
     make_folder(folder)
 
 
 def open_folder(config: RunConfig, place: Place) -> None:
-    """Creates --out with its config.json, and keeps other processes out of it. Raises UserError.
+    """Creates --out with its config.json, and keeps other processes out of it. Raises
+    UserError.
 
-    Refuses a folder that holds a run already where --resume was not given, and one in which a run is going on.
+    Refuses a folder that holds a run already where --resume was not given, and one in
+    which a run is going on.
     """
     folder = Path(config.out)
     if place.first:
@@ -202,15 +220,21 @@ def open_folder(config: RunConfig, place: Place) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             _lock(folder.resolve())
         except BlockingIOError:
-            raise UserError(f"another process is training in {folder}: wait for it, or choose another --out.") from None
+            raise UserError(
+                f"another process is training in {folder}: wait for it, or choose another --out."
+            ) from None
         except OSError as error:
-            raise UserError(f"--out {folder} cannot be used ({error.strerror}): choose another folder.") from None
+            raise UserError(
+                f"--out {folder} cannot be used ({error.strerror}): choose another folder."
+            ) from None
         if not config.resume:
             if (folder / "last.pt").exists() or (folder / "model.safetensors").exists():
                 raise UserError(
                     f"{folder} already holds a run: add --resume to go on with it, or choose another --out."
                 )
-            (folder / "log.jsonl").unlink(missing_ok=True)  # of a run that never reached its first checkpoint
+            (folder / "log.jsonl").unlink(
+                missing_ok=True
+            )  # of a run that never reached its first checkpoint
             write_atomically(folder / "config.json", json.dumps(config.stored(), indent=1) + "\n")
         for draft in folder.rglob(".*.partial"):  # of a run that was killed while it wrote
             draft.unlink()
@@ -242,15 +266,14 @@ def earlier_stage(
     run_method: Callable[[RunConfig], object],
     **changes,
 ) -> RunConfig:
-    """The configuration, with --checkpoint, of an earlier run that this one builds on: an
-    ordinary run of its own.
+    """The configuration, with --checkpoint, of an earlier run that this one builds on:
+    an ordinary run of its own.
 
     With auto it is the one beside this run, or where it is by default, and run_method
-    trains it where there is none. A run that is not finished is gone on with.
-    changes: what else makes it that run, beside its method.
-    Raises UserError where a folder was named that holds no run, where the run differs in
-    an option or in what it was trained on, and where --max-steps cut it short and this
-    one goes on longer.
+    trains it where there is none. A run that is not finished is gone on with. changes:
+    what else makes it that run, beside its method. Raises UserError where a folder was
+    named that holds no run, where the run differs in an option or in what it was
+    trained on, and where --max-steps cut it short and this one goes on longer.
     """
     named = getattr(config, stage.flag.removeprefix("--").replace("-", "_"))
     folder = _earlier_folder(config, stage.method) if named == "auto" else Path(named)
@@ -283,7 +306,8 @@ def earlier_stage(
 
 
 def _check_corpus(folder: Path, stage: Stage, place: Place) -> None:
-    """Whether a finished run was trained on what is learnt from now, as `--resume` asks.
+    """Whether a finished run was trained on what is learnt from now, as `--resume`
+    asks.
 
     Raises UserError where it was not. A run whose last.pt has gone cannot be asked.
     """
@@ -308,6 +332,9 @@ def _check_corpus(folder: Path, stage: Stage, place: Place) -> None:
 
 
 def _earlier_folder(config: RunConfig, method: str) -> Path:
-    beside, script = Path(config.out).with_name(method), Path(sys.modules[type(config).__module__].__file__).stem
+    beside, script = (
+        Path(config.out).with_name(method),
+        Path(sys.modules[type(config).__module__].__file__).stem,
+    )
     default = Path("runs") / f"{script}-{Path(config.data).name}-{method}-s{config.seed}"
     return beside if (beside / "config.json").exists() else default

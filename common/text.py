@@ -1,4 +1,5 @@
-"""Text in, labels out: characters, SentencePiece, a teacher's WordPiece pruned to a corpus, a pretrained tokenizer.
+"""Text in, labels out: characters, SentencePiece, a teacher's WordPiece pruned to a
+corpus, a pretrained tokenizer.
 
 All tokenizers speak the same language:
 
@@ -7,8 +8,8 @@ All tokenizers speak the same language:
     tokenizer.size                                 number of outputs V of a model, label 0 included
     tokenizer.save(folder); load_tokenizer(folder)
 
-Label 0 is never a piece of text: it is the CTC blank, and for attention decoders the sentence boundary <sos>/<eos>,
-so that both heads have V outputs.
+Label 0 is never a piece of text: it is the CTC blank, and for attention decoders the
+sentence boundary <sos>/<eos>, so that both heads have V outputs.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def normalise(text: str) -> str:
     """The normaliser `basic`: NFKC, lower case, one apostrophe, other signs are spaces.
 
     Every transcript passes it before training, and references and hypotheses pass it
-    before scoring. Apostrophes stay where they touch a letter or digit ("don't", "boys'",
-    "'tis"); combining marks stay with their letter.
+    before scoring. Apostrophes stay where they touch a letter or digit ("don't",
+    "boys'", "'tis"); combining marks stay with their letter.
 
     Invisible characters do not end a word (as in Unicode's rules for words, UAX 29):
 
@@ -50,11 +51,11 @@ def normalise(text: str) -> str:
       and the like only say how a text is laid out. They are left out: German
       "Donau<soft hyphen>dampf" is "donaudampf".
     - The zero width non-joiner and joiner belong to the spelling where they change what
-      is seen: the non-joiner between Arabic letters (Persian "می‌خواهم"), and both beside
-      a virama (Hindi "क्‍ष", Sinhala "ශ්‍රී"). There they stay, so that a model writes
-      its language as its readers do; everywhere else they are left out. People use them
-      differently in the same word, and nobody hears them: scores do not count them
-      (common/metrics.py).
+      is seen: the non-joiner between Arabic letters (Persian "می‌خواهم"), and both
+      beside a virama (Hindi "क्‍ष", Sinhala "ශ්‍රී"). There they stay, so that a model
+      writes its language as its readers do; everywhere else they are left out. People
+      use them differently in the same word, and nobody hears them: scores do not count
+      them (common/metrics.py).
     - The zero width space does end a word: it is how Thai, Khmer, Burmese or Japanese
       texts show where words end without a gap.
     """
@@ -86,12 +87,14 @@ def _visible_joiner(found: re.Match) -> str:
 
 
 def printable(text: str | Path) -> str:
-    """Text from a file, or its name, with whatever a terminal might obey or cannot show written as \\x1b or \\u202e."""
+    """Text from a file, or its name, with whatever a terminal might obey or cannot show
+    written as \\x1b or \\u202e."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def read_text(path: str | Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark. Raises UserError, with the line that is something else.
+    """A text file in UTF-8, with or without a byte order mark. Raises UserError, with
+    the line that is something else.
 
     Only regular files are opened: a pipe or a device may never answer.
     """
@@ -149,7 +152,8 @@ class Characters:
 
 
 class SentencePiece:
-    """A SentencePiece model, pretrained or (unigram) trained on transcripts; its ids shifted by one, for label 0."""
+    """A SentencePiece model, pretrained or (unigram) trained on transcripts; its ids
+    shifted by one, for label 0."""
 
     def __init__(self, model: bytes):
         import sentencepiece
@@ -163,8 +167,9 @@ class SentencePiece:
         """Trains a model on the texts, which are normalised.
 
         units: the size of the vocabulary. Where the text cannot fill it, SentencePiece
-        gives fewer. Every character is a piece: where `units` has no room for them, as in
-        Japanese or Chinese, they come on top of it. Raises UserError without any text.
+        gives fewer. Every character is a piece: where `units` has no room for them, as
+        in Japanese or Chinese, they come on top of it. Raises UserError without any
+        text.
         """
         import io
 
@@ -208,14 +213,16 @@ class SentencePiece:
 
 
 class WordPiece:
-    """A subset of a BERT vocabulary, applied by greedy longest match, that round-trips apostrophes.
+    """A subset of a BERT vocabulary, applied by greedy longest match, that round-trips
+    apostrophes.
 
-    BERT makes an apostrophe a word of its own and forgets where it was glued. The student needs to know, so it has
-    three, and all three are BERT's one to the teacher:
+    BERT makes an apostrophe a word of its own and forgets where it was glued. The
+    student needs to know, so it has three, and all three are BERT's one to the teacher:
 
         don't  ->  don ##'## t          boys'  ->  boys ##'          'tis  ->  '## tis
 
-    A piece that starts with ## is glued to its left neighbour, one that ends with ## to its right one.
+    A piece that starts with ## is glued to its left neighbour, one that ends with ## to
+    its right one.
     """
 
     INSIDE, INITIAL, FINAL = "##'##", "'##", "##'"
@@ -228,16 +235,19 @@ class WordPiece:
 
     @classmethod
     def from_vocabulary(cls, vocabulary: Iterable[str]) -> WordPiece:
-        """All of a BERT vocabulary but its special and unused tokens, with the three apostrophes for its one."""
+        """All of a BERT vocabulary but its special and unused tokens, with the three
+        apostrophes for its one."""
         kept = [p for p in vocabulary if p != "'" and not re.fullmatch(r"\[.*\]", p)]
         return cls([*kept, cls.INSIDE, cls.INITIAL, cls.FINAL])
 
     @classmethod
     def prune(cls, vocabulary: Iterable[str], texts: Iterable[str], units: int) -> WordPiece:
-        """Keeps the `units` pieces most frequent in `texts`, and every character of them in both forms (c and ##c).
+        """Keeps the `units` pieces most frequent in `texts`, and every character of
+        them in both forms (c and ##c).
 
-        Characters come on top of `units` and are kept even where the teacher lacks them: nothing is ever unknown.
-        [choice] The paper's vocabulary is not known to us.
+        Characters come on top of `units` and are kept even where the teacher lacks
+        them: nothing is ever unknown. [choice] The paper's vocabulary is not known to
+        us.
         """
         words = Counter(word for text in texts for word in text.split())
         characters = sorted(set("".join(words)) - {"'"})
@@ -247,11 +257,16 @@ class WordPiece:
         for word, n in words.items():
             for piece in full.split(word):
                 counts[piece] += n
-        whole = [p for p, _ in sorted(counts.items(), key=lambda x: (-x[1], x[0])) if len(p.strip("#'")) > 1]
+        whole = [
+            p
+            for p, _ in sorted(counts.items(), key=lambda x: (-x[1], x[0]))
+            if len(p.strip("#'")) > 1
+        ]
         return cls.from_vocabulary([*whole[:units], *characters, *("##" + c for c in characters)])
 
     def split(self, word: str) -> list[str]:
-        """The pieces of one word. Raises UserError on a character the vocabulary has not."""
+        """The pieces of one word. Raises UserError on a character the vocabulary has
+        not."""
         body = word.strip("'")
         before, after = word.index(body), len(word) - len(body) - word.index(body)
         pieces = [self.INITIAL] * before
@@ -276,7 +291,8 @@ class WordPiece:
         return text.replace("## ##", "").replace(" ##", "").replace("## ", "").replace("##", "")
 
     def ids_in(self, vocabulary: list[str]) -> list[int]:
-        """For every label from 1 on, the id of its piece in a BERT vocabulary; -1 where that has no such piece."""
+        """For every label from 1 on, the id of its piece in a BERT vocabulary; -1 where
+        that has no such piece."""
         bert = {piece: i for i, piece in enumerate(vocabulary)}
         bert |= dict.fromkeys((self.INSIDE, self.INITIAL, self.FINAL), bert.get("'", -1))
         return [bert.get(piece, -1) for piece in self.pieces]
@@ -286,7 +302,8 @@ class WordPiece:
 
 
 class Pieces:
-    """The pieces of a pretrained model's own tokenizer; its ids shifted by one to make room for label 0."""
+    """The pieces of a pretrained model's own tokenizer; its ids shifted by one to make
+    room for label 0."""
 
     def __init__(self, tokenizer):
         """tokenizer: of transformers, see `pretrained.load_pieces`."""
@@ -294,7 +311,10 @@ class Pieces:
         self.size = len(tokenizer) + 1
 
     def encode(self, text: str) -> list[int]:
-        return [i + 1 for i in self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+        return [
+            i + 1
+            for i in self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text, words a space apart; symbols such as the end are left out.
@@ -314,9 +334,13 @@ class Pieces:
         return self.tokenizer.get_vocab().get(piece)
 
     def ids_in(self, vocabulary: list[str]) -> list[int]:
-        """For every label from 1 on, the id of its piece in a vocabulary; -1 where that has no such piece."""
+        """For every label from 1 on, the id of its piece in a vocabulary; -1 where that
+        has no such piece."""
         known = {piece: i for i, piece in enumerate(vocabulary)}
-        return [known.get(piece, -1) for piece in self.tokenizer.convert_ids_to_tokens(range(self.size - 1))]
+        return [
+            known.get(piece, -1)
+            for piece in self.tokenizer.convert_ids_to_tokens(range(self.size - 1))
+        ]
 
     def save(self, folder: str | Path) -> None:
         self.tokenizer.save_pretrained(Path(folder) / "tokenizer")
@@ -327,7 +351,8 @@ Tokenizer = Characters | SentencePiece | WordPiece | Pieces
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer a run wrote into its folder. Raises UserError where there is none, or a damaged one."""
+    """The tokenizer a run wrote into its folder. Raises UserError where there is none,
+    or a damaged one."""
     folder = Path(folder)
     model = folder / "tokenizer.model"
     try:
@@ -341,10 +366,14 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             case {"kind": "pretrained"}:
                 from transformers import AutoTokenizer
 
-                return Pieces(AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
+                return Pieces(
+                    AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+                )
     except (OSError, ValueError, RuntimeError, UserError):
         pass
-    raise UserError(f"{printable(folder)} holds no readable tokenizer: give the folder of a finished run.")
+    raise UserError(
+        f"{printable(folder)} holds no readable tokenizer: give the folder of a finished run."
+    )
 
 
 def _distinct(pieces: str | list) -> bool:
@@ -353,11 +382,15 @@ def _distinct(pieces: str | list) -> bool:
 
 
 def _write_json(folder: str | Path, content: dict) -> None:
-    write_atomically(Path(folder) / "tokenizer.json", json.dumps(content, ensure_ascii=False) + "\n")
+    write_atomically(
+        Path(folder) / "tokenizer.json", json.dumps(content, ensure_ascii=False) + "\n"
+    )
 
 
 def _lookup(ids: dict[str, int], character: str, text: str) -> int:
     if character not in ids:
-        raise UserError(f"{text!r} holds {character!r}, which the training transcripts never had: normalise the text, "
-                        "or train with transcripts that have it.")  # fmt: skip
+        raise UserError(
+            f"{text!r} holds {character!r}, which the training transcripts never had: normalise the text, "
+            "or train with transcripts that have it."
+        )
     return ids[character]

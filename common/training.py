@@ -55,7 +55,14 @@ from common.files import atomic_file, write_atomically
 from common.flags import RunConfig, UserError
 from common.place import Place, barrier, gather, note, reseed, stop_on_signals
 from common.schedules import learning_rate
-from common.weights import average_of, load_own_state, load_recogniser, load_weights, own_state, save_weights
+from common.weights import (
+    average_of,
+    load_own_state,
+    load_recogniser,
+    load_weights,
+    own_state,
+    save_weights,
+)
 
 # -------------------------------------------------------------------------------------------------------- gradients
 

@@ -1,4 +1,5 @@
-"""Weights as safetensors, written in one move, checked when read; without what a named pretrained model supplies.
+"""Weights as safetensors, written in one move, checked when read; without what a named
+pretrained model supplies.
 
 save_weights(path, own_state(model))
 load_own_state(model, load_weights(path))
@@ -30,7 +31,9 @@ OF_THE_FILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
-    write_atomically(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+    write_atomically(
+        path, save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    )
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -38,9 +41,13 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         weights = load_file(path)
     except FileNotFoundError:
-        raise UserError(f"there is no {path}: that run is not finished, go on with it by --resume.") from None
+        raise UserError(
+            f"there is no {path}: that run is not finished, go on with it by --resume."
+        ) from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}): the run has to be repeated or resumed.") from None
+        raise UserError(
+            f"{path} is damaged ({error}): the run has to be repeated or resumed."
+        ) from None
     if not all(tensor.isfinite().all() for tensor in weights.values()):
         raise UserError(f"{path} holds numbers that are not finite: the run has to be repeated.")
     return weights
@@ -62,10 +69,11 @@ def average_of(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def own_state(module: nn.Module) -> dict[str, Tensor]:
-    """Its state without what a named pretrained model supplies, and with tied tensors once.
+    """Its state without what a named pretrained model supplies, and with tied tensors
+    once.
 
-    A part with a buffer `supplied` (see pretrained.load_causal) is such a model: its frozen parameters and its other
-    buffers can be had from where they came.
+    A part with a buffer `supplied` (see pretrained.load_causal) is such a model: its
+    frozen parameters and its other buffers can be had from where they came.
     """
     elsewhere = set()
     for part in module.modules():
@@ -81,7 +89,8 @@ def own_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_own_state(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Raises UserError where a part was trained beside another pretrained model, RuntimeError where nothing fits."""
+    """Raises UserError where a part was trained beside another pretrained model,
+    RuntimeError where nothing fits."""
     own = own_state(module)
     if set(own) != set(state):
         raise RuntimeError("these are the weights of another model")
@@ -106,11 +115,14 @@ def check_mark(here: Tensor, stored: Tensor) -> None:
 
 
 def load_recogniser(recogniser: nn.Module, folder: str | Path, place: Place) -> nn.Module:
-    """The finished run's weights, put into a recogniser built from its configuration. Raises UserError."""
+    """The finished run's weights, put into a recogniser built from its configuration.
+    Raises UserError."""
     try:
         load_own_state(recogniser, load_weights(Path(folder) / "model.safetensors"))
     except RuntimeError:
-        raise UserError(f"the weights in {folder} do not fit its config.json: was it edited?") from None
+        raise UserError(
+            f"the weights in {folder} do not fit its config.json: was it edited?"
+        ) from None
     return recogniser.to(place.device).eval()
 
 
@@ -120,8 +132,8 @@ def load_recogniser(recogniser: nn.Module, folder: str | Path, place: Place) -> 
 def weight_files(folder: Path, flag: str) -> list[Path]:
     """The safetensors of a model's folder: model.safetensors, or what its index names.
 
-    Raises UserError where one is missing, and where the index is damaged or names a file
-    outside of the folder.
+    Raises UserError where one is missing, and where the index is damaged or names a
+    file outside of the folder.
     """
     names = ["model.safetensors"]
     index = folder / "model.safetensors.index.json"
@@ -131,7 +143,9 @@ def weight_files(folder: Path, flag: str) -> list[Path]:
         if not (folder / name).exists():
             binary = " (weights as .bin are not read, for they may run code)"
             binary = binary if list(folder.glob("*.bin")) else ""
-            raise UserError(f"{flag} {folder} lacks {name}{binary}: copy or download it whole, as safetensors.")
+            raise UserError(
+                f"{flag} {folder} lacks {name}{binary}: copy or download it whole, as safetensors."
+            )
     return [folder / name for name in names]
 
 
@@ -141,7 +155,9 @@ def _names_in(index: Path, flag: str) -> list[str]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         paths = [PurePosixPath(name) for name in names]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{flag}: {index} is no index of weights: copy or download it again.") from None
+        raise UserError(
+            f"{flag}: {index} is no index of weights: copy or download it again."
+        ) from None
     for path in paths:
         if path.is_absolute() or ".." in path.parts:
             raise UserError(
@@ -156,11 +172,10 @@ def _names_in(index: Path, flag: str) -> list[str]:
 def digest_of_model(config: dict, files: list[Path], root: str, beginning: str = "") -> str:
     """32 hexadecimal digits that change with anything that makes the model what it is.
 
-    config: its whole configuration, whose strings and nested values count too.
-    files: its weights, see `digest_of_weights`, which `beginning` is for.
-    root: where the digest of large weights is kept.
-    Not counted is what says nothing of the model: OF_THE_FILE, and the type in which the
-    weights are used.
+    config: its whole configuration, whose strings and nested values count too. files:
+    its weights, see `digest_of_weights`, which `beginning` is for. root: where the
+    digest of large weights is kept. Not counted is what says nothing of the model:
+    OF_THE_FILE, and the type in which the weights are used.
     """
     config = {name: value for name, value in config.items() if name not in OF_THE_FILE}
     size = sum(file.stat().st_size for file in files)
@@ -201,7 +216,8 @@ def add_tensor(state: hashlib.blake2b, name: str, tensor: Tensor) -> None:
 
 
 def digest_in_memory(model: nn.Module) -> str:
-    """Of a transformers model that no file holds: its configuration and all its tensors."""
+    """Of a transformers model that no file holds: its configuration and all its
+    tensors."""
     state = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         add_tensor(state, name, tensor)
@@ -213,8 +229,8 @@ def digest_in_memory(model: nn.Module) -> str:
 def kept_digest_of_weights(files: list[Path], beginning: str, root: str) -> str:
     """As `digest_of_weights`, computed once: ROOT/digests keeps it.
 
-    It is kept beside the files' sizes and times, and is computed again where one of those
-    has changed.
+    It is kept beside the files' sizes and times, and is computed again where one of
+    those has changed.
     """
     stats = [(file.name, file.stat()) for file in files]
     known = [[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in stats]
