@@ -22,12 +22,11 @@ from typing import Literal
 
 import tyro
 
-from common import corpora
 from common.errors import UserError, explain_errors, keep_docstrings
-from common.place import Place, first_rank_first, join, open_scores
-from common.running import decoding, evaluation, options, runs
+from common.running import corpora, decoding, evaluation, options, runs
 from common.running.command_line import Program
 from common.running.options import Positive, Search, Seconds
+from common.running.process import Place, first_rank_first, join, open_scores
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def out_of(given: Evaluation, run: Path, data: str) -> Path:
 
 
 def read_command_line(argv: list[str] | None) -> Evaluation:
-    """The checked options; argv: None for those of the program. Exits with code 2 for a wrong one."""
+    """The checked options. argv: None for the program's own."""
     if argv is None:
         explain_errors()
         keep_docstrings()

@@ -74,7 +74,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from common.flags import Count, Extent, Positive, Real, RunConfig, Share, Speed, UserError, check_command_line, parse
+from common.running.flags import (
+    Count,
+    Extent,
+    Positive,
+    Real,
+    RunConfig,
+    Share,
+    Speed,
+    UserError,
+    check_command_line,
+    parse,
+)
 
 # ================================================================================================== configuration
 
@@ -83,7 +94,9 @@ from common.flags import Count, Extent, Positive, Real, RunConfig, Share, Speed,
 class Config(RunConfig):
     # -- what to do --
     score: bool = False  # score --init as it is
-    export: str | None = None  # folder: writes --init or --checkpoint there in the published model's layout
+    export: str | None = (
+        None  # folder: writes --init or --checkpoint there in the published model's layout
+    )
     # -- data --
     max_seconds: Positive = 16.0  # longer training utterances are left out [paper]
     update_seconds: Positive = 1600.0  # audio per update, over all ranks and micro-batches [choice]
@@ -91,16 +104,22 @@ class Config(RunConfig):
     mask_time: Share = 0.0  # of HuBERT's frames masked in training [choice]
     layerdrop: Share = 0.0  # of HuBERT's layers left out in training [choice]
     # -- method --
-    method: Literal["ctc", "gpt"] = "gpt"  # row of the table; ctc: HuBERT with a CTC head, the baseline
+    method: Literal["ctc", "gpt"] = (
+        "gpt"  # row of the table; ctc: HuBERT with a CTC head, the baseline
+    )
     bridge: Literal["conv", "ctc"] = "conv"  # what makes speech shorter
     bridge_layers: Count = 2  # convolutions, each of half the rate [paper]
-    compression: Literal["remove_blank", "average", "average_remove_blank"] = "remove_blank"  # [digest] (C3 CTC)
+    compression: Literal["remove_blank", "average", "average_remove_blank"] = (
+        "remove_blank"  # [digest] (C3 CTC)
+    )
     ctc_weight: float = 0.5  # w, of CTC beside GPT's loss, both summed over an utterance [choice]
     hubert: str = "rinna/japanese-hubert-base"  # [paper]: hub name, folder, demo/hubert
     gpt: str = "rinna/japanese-gpt-neox-3.6b"  # GPT-NeoX [paper]: hub name, folder, demo/gpt
     untrained_hubert: bool = False  # random weights in place of its own: a control
     untrained_gpt: bool = False  # the same
-    ctc_run: str = "none"  # finished run of ctc whose HuBERT it starts from; auto: the one beside (C1 start)
+    ctc_run: str = (
+        "none"  # finished run of ctc whose HuBERT it starts from; auto: the one beside (C1 start)
+    )
     init: str | None = None  # published model (name or folder) or finished run to start from
     lora_rank: int = 0  # r of adapters on GPT's self-attention, 8 [choice]; 0: none (C5 LoRA)
     begin: str = "<s>"  # the piece before the speech [paper]
@@ -110,42 +129,73 @@ class Config(RunConfig):
     ctc_epochs: Count = 20  # passes over the training data by ctc [choice]
     ctc_lr: Positive = 5e-5  # peak learning rate of ctc [choice], of AdamW (C6 training)
     epochs: Count = 5  # passes with GPT [choice]
-    lr_hubert: float = 5e-5  # peak learning rate of HuBERT, and of a CTC head, with GPT [choice]; 0: frozen
+    lr_hubert: float = (
+        5e-5  # peak learning rate of HuBERT, and of a CTC head, with GPT [choice]; 0: frozen
+    )
     lr_bridge: float = 1e-4  # of the bridge [choice]; 0: frozen
     lr_llm: float = 1e-5  # of GPT, or with --lora-rank of its adapters [choice]; 0: frozen
-    train_cnn: Literal["no", "yes"] = "no"  # whether HuBERT's waveform CNN learns too [digest] (C2 CNN)
+    train_cnn: Literal["no", "yes"] = (
+        "no"  # whether HuBERT's waveform CNN learns too [digest] (C2 CNN)
+    )
     weight_decay: float = 1e-2  # [choice]
     schedule: Literal["inverse-sqrt", "one-cycle"] = "one-cycle"  # of the learning rates [choice]
-    warmup: Positive = 0.05  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [choice]
+    warmup: Positive = (
+        0.05  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [choice]
+    )
     clip: Positive = 1.0  # largest norm of the gradient of each part, by itself [choice]
     average: Count = 1  # epochs with the lowest dev error whose weights are averaged [choice]
     # -- how to compute --
-    cut_seconds: Positive = 16.0  # longer recordings are cut at pauses; it has learnt from none longer [paper]
+    cut_seconds: Positive = (
+        16.0  # longer recordings are cut at pauses; it has learnt from none longer [paper]
+    )
     gradient_checkpointing: bool = False  # of what learns: less memory, a third more time
     # -- decoding --
-    decode: Literal["greedy", "beam", "top_k", "top_p"] = "greedy"  # beam also of ctc, with --lm by shallow fusion
+    decode: Literal["greedy", "beam", "top_k", "top_p"] = (
+        "greedy"  # beam also of ctc, with --lm by shallow fusion
+    )
     beam: Extent = 4  # hypotheses kept [choice]
     top_k: Count = 10  # pieces to draw from [choice]
     top_p: Share = 0.9  # probability of the pieces to draw from [choice]
     pieces_per_second: float = 4.0  # of audio, at most so many and --more-pieces [paper]
     more_pieces: int = 20  # [paper]
     least_pieces: int = 2  # before an answer may end [paper]
-    lm: str | None = None  # causal language model for the beam of ctc, of any pieces: hub name, folder, demo/gpt
-    lm_weight: tuple[float, ...] = (0.3, 0.6, 1.0)  # for ctc, each is tried on 100 dev utterances [choice]
-    bonus: tuple[Real, ...] = (0.0,)  # per character, for ctc, each is tried with each --lm-weight [choice]
+    lm: str | None = (
+        None  # causal language model for the beam of ctc, of any pieces: hub name, folder, demo/gpt
+    )
+    lm_weight: tuple[float, ...] = (
+        0.3,
+        0.6,
+        1.0,
+    )  # for ctc, each is tried on 100 dev utterances [choice]
+    bonus: tuple[Real, ...] = (
+        0.0,
+    )  # per character, for ctc, each is tried with each --lm-weight [choice]
 
     def check(self) -> None:
         super().check()
         if self.lora_rank and not self.lr_llm:
-            raise UserError("--lora-rank adapts GPT by --lr-llm, which is 0: give one of them a value.")
+            raise UserError(
+                "--lora-rank adapts GPT by --lr-llm, which is 0: give one of them a value."
+            )
         if self.method == "gpt" and not (self.lr_hubert or self.lr_bridge or self.lr_llm):
             raise UserError("--lr-hubert, --lr-bridge and --lr-llm are all 0: nothing would learn.")
-        if self.method == "gpt" and self.bridge == "ctc" and self.ctc_run == "none" and not self.init:
-            raise UserError("--bridge ctc starts from a CTC head: give --ctc-run auto, or a finished run of ctc.")
+        if (
+            self.method == "gpt"
+            and self.bridge == "ctc"
+            and self.ctc_run == "none"
+            and not self.init
+        ):
+            raise UserError(
+                "--bridge ctc starts from a CTC head: give --ctc-run auto, or a finished run of ctc."
+            )
         if (self.score and not self.init) or (self.export and not (self.init or self.checkpoint)):
-            raise UserError("--score and --export need --init, a published model or a finished run.")
+            raise UserError(
+                "--score and --export need --init, a published model or a finished run."
+            )
         if self.init and (self.method == "ctc" or self.untrained_hubert or self.untrained_gpt):
-            raise UserError("--init goes with --method gpt, and without --untrained-hubert and --untrained-gpt.")
+            raise UserError(
+                "--init goes with --method gpt, and without --untrained-hubert and --untrained-gpt."
+            )
         if self.method == "gpt" and self.lm:
             raise UserError("--lm goes with --method ctc.")
         if self.method == "ctc" and self.decode.startswith("top"):
@@ -175,19 +225,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPTNeoXForCausalLM, HubertConfig, HubertModel
 
-from common import ctc, figures, hubert, lora, prompting, published
-from common.corpora import Corpus, Utterance, load_corpus, trainable
-from common.data import Batch, Fits, first_readable, read_corpus
+from common import ctc, figures, hubert, lora, prompting
 from common.features import SAMPLE_RATE
-from common.flags import load_config
-from common.place import Place, Stage, earlier_stage, first_rank_first, note, reseed, start
-from common.pretrained import CharacterModel, find, forget_supplied, load_causal, load_text, mark_supplied
-from common.running import decoding, evaluation, transcription
+from common.running import decoding, evaluation, published, transcription
+from common.running.batches import Batch, Fits, first_readable, read_corpus
+from common.running.corpora import Corpus, Utterance, load_corpus, trainable
 from common.running.decoding import Decoding, Transcript
+from common.running.flags import load_config
 from common.running.options import Search
+from common.running.pretrained import (
+    CharacterModel,
+    find,
+    forget_supplied,
+    load_causal,
+    load_text,
+    mark_supplied,
+)
+from common.running.process import (
+    Place,
+    Stage,
+    earlier_stage,
+    first_rank_first,
+    note,
+    reseed,
+    start,
+)
+from common.running.training import Run, digest_of
+from common.running.weights import digest_in_memory, load_recogniser
 from common.text import Characters, Tokenizer, load_tokenizer
-from common.training import Run, digest_of
-from common.weights import digest_in_memory, load_recogniser
 
 # ========================================================================================================== model
 
@@ -199,7 +264,9 @@ ADAPTED = ("query_key_value",)  # linear maps (C5 LoRA)
 class Recogniser(nn.Module):
     """HuBERT; with a CTC head, or a bridge and GPT, or all of them. Parts are named as in the published model."""
 
-    def __init__(self, config: Config, encoder: HubertModel, llm: nn.Module | None, tokenizer, characters):
+    def __init__(
+        self, config: Config, encoder: HubertModel, llm: nn.Module | None, tokenizer, characters
+    ):
         """tokenizer: of the texts, `Pieces` beside GPT; characters: of the CTC head, where there is one."""
         super().__init__()
         self.config, self.tokenizer, self.characters = config, tokenizer, characters
@@ -220,11 +287,20 @@ class Recogniser(nn.Module):
 
     def shortest(self) -> int:
         """Samples that give one vector, to which shorter audio is padded: 3280 for the published model."""
-        shapes, layers = self.audio_encoder.config, [(KERNEL, STRIDE)] * len(getattr(self, "bridge_convs", ()))
-        masked = 10 if self.config.mask_time else 1  # frames of HuBERT: so many are masked at a time
-        return max(hubert.shortest_input(shapes, layers, 1), hubert.shortest_input(shapes, [], masked))
+        shapes, layers = (
+            self.audio_encoder.config,
+            [(KERNEL, STRIDE)] * len(getattr(self, "bridge_convs", ())),
+        )
+        masked = (
+            10 if self.config.mask_time else 1
+        )  # frames of HuBERT: so many are masked at a time
+        return max(
+            hubert.shortest_input(shapes, layers, 1), hubert.shortest_input(shapes, [], masked)
+        )
 
-    def bridge(self, h: Tensor, lengths: Tensor, log_probs: Tensor | None) -> tuple[Tensor, list[int]]:
+    def bridge(
+        self, h: Tensor, lengths: Tensor, log_probs: Tensor | None
+    ) -> tuple[Tensor, list[int]]:
         """h (B, T, D) -> a (B, T', E) and its lengths."""
         if self.config.bridge == "ctc":
             h, sizes = compress(h, lengths, log_probs, self.config.compression)
@@ -243,7 +319,9 @@ class Recogniser(nn.Module):
         """The ids of the pieces before, between and behind. Raises UserError."""
         pieces = [self.config.begin, self.config.separator, self.config.end]
         if None in (ids := [self.tokenizer.id_of(piece) for piece in pieces]):
-            raise UserError(f"{pieces[ids.index(None)]} is no piece of GPT's: give --begin, --separator and --end.")
+            raise UserError(
+                f"{pieces[ids.index(None)]} is no piece of GPT's: give --begin, --separator and --end."
+            )
         size = len(self.llm.get_input_embeddings().weight)
         if beyond := [piece for piece, i in zip(pieces, ids, strict=True) if i >= size]:
             raise UserError(
@@ -251,7 +329,9 @@ class Recogniser(nn.Module):
             )
         return ids
 
-    def sequences(self, a: Tensor, sizes: list[int], texts: list[list[int]] | None) -> prompting.Sequences:
+    def sequences(
+        self, a: Tensor, sizes: list[int], texts: list[list[int]] | None
+    ) -> prompting.Sequences:
         """<s> a [SEP] y; texts: ids; absent: to be written."""
         begin, separator, end = self.symbols()
         embedding = self.llm.get_input_embeddings()
@@ -268,14 +348,18 @@ class Recogniser(nn.Module):
             h, lengths, log_probs = self(batch)
             if self.config.method == "ctc":
                 paths = ctc.search(log_probs, lengths, **search)
-                return [decoding.transcript_of(path, self.tokenizer, FRAME_SECONDS) for path in paths]
+                return [
+                    decoding.transcript_of(path, self.tokenizer, FRAME_SECONDS) for path in paths
+                ]
             a, sizes = self.bridge(h, lengths, log_probs)
             options = {"min_new_tokens": self.config.least_pieces}
             if search:
                 seeds = [self.config.seed * 2**32 + n for n in batch.samples.tolist()]
                 options |= prompting.search_options(search, seeds)
             sequences, end = self.sequences(a, sizes, None), self.symbols()[-1]
-            answers, counts = prompting.write(self.llm, sequences, self.limits(batch.samples), end, **options)
+            answers, counts = prompting.write(
+                self.llm, sequences, self.limits(batch.samples), end, **options
+            )
         texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]
         rows = zip(texts, counts, sizes, strict=True)
         return [Transcript(text, None, count | {"embeddings": float(n)}) for text, count, n in rows]
@@ -352,11 +436,15 @@ def ctc_losses(recogniser: Recogniser, log_probs: Tensor, lengths: Tensor, batch
     return ctc.ctc_loss(log_probs, lengths, targets, sizes)
 
 
-def answer_losses(recogniser: Recogniser, batch: Batch, place: Place, encoded: tuple | None = None) -> Tensor:
+def answer_losses(
+    recogniser: Recogniser, batch: Batch, place: Place, encoded: tuple | None = None
+) -> Tensor:
     """-log p(y </s> | a) of each utterance (B,), in fp32. encoded: what the recogniser's forward gave."""
     with place.autocast():
         a, sizes = recogniser.bridge(*(encoded or recogniser(batch)))
-        return prompting.answer_loss(recogniser.llm, recogniser.sequences(a, sizes, prompting.texts_of(batch)))
+        return prompting.answer_loss(
+            recogniser.llm, recogniser.sequences(a, sizes, prompting.texts_of(batch))
+        )
 
 
 def compute_losses(recogniser: Recogniser, batch: Batch, place: Place) -> dict[str, Tensor]:
@@ -406,7 +494,9 @@ def build(config: Config, corpus: Corpus, place: Place) -> Recogniser:
     if config.init:
         recogniser = load_init(config, place)
     else:
-        encoder, llm, tokenizer = load_pretrained(config, place)  # first: what is missing shows before CTC has learnt
+        encoder, llm, tokenizer = load_pretrained(
+            config, place
+        )  # first: what is missing shows before CTC has learnt
         first_stage = find_ctc(config, corpus.train, place) if config.method == "gpt" else None
         characters = first_stage.characters if first_stage and config.bridge == "ctc" else None
         if config.method == "ctc":
@@ -424,7 +514,9 @@ def build(config: Config, corpus: Corpus, place: Place) -> Recogniser:
     return recogniser.to(place.device)
 
 
-def load_pretrained(config: Config, place: Place) -> tuple[HubertModel, nn.Module | None, Tokenizer | None]:
+def load_pretrained(
+    config: Config, place: Place
+) -> tuple[HubertModel, nn.Module | None, Tokenizer | None]:
     """HuBERT, and for the method gpt also GPT and its tokenizer. Raises UserError."""
     llm = tokenizer = None
     with first_rank_first(place):
@@ -466,22 +558,36 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         recogniser.audio_encoder.feature_extractor._freeze_parameters()
     for name, rate in rates.items():
         if rate:
-            groups.append({"params": [p for p in models[name].parameters() if p.requires_grad], "lr": rate})
+            groups.append(
+                {"params": [p for p in models[name].parameters() if p.requires_grad], "lr": rate}
+            )
         else:
             models[name].requires_grad_(False)
     for part in ("audio_encoder", "llm") if config.gradient_checkpointing else ():
         if part in models:
             models[part].gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
     run = Run(
-        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=recogniser.tokenizer.encode, fits=recogniser.fits()
+        config,
+        place,
+        models=models,
+        optimizer=optimizer,
+        utterances=utterances,
+        encode=recogniser.tokenizer.encode,
+        fits=recogniser.fits(),
     )
     if config.resume and (Path(config.out) / published.SHAPES).exists():
         begun = published.read_json(Path(config.out) / published.SHAPES, "--resume")
-        hubert.hear_as(recogniser.audio_encoder.config, HubertConfig(**begun["audio_encoder_config"]))
+        hubert.hear_as(
+            recogniser.audio_encoder.config, HubertConfig(**begun["audio_encoder_config"])
+        )
     if place.first:
         published.keep_shapes(recogniser, Path(config.out))
-    listening = partial(prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place)
+    listening = partial(
+        prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place
+    )
     if config.init and not config.resume:
         before = evaluation.dev_scores(recogniser, corpus, config, place)["dev"]
         if place.first:
@@ -497,14 +603,19 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 parts["characters"] = torch.tensor(sum(len(u.text) for u in batch.utterances))
                 update.add(loss, parts)
             update.average_gradients()
-            norms = {name: nn.utils.clip_grad_norm_(models[name].parameters(), config.clip).item() for name in rates}
+            norms = {
+                name: nn.utils.clip_grad_norm_(models[name].parameters(), config.clip).item()
+                for name in rates
+            }
             update.log |= {"norm": norms, "lr": run.set_learning_rates()}
             if update.is_usable(norms.values()):
                 optimizer.step()
             optimizer.zero_grad()
         scores = evaluation.dev_scores(recogniser, corpus, config, place)
         run.end_epoch(recogniser, scores | (listening() if is_gpt else {}))
-    report = {"trained_params": sum(p.numel() for group in groups for p in group["params"])} | run.finish(recogniser)
+    report = {
+        "trained_params": sum(p.numel() for group in groups for p in group["params"])
+    } | run.finish(recogniser)
     return recogniser, report | (listening() if is_gpt else {})
 
 
@@ -545,7 +656,9 @@ def load(config: Config, place: Place) -> Recogniser:
     """The finished model in --checkpoint. Raises UserError."""
     folder = Path(config.checkpoint)
     tokenizer = characters = load_tokenizer(folder)
-    encoder, llm = published.networks(published.read_json(folder / published.SHAPES, "--checkpoint"))
+    encoder, llm = published.networks(
+        published.read_json(folder / published.SHAPES, "--checkpoint")
+    )
     if config.method == "gpt":
         characters = load_tokenizer(folder / "characters") if config.bridge == "ctc" else None
         if frozen_llm(config):
@@ -564,18 +677,25 @@ def load_init(config: Config, place: Place) -> Recogniser:
     if "config" in shapes:
         stored = load_config(Config, folder, PRESETS)
         if stored.method != "gpt":
-            raise UserError(f"--init {config.init} is a run of {stored.method}: give it as --ctc-run.")
+            raise UserError(
+                f"--init {config.init} is a run of {stored.method}: give it as --ctc-run."
+            )
         shapes = published.read_json(folder / published.SHAPES, "--init")
         recogniser = load(replace(stored, checkpoint=str(folder), root=config.root), place)
         lora.merge(recogniser.llm)
     elif shapes.keys() >= {"audio_encoder_config", "llm_config"}:
         layers = published.bridge_of(shapes, KERNEL, STRIDE, f"--init {config.init}")
         published.complete_shapes(shapes, folder)
-        stored, tokenizer = replace(config, bridge="conv", bridge_layers=layers), load_text(str(folder), "--init", "")
+        stored, tokenizer = (
+            replace(config, bridge="conv", bridge_layers=layers),
+            load_text(str(folder), "--init", ""),
+        )
         recogniser = Recogniser(stored, *published.networks(shapes), tokenizer, None)
         published.read_weights(recogniser, folder, "--init")
     else:
-        raise UserError(f"--init {config.init} is neither a finished run nor laid out as rinna/nue-asr.")
+        raise UserError(
+            f"--init {config.init} is neither a finished run nor laid out as rinna/nue-asr."
+        )
     same = "bridge", "bridge_layers", "compression", "begin", "separator", "end"
     if wanted := [name for name in same if getattr(stored, name) != getattr(config, name)]:
         wanted = " ".join(f"--{name.replace('_', '-')} {getattr(stored, name)}" for name in wanted)
@@ -595,8 +715,13 @@ def both_domains(config: Config, corpus: Corpus) -> Corpus:
     if Path(data) == Path(config.data):
         return corpus
     first = load_corpus(data, config.root, scoring=True)
-    tests = {f"{Path(data).name}-{name}" if name in corpus.tests else name: x for name, x in first.tests.items()}
-    return replace(corpus, tests=tests | corpus.tests, homophones=first.homophones | corpus.homophones)
+    tests = {
+        f"{Path(data).name}-{name}" if name in corpus.tests else name: x
+        for name, x in first.tests.items()
+    }
+    return replace(
+        corpus, tests=tests | corpus.tests, homophones=first.homophones | corpus.homophones
+    )
 
 
 def run_method(config: Config) -> dict:
@@ -613,7 +738,9 @@ def run_method(config: Config) -> dict:
         published.write(read(config, place), Path(config.export))
         return {}
     corpus = both_domains(config, read_corpus(config, place))
-    recogniser, report = (read(config, place), {}) if config.checkpoint else train(config, corpus, place)
+    recogniser, report = (
+        (read(config, place), {}) if config.checkpoint else train(config, corpus, place)
+    )
     recogniser.to(place.device)
     result = {"script": "hubert_gpt_bridge", "method": config.method, "seed": config.seed}
     result |= evaluation.evaluate(recogniser, corpus, config, place) | report
@@ -624,7 +751,9 @@ def run_method(config: Config) -> dict:
     if place.first and not config.checkpoint:
         drawings = {}
         if recogniser.characters:
-            drawings["compression.png"] = partial(draw_compression, config, recogniser, corpus, place)
+            drawings["compression.png"] = partial(
+                draw_compression, config, recogniser, corpus, place
+            )
         if config.method == "gpt":
             drawings["attention.png"] = partial(draw_attention, config, recogniser, corpus, place)
         figures.draw(config.out, drawings)
@@ -636,7 +765,9 @@ def print_summary(config: Config) -> dict[str, int]:
     shapes = published.shapes_by_name({"--hubert": config.hubert, "--gpt": config.gpt}, config.root)
     with torch.device("meta"):
         encoder, llm = published.networks(shapes)
-        recogniser = Recogniser(config, encoder, llm if config.method == "gpt" else None, None, None)
+        recogniser = Recogniser(
+            config, encoder, llm if config.method == "gpt" else None, None, None
+        )
     return evaluation.print_parameters(nn.ModuleDict({"recogniser": recogniser}))
 
 

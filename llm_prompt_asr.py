@@ -87,14 +87,30 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from common.flags import Count, Extent, Positive, Real, RunConfig, Seconds, Share, Speed, UserError, check_command_line, parse
+from common.running.flags import (
+    Count,
+    Extent,
+    Positive,
+    Real,
+    RunConfig,
+    Seconds,
+    Share,
+    Speed,
+    UserError,
+    check_command_line,
+    parse,
+)
 
 # ================================================================================================== configuration
 
 FRAME_MS = 80  # of encoder frames
 # LLaMA-7B, for --summary [paper: named there; Touvron et al. 2023]
 LLAMA_7B = dict(
-    vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
 )
 
 
@@ -106,19 +122,31 @@ class Config(RunConfig):
     # -- data --
     max_seconds: Positive = 20.0  # longer training utterances are left out [peer]
     update_seconds: Positive = 1600.0  # audio per update, over all ranks and micro-batches [choice]
-    language_power: Share = 0.5  # languages are drawn by hours ^ this; 1: as they are (C3 languages)
-    speeds: tuple[Speed, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
+    language_power: Share = (
+        0.5  # languages are drawn by hours ^ this; 1: as they are (C3 languages)
+    )
+    speeds: tuple[Speed, ...] = (
+        0.9,
+        1.0,
+        1.1,
+    )  # of the audio, one drawn per utterance and epoch [peer]
     frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
     time_masks: int = 10  # SpecAugment, each over 0 to 5 % of the utterance [peer]
     units: Count = 1547  # SentencePiece pieces of CTC [recall]; characters without room come on top
-    units_of: Literal["transcripts", "lm"] = "transcripts"  # what CTC learns to write: these, or --lm's (C4 pieces)
+    units_of: Literal["transcripts", "lm"] = (
+        "transcripts"  # what CTC learns to write: these, or --lm's (C4 pieces)
+    )
     # -- method --
     method: Literal["monolingual_ctc", "ctc", "llm"] = "llm"  # row of the table
     encoder: str = "auto"  # finished run of ctc, or scratch; auto: the one beside this run, trained there if absent
-    lm: str = "huggyllama/llama-7b"  # causal language model [paper]: hub name, folder, demo-mls/lm-m
+    lm: str = (
+        "huggyllama/llama-7b"  # causal language model [paper]: hub name, folder, demo-mls/lm-m
+    )
     lora_rank: int = 8  # r of the adapters on q, k, v, o [digest]; 0: none (C6 rank)
     stride_ms: Count = 240  # audio per vector of the prompt, a multiple of 80 [choice]; "almost 1 second" works [paper]
-    mask_fraction: Share = 0.25  # F, of the text that the model reads in training [recall] (C2 masking)
+    mask_fraction: Share = (
+        0.25  # F, of the text that the model reads in training [recall] (C2 masking)
+    )
     # -- model --
     layers: Extent = 18  # Conformer blocks [digest]
     dim: Extent = 512  # width [digest]
@@ -132,37 +160,67 @@ class Config(RunConfig):
     ctc_lr: Positive = 1e-3  # peak learning rate of CTC [recall], of AdamW (C7 training)
     ctc_warmup: Positive = 20000.0  # as --warmup, of CTC [recall]
     epochs: Count = 10  # passes with the language model [choice]
-    lr_encoder: float = 5e-4  # peak learning rate of the encoder with the language model [recall]; 0: frozen
+    lr_encoder: float = (
+        5e-4  # peak learning rate of the encoder with the language model [recall]; 0: frozen
+    )
     lr_projection: float = 5e-4  # of the linear map [recall]; 0: frozen
     lr_lm: float = 5e-4  # of the adapters [recall], or with --lora-rank 0 of the whole language model; 0: frozen
-    freeze_encoder_steps: int = 0  # updates before the encoder learns with the language model [recall]
+    freeze_encoder_steps: int = (
+        0  # updates before the encoder learns with the language model [recall]
+    )
     weight_decay: float = 1e-3  # [choice]
-    schedule: Literal["inverse-sqrt", "one-cycle"] = "inverse-sqrt"  # of the learning rates [choice]
-    warmup: Positive = 5000.0  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [recall]
+    schedule: Literal["inverse-sqrt", "one-cycle"] = (
+        "inverse-sqrt"  # of the learning rates [choice]
+    )
+    warmup: Positive = (
+        5000.0  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [recall]
+    )
     clip: Positive = 5.0  # largest norm of the gradient of each part, by itself [peer]
     average: Count = 5  # epochs with the lowest dev error whose weights are averaged [choice]
     # -- how to compute --
-    cut_seconds: Seconds = 20.0  # longer recordings are cut at pauses: an answer has at most 200 pieces
+    cut_seconds: Seconds = (
+        20.0  # longer recordings are cut at pauses: an answer has at most 200 pieces
+    )
     # -- decoding --
-    decode: Literal["greedy", "beam"] = "greedy"  # beam: of llm, or of ctc with --lm by shallow fusion, the comparator
+    decode: Literal["greedy", "beam"] = (
+        "greedy"  # beam: of llm, or of ctc with --lm by shallow fusion, the comparator
+    )
     beam: Extent = 4  # hypotheses kept [choice]
-    lm_weight: tuple[float, ...] = (0.2, 0.4, 0.6)  # for ctc, each is tried on 100 dev utterances [choice]
-    bonus: tuple[Real, ...] = (0.0, 0.5, 1.0)  # per piece, for ctc, each is tried with each --lm-weight [choice]
+    lm_weight: tuple[float, ...] = (
+        0.2,
+        0.4,
+        0.6,
+    )  # for ctc, each is tried on 100 dev utterances [choice]
+    bonus: tuple[Real, ...] = (
+        0.0,
+        0.5,
+        1.0,
+    )  # per piece, for ctc, each is tried with each --lm-weight [choice]
 
     def check(self) -> None:
         super().check()
         if self.stride_ms % FRAME_MS:
             raise UserError(f"--stride-ms is a multiple of {FRAME_MS}.")
         if self.lora_rank and not self.lr_lm:
-            raise UserError("--lora-rank adapts the language model by --lr-lm, which is 0: give one of them a value.")
+            raise UserError(
+                "--lora-rank adapts the language model by --lr-lm, which is 0: give one of them a value."
+            )
         if self.method == "llm" and not (self.lr_encoder or self.lr_projection or self.lr_lm):
-            raise UserError("--lr-encoder, --lr-projection and --lr-lm are all 0: nothing would learn.")
+            raise UserError(
+                "--lr-encoder, --lr-projection and --lr-lm are all 0: nothing would learn."
+            )
         if self.freeze_encoder_steps and not (self.lr_projection or self.lr_lm):
-            raise UserError("--freeze-encoder-steps: nothing but the encoder learns, so nothing would.")
+            raise UserError(
+                "--freeze-encoder-steps: nothing but the encoder learns, so nothing would."
+            )
         if self.decode == "beam" and self.method != "llm" and self.units_of != "lm":
-            raise UserError("--decode beam fuses --lm with a CTC that writes its pieces: train it with --units-of lm.")
+            raise UserError(
+                "--decode beam fuses --lm with a CTC that writes its pieces: train it with --units-of lm."
+            )
         if (self.schedule == "one-cycle") != (self.ctc_warmup < 1):
-            raise UserError("--ctc-warmup is a share below 1 for --schedule one-cycle, else a number of updates.")
+            raise UserError(
+                "--ctc-warmup is a share below 1 for --schedule one-cycle, else a number of updates."
+            )
 
 
 DEMO = dict(  # [choice]
@@ -192,17 +250,25 @@ from torch import Tensor, nn
 
 from common import ctc, figures, lora, metrics, prompting
 from common.conformer import Conformer, length_mask, subsampled
-from common.corpora import Corpus, Utterance, languages_of, trainable
-from common.data import Batch, Fits, read_corpus, sample_waves
 from common.features import SAMPLE_RATE, LogMel, num_frames, spec_augment
-from common.place import Place, Stage, earlier_stage, first_rank_first, gather, reseed, start
-from common.pretrained import LanguageModel, begin_and_end, load_causal, load_pieces
 from common.running import decoding, evaluation, transcription
+from common.running.batches import Batch, Fits, read_corpus, sample_waves
+from common.running.corpora import Corpus, Utterance, languages_of, trainable
 from common.running.decoding import Decoding, Transcript
 from common.running.options import Search
+from common.running.pretrained import LanguageModel, begin_and_end, load_causal, load_pieces
+from common.running.process import (
+    Place,
+    Stage,
+    earlier_stage,
+    first_rank_first,
+    gather,
+    reseed,
+    start,
+)
+from common.running.training import Run, digest_of
+from common.running.weights import load_recogniser
 from common.text import Pieces, SentencePiece, load_tokenizer
-from common.training import Run, digest_of
-from common.weights import load_recogniser
 
 # ========================================================================================================== model
 
@@ -210,19 +276,36 @@ from common.weights import load_recogniser
 class Recogniser(nn.Module):
     """Log-mel front end and Conformer; a CTC head in the first stage, projection and language model in the second."""
 
-    def __init__(self, config: Config, tokenizer: Pieces | SentencePiece | None, lm: nn.Module | None, vocabulary: int):
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Pieces | SentencePiece | None,
+        lm: nn.Module | None,
+        vocabulary: int,
+    ):
         super().__init__()
         self.tokenizer, self.n = tokenizer, config.stride_ms // FRAME_MS
         own = Search(beam=4, lm_weight=(0.2, 0.4, 0.6), bonus=(0.0, 0.5, 1.0))
         # for evaluate.py and transcribe.py
-        self.decodes = Decoding(("greedy", "beam"), lm=LanguageModel if lm is None else None, own=own)
+        self.decodes = Decoding(
+            ("greedy", "beam"), lm=LanguageModel if lm is None else None, own=own
+        )
         self.frontend = LogMel()
-        sizes = config.dim, config.layers, config.heads, config.ff_dim, config.kernel, config.dropout
+        sizes = (
+            config.dim,
+            config.layers,
+            config.heads,
+            config.ff_dim,
+            config.kernel,
+            config.dropout,
+        )
         self.encoder = Conformer(*sizes, 8, config.channels, macaron=False)
         if lm is None:
             self.ctc_head = nn.Linear(config.dim, vocabulary)
         else:
-            self.projection = nn.Linear(self.n * config.dim, lm.get_input_embeddings().embedding_dim)
+            self.projection = nn.Linear(
+                self.n * config.dim, lm.get_input_embeddings().embedding_dim
+            )
             self.lm = lm
 
     def encode(self, batch: Batch, masks: tuple[int, int] = (0, 0)) -> tuple[Tensor, Tensor]:
@@ -248,23 +331,42 @@ class Recogniser(nn.Module):
             h, lengths = self.encode(batch)
             if not hasattr(self, "lm"):
                 paths = ctc.search(self.log_probs(h), lengths, **search)
-                return [decoding.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths]
+                return [
+                    decoding.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths
+                ]
             beam, (_, end) = search.get("beam", 1), symbols(self.lm)
             seconds = batch.samples / SAMPLE_RATE
-            limits = [min(prompting.LONGEST, int(12 * s) + 20) for s in seconds.tolist()]  # pieces [choice]
-            answers, counts = prompting.write(self.lm, self.sequences(h, lengths, None), limits, end, num_beams=beam)
-            answers = [ids if n else [] for ids, n in zip(answers, lengths.tolist(), strict=True)]  # too short to hear
+            limits = [
+                min(prompting.LONGEST, int(12 * s) + 20) for s in seconds.tolist()
+            ]  # pieces [choice]
+            answers, counts = prompting.write(
+                self.lm, self.sequences(h, lengths, None), limits, end, num_beams=beam
+            )
+            answers = [
+                ids if n else [] for ids, n in zip(answers, lengths.tolist(), strict=True)
+            ]  # too short to hear
         texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]
         return [Transcript(text, None, count) for text, count in zip(texts, counts, strict=True)]
 
     def sequences(
-        self, h: Tensor, lengths: Tensor, texts: list[list[int]] | None, shown: list[list[int]] | None = None
+        self,
+        h: Tensor,
+        lengths: Tensor,
+        texts: list[list[int]] | None,
+        shown: list[list[int]] | None = None,
     ) -> prompting.Sequences:
         """[a_1 … a_T' <s> y_1 … y_U]; texts: ids of the language model; absent: to be written (C1 prompt)."""
         beginning, end = symbols(self.lm)
         a, sizes = self.prompt(h, lengths)
         return prompting.build_sequences(
-            self.lm.get_input_embeddings(), a, sizes, texts, before=[], after=[beginning], end=end, shown=shown
+            self.lm.get_input_embeddings(),
+            a,
+            sizes,
+            texts,
+            before=[],
+            after=[beginning],
+            end=end,
+            shown=shown,
         )
 
 
@@ -291,10 +393,15 @@ def load_lm(config: Config, place: Place) -> nn.Module:
         lm = load_causal(config.lm, "--lm", config.root, frozen, place.dtype)
     _, end = begin_and_end(lm, f"--lm {config.lm}")
     if end is None:
-        raise UserError(f"--lm {config.lm} names no eos_token_id in its config.json: give another one.")
+        raise UserError(
+            f"--lm {config.lm} names no eos_token_id in its config.json: give another one."
+        )
     most = prompting.positions_of(lm)
     seconds = max(config.max_seconds / min(config.speeds), config.cut_seconds)
-    if most and (needed := math.ceil(1000 * seconds / config.stride_ms) + 1 + prompting.LONGEST) > most:
+    if (
+        most
+        and (needed := math.ceil(1000 * seconds / config.stride_ms) + 1 + prompting.LONGEST) > most
+    ):
         raise UserError(f"--lm {config.lm} has {most} positions, {seconds:.1f} s of audio and an answer take {needed}: "
                         "give a longer --stride-ms, or less --max-seconds and --cut-seconds.")  # fmt: skip
     return lm
@@ -307,7 +414,9 @@ def load_tokenizer_of_lm(config: Config, place: Place) -> Pieces:
 
 def fits(samples: int, labels: list[int], text: str) -> bool:
     """Of CTC, which needs a frame for every label, and one more between equal ones."""
-    needed = ctc.required_frames(torch.tensor([labels], dtype=torch.long), torch.tensor([len(labels)]))
+    needed = ctc.required_frames(
+        torch.tensor([labels], dtype=torch.long), torch.tensor([len(labels)])
+    )
     return bool(subsampled(num_frames(samples), 8) >= max(needed, 1))
 
 
@@ -338,7 +447,9 @@ def hidden_symbol(recogniser: Recogniser) -> int:
     return prompting.MASKED if unknown is None or unknown in symbols(recogniser.lm) else unknown
 
 
-def answer_losses(recogniser: Recogniser, batch: Batch, place: Place, config: Config | None = None) -> Tensor:
+def answer_losses(
+    recogniser: Recogniser, batch: Batch, place: Place, config: Config | None = None
+) -> Tensor:
     """-log p(y </s> | a) of each utterance (B,), in fp32; config: in training, with SpecAugment and pieces hidden.
 
     Which are hidden is drawn from the utterance, its epoch and its update, for a language may come around again.
@@ -350,7 +461,9 @@ def answer_losses(recogniser: Recogniser, batch: Batch, place: Place, config: Co
         rows, symbol = zip(texts, names, strict=True), hidden_symbol(recogniser)
         shown = [hide(ids, config.mask_fraction, random.Random(name), symbol) for ids, name in rows]
     with place.autocast():
-        h, lengths = recogniser.encode(batch, (config.frequency_masks, config.time_masks) if config else (0, 0))
+        h, lengths = recogniser.encode(
+            batch, (config.frequency_masks, config.time_masks) if config else (0, 0)
+        )
         return prompting.answer_loss(recogniser.lm, recogniser.sequences(h, lengths, texts, shown))
 
 
@@ -400,7 +513,9 @@ def build(config: Config, utterances: list[Utterance], place: Place) -> Recognis
     else:
         first_stage = find_encoder(config, utterances, place)
         reseed(config.seed, 1)
-        recogniser = Recogniser(config, load_tokenizer_of_lm(config, place), load_lm(config, place), 0)
+        recogniser = Recogniser(
+            config, load_tokenizer_of_lm(config, place), load_lm(config, place), 0
+        )
         if config.lora_rank:  # drawn behind the projection, which is the same at every rank
             reseed(config.seed, 2)
             lora.adapt(recogniser.lm, config.lora_rank)
@@ -428,19 +543,37 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
     models, groups = nn.ModuleDict(dict(recogniser.named_children())), []
     for name, rate in rates.items():
         if rate:
-            groups.append({"params": [p for p in models[name].parameters() if p.requires_grad], "lr": rate})
+            groups.append(
+                {"params": [p for p in models[name].parameters() if p.requires_grad], "lr": rate}
+            )
         else:
             models[name].requires_grad_(False)
     report = {"trained_params": sum(p.numel() for group in groups for p in group["params"])}
     if is_llm:
-        perplexity = partial(prompting.text_perplexity, recogniser, corpus.dev, symbols(recogniser.lm), place)
+        perplexity = partial(
+            prompting.text_perplexity, recogniser, corpus.dev, symbols(recogniser.lm), place
+        )
         report["text_perplexity"] = [perplexity()]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
     run = Run(
-        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=recogniser.tokenizer.encode, fits=fits_of(recogniser)
+        config,
+        place,
+        models=models,
+        optimizer=optimizer,
+        utterances=utterances,
+        encode=recogniser.tokenizer.encode,
+        fits=fits_of(recogniser),
     )
     listening = partial(
-        prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place, fits_of(recogniser)
+        prompting.measure_listening,
+        recogniser,
+        answer_losses,
+        corpus.dev,
+        config,
+        place,
+        fits_of(recogniser),
     )
     for _ in run.epochs():
         for update in run.updates():
@@ -452,7 +585,10 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 loss.backward()
                 update.add(loss)
             update.average_gradients()
-            norms = {name: nn.utils.clip_grad_norm_(models[name].parameters(), config.clip).item() for name in rates}
+            norms = {
+                name: nn.utils.clip_grad_norm_(models[name].parameters(), config.clip).item()
+                for name in rates
+            }
             update.log |= {"norm": norms, "lr": run.set_learning_rates()}
             if update.is_usable(norms.values()):
                 optimizer.step()
@@ -493,27 +629,44 @@ def measure_alignment(
 
     A text of one piece says nothing.
     """
-    maps, encode, table = ({}, {}), recogniser.tokenizer.encode, recogniser.lm.get_input_embeddings()
-    for swapped, batch in prompting.listening_batches(corpus.dev, config, encode, fits_of(recogniser)):
+    maps, encode, table = (
+        ({}, {}),
+        recogniser.tokenizer.encode,
+        recogniser.lm.get_input_embeddings(),
+    )
+    for swapped, batch in prompting.listening_batches(
+        corpus.dev, config, encode, fits_of(recogniser)
+    ):
         with place.autocast():
             a, sizes = recogniser.prompt(*recogniser.encode(batch.to(place.device)))
-        for vectors, n, ids, u in zip(a, sizes, prompting.texts_of(batch), batch.utterances, strict=True):
+        for vectors, n, ids, u in zip(
+            a, sizes, prompting.texts_of(batch), batch.utterances, strict=True
+        ):
             if len(ids) > 1:
-                maps[swapped][u.id] = alignment(vectors[:n], table(torch.tensor(ids, device=place.device))).cpu()
+                maps[swapped][u.id] = alignment(
+                    vectors[:n], table(torch.tensor(ids, device=place.device))
+                ).cpu()
     shared = [name for name in maps[0] if name in maps[1]]
     if not shared:
         return {}, {}
     drawings, folder = {}, Path(config.out)
     if place.first:
-        panels = {"its own audio": maps[0][shared[-1]].numpy(), "audio of another session": maps[1][shared[-1]].numpy()}
+        panels = {
+            "its own audio": maps[0][shared[-1]].numpy(),
+            "audio of another session": maps[1][shared[-1]].numpy(),
+        }
         axes = "piece of the transcript", "vector of the prompt"
-        drawings["alignment.png"] = partial(figures.matrices, folder / "alignment.png", panels, *axes)
+        drawings["alignment.png"] = partial(
+            figures.matrices, folder / "alignment.png", panels, *axes
+        )
         curve = folder / "listening.png", "listening_gap", "nats per piece"
         drawings["listening.png"] = partial(figures.log_curves, *curve)
     found = {}
     for suffix, some in zip(("", "_swapped"), maps, strict=True):
         scores = [alignment_scores(S) for S in some.values()]
-        found |= {name + suffix: round(fmean(score[name] for score in scores), 3) for name in scores[0]}
+        found |= {
+            name + suffix: round(fmean(score[name] for score in scores), 3) for name in scores[0]
+        }
     return {name: score for name, score in found.items() if name != "chance_swapped"}, drawings
 
 
@@ -526,26 +679,39 @@ def load(config: Config, place: Place) -> Recogniser:
     lm = load_lm(config, place) if config.method == "llm" else None
     if config.lora_rank and lm:
         lora.adapt(lm, config.lora_rank)
-    return load_recogniser(Recogniser(config, tokenizer, lm, tokenizer.size), config.checkpoint, place)
+    return load_recogniser(
+        Recogniser(config, tokenizer, lm, tokenizer.size), config.checkpoint, place
+    )
 
 
 def one_by_one(config: Config) -> dict:
     """monolingual_ctc: a recogniser for each language, in a folder of its own; and what they have together."""
     if config.transcribe:
-        raise UserError(f"--transcribe takes one language: give --checkpoint {config.checkpoint}/LANGUAGE.")
+        raise UserError(
+            f"--transcribe takes one language: give --checkpoint {config.checkpoint}/LANGUAGE."
+        )
     place, out = start(config), Path(config.out)
     corpus = read_corpus(config, place)
-    heard = sum(corpus.tests.values(), []) if config.checkpoint else corpus.dev  # for scoring, there may be no dev
+    heard = (
+        sum(corpus.tests.values(), []) if config.checkpoint else corpus.dev
+    )  # for scoring, there may be no dev
     languages = languages_of(heard)
-    if mixed := [name for name, found in corpus.tests.items() if len({u.language for u in found}) > 1]:
-        raise UserError(f"{mixed[0]}.jsonl holds several languages: split it into {mixed[0]}-LANGUAGE.jsonl.")
+    if mixed := [
+        name for name, found in corpus.tests.items() if len({u.language for u in found}) > 1
+    ]:
+        raise UserError(
+            f"{mixed[0]}.jsonl holds several languages: split it into {mixed[0]}-LANGUAGE.jsonl."
+        )
     begun = gather([(out / language / "config.json").exists() for language in languages], place)[0]
     results = []
     for language, has_begun in zip(languages, begun, strict=True):
         finished = config.checkpoint and f"{config.checkpoint}/{language}"
         one = replace(config, languages=(language,), out=str(out / language), checkpoint=finished)
         results.append(run_method(replace(one, resume=config.resume and has_begun)))
-    first, counts = results[0], ("not_scored", "train_seconds", "skipped_updates", "infeasible", "bad_files")
+    first, counts = (
+        results[0],
+        ("not_scored", "train_seconds", "skipped_updates", "infeasible", "bad_files"),
+    )
     merged = {name: first[name] for name in ("script", "method", "seed", "decode", "normaliser")}
     for name, value in first.items():
         if isinstance(value, dict):
@@ -587,7 +753,9 @@ def print_summary(config: Config) -> dict[str, int]:
             lora.adapt(lm, config.lora_rank)
     recogniser = Recogniser(config, None, lm, 0)
     parts = evaluation.print_parameters(nn.ModuleDict({"recogniser": recogniser}))
-    adapters = sum(p.numel() for part in lm.modules() if isinstance(part, lora.LoRA) for p in (part.A, part.B))
+    adapters = sum(
+        p.numel() for part in lm.modules() if isinstance(part, lora.LoRA) for p in (part.A, part.B)
+    )
     print(f"of the lm, {adapters:,} in adapters of rank {config.lora_rank}")
     return parts | {"adapters": adapters}
 

@@ -85,7 +85,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from common.flags import Count, Extent, Positive, Real, RunConfig, Share, Speed, UserError, check_command_line, parse
+from common.running.flags import (
+    Count,
+    Extent,
+    Positive,
+    Real,
+    RunConfig,
+    Share,
+    Speed,
+    UserError,
+    check_command_line,
+    parse,
+)
 
 # ================================================================================================== configuration
 
@@ -94,8 +105,14 @@ from common.flags import Count, Extent, Positive, Real, RunConfig, Share, Speed,
 class Config(RunConfig):
     # -- data --
     max_seconds: Positive = 30.0  # longer training utterances are left out [choice]
-    update_seconds: Positive = 400.0  # audio per update, over all ranks and micro-batches: about 64 utterances [peer]
-    speeds: tuple[Speed, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
+    update_seconds: Positive = (
+        400.0  # audio per update, over all ranks and micro-batches: about 64 utterances [peer]
+    )
+    speeds: tuple[Speed, ...] = (
+        0.9,
+        1.0,
+        1.1,
+    )  # of the audio, one drawn per utterance and epoch [peer]
     frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
     time_masks: int = 5  # SpecAugment, each over 0 to 5 % of the utterance [peer]
     noise: Share = 0.8  # share of the utterances into which another of the batch is mixed, at 0.4 of its power [peer]
@@ -104,19 +121,33 @@ class Config(RunConfig):
     kd_weight: float = 1.0  # lam, of the distances [choice]
     soft_label_weight: float = 0.3  # lam of the soft labels [choice]
     ramp: Share = 0.1  # share of the run over which lam rises to its value (C4 ramp)
-    distance: Literal["l1", "l2", "cosine"] = "l1"  # mean over dimensions, summed over tokens [choice]
-    target_norm: bool = False  # BERT's states pass a LayerNorm first: its middle layers have a few huge dimensions
+    distance: Literal["l1", "l2", "cosine"] = (
+        "l1"  # mean over dimensions, summed over tokens [choice]
+    )
+    target_norm: bool = (
+        False  # BERT's states pass a LayerNorm first: its middle layers have a few huge dimensions
+    )
     head_dim: Extent = 1024  # width inside the regression networks, in training only (C3 heads)
     # -- teacher --
-    teachers: tuple[str, ...] = ("bert-base-uncased",)  # BERTs (hub names, folders, demo, demo/bert-b)
-    teacher_layers: Literal["last", "first", "uniform", "random"] = "uniform"  # which of theirs [digest] (C2 layers)
+    teachers: tuple[str, ...] = (
+        "bert-base-uncased",
+    )  # BERTs (hub names, folders, demo, demo/bert-b)
+    teacher_layers: Literal["last", "first", "uniform", "random"] = (
+        "uniform"  # which of theirs [digest] (C2 layers)
+    )
     n_layers: Extent = 2  # how many of them [choice]
     context: int = 0  # BERT tokens of the utterances before and after it that BERT reads too; the paper's: 60 [digest]
     context_sides: Literal["both", "past", "future"] = "both"  # where from (C5 context)
-    context_mask: Share = 0.15  # share of the context's tokens that are masked, drawn anew at every step [choice]
-    control: Literal["none", "shuffle", "random"] = "none"  # another utterance's states, or an untrained BERT's
+    context_mask: Share = (
+        0.15  # share of the context's tokens that are masked, drawn anew at every step [choice]
+    )
+    control: Literal["none", "shuffle", "random"] = (
+        "none"  # another utterance's states, or an untrained BERT's
+    )
     # -- model --
-    subsampling: Literal[4, 8] = 4  # feature frames per encoder frame: 4 is 40 ms, 8 is 80 ms [choice]
+    subsampling: Literal[4, 8] = (
+        4  # feature frames per encoder frame: 4 is 40 ms, 8 is 80 ms [choice]
+    )
     channels: Extent = 128  # of the subsampling convolutions [choice]
     layers: Extent = 11  # Conformer blocks [choice] (C6 Conformer)
     dim: Extent = 512  # width [choice]
@@ -133,15 +164,24 @@ class Config(RunConfig):
     lr: Positive = 5e-4  # peak learning rate, of AdamW [peer]
     weight_decay: float = 1e-2  # [choice]
     schedule: Literal["inverse-sqrt", "one-cycle"] = "one-cycle"  # of the learning rate [peer]
-    warmup: Positive = 0.3  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [peer]
-    clip: Positive = 5.0  # largest norm of the gradient of recogniser and heads, each by itself [choice]
+    warmup: Positive = (
+        0.3  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [peer]
+    )
+    clip: Positive = (
+        5.0  # largest norm of the gradient of recogniser and heads, each by itself [choice]
+    )
     average: Count = 5  # epochs with the lowest dev error whose weights are averaged [choice]
     # -- decoding --
     decode: Literal["greedy", "beam"] = "greedy"  # beam: alignment-length synchronous beam search
-    lm: str | None = None  # causal language model for the beam, of any pieces: hub name, folder, demo/lm (C9 beam)
+    lm: str | None = (
+        None  # causal language model for the beam, of any pieces: hub name, folder, demo/lm (C9 beam)
+    )
     beam: Extent = 16  # hypotheses kept [peer]
     lm_weight: tuple[float, ...] = (0.3, 0.6, 1.0)  # each is tried on 100 dev utterances [choice]
-    bonus: tuple[Real, ...] = (0.0, 0.5)  # per character, each is tried with each --lm-weight [choice]
+    bonus: tuple[Real, ...] = (
+        0.0,
+        0.5,
+    )  # per character, each is tried with each --lm-weight [choice]
 
     def check(self) -> None:
         super().check()
@@ -155,7 +195,9 @@ DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about f
     channels=16, layers=4, dim=112, heads=4, ff_dim=448, kernel=15, dropout=0.0, embedding_dim=16, predictor_dim=128,
     joint_dim=128, joint="add", epochs=5, lr=4.5e-3, average=1,
 )  # fmt: skip
-SMOKE = DEMO | dict(data="demo-smoke", teachers=("demo-smoke",), hours=0.1, layers=2, update_seconds=8.0, epochs=3)
+SMOKE = DEMO | dict(
+    data="demo-smoke", teachers=("demo-smoke",), hours=0.1, layers=2, update_seconds=8.0, epochs=3
+)
 PRESETS = {"smoke": SMOKE, "demo": DEMO}
 
 
@@ -175,17 +217,17 @@ from tqdm import tqdm
 
 from common import figures, rnnt
 from common.conformer import Conformer, length_mask, subsampled
-from common.corpora import Corpus, Utterance, session_order, trainable
-from common.data import Batch, first_readable, read_corpus, sample_waves
 from common.features import FRAME_SECONDS, LogMel, mix_utterances, num_frames, spec_augment
-from common.place import Place, first_rank_first, reseed, start, synchronise
-from common.pretrained import MaskedLM, WordModel
 from common.running import decoding, evaluation, transcription
+from common.running.batches import Batch, first_readable, read_corpus, sample_waves
+from common.running.corpora import Corpus, Utterance, session_order, trainable
 from common.running.decoding import Decoding, Transcript
 from common.running.options import Search
+from common.running.pretrained import WordModel, load_masked_lm
+from common.running.process import Place, first_rank_first, reseed, start, synchronise
+from common.running.training import Run
+from common.running.weights import load_recogniser
 from common.text import Characters, load_tokenizer
-from common.training import Run
-from common.weights import load_recogniser
 
 # ========================================================================================================== model
 
@@ -194,15 +236,27 @@ class Recogniser(nn.Module):
     """Log-mel front end, Conformer, prediction and joint network: a transducer. All that is exported."""
 
     decodes = Decoding(  # for evaluate.py and transcribe.py
-        kinds=("greedy", "beam"), lm=WordModel, own=Search(beam=16, lm_weight=(0.3, 0.6, 1.0), bonus=(0.0, 0.5))
+        kinds=("greedy", "beam"),
+        lm=WordModel,
+        own=Search(beam=16, lm_weight=(0.3, 0.6, 1.0), bonus=(0.0, 0.5)),
     )
 
     def __init__(self, config: Config, vocabulary: int, tokenizer: Characters | None = None):
         super().__init__()
-        self.tokenizer, self.seconds = tokenizer, config.subsampling * FRAME_SECONDS  # of an encoder frame
+        self.tokenizer, self.seconds = (
+            tokenizer,
+            config.subsampling * FRAME_SECONDS,
+        )  # of an encoder frame
         self.masks, self.noise = (config.frequency_masks, config.time_masks), config.noise
         self.frontend = LogMel()
-        sizes = config.dim, config.layers, config.heads, config.ff_dim, config.kernel, config.dropout
+        sizes = (
+            config.dim,
+            config.layers,
+            config.heads,
+            config.ff_dim,
+            config.kernel,
+            config.dropout,
+        )
         self.encoder = Conformer(*sizes, config.subsampling, config.channels)
         self.predictor = rnnt.Predictor(vocabulary, config.embedding_dim, config.predictor_dim)
         sizes = config.dim, config.predictor_dim, config.joint_dim, vocabulary
@@ -217,7 +271,9 @@ class Recogniser(nn.Module):
         encoded = self.encoder(features, frames)
         return encoded.output, encoded.lengths
 
-    def transcribe(self, batch: Batch, place: Place, beam: int | None = None, **search) -> list[Transcript]:
+    def transcribe(
+        self, batch: Batch, place: Place, beam: int | None = None, **search
+    ) -> list[Transcript]:
         """Greedily, each label at the frame that emits it; or by rnnt.beam_search with its options, at the expected."""
         with place.autocast():
             h, lengths = self(batch.waves, batch.samples)
@@ -236,11 +292,16 @@ class RegressionHead(nn.Sequential):
     """R_k: guesses a representation of BERT's from the transducer's features (C3 heads). Needed for training only."""
 
     def __init__(self, student_dim: int, dim: int, teacher_dim: int):
-        super().__init__(nn.Linear(student_dim, dim), nn.GELU(), nn.LayerNorm(dim), nn.Linear(dim, teacher_dim))
+        super().__init__(
+            nn.Linear(student_dim, dim), nn.GELU(), nn.LayerNorm(dim), nn.Linear(dim, teacher_dim)
+        )
 
 
 def build_models(
-    config: Config, vocabulary: int, sizes: list[tuple[int, int]], tokenizer: Characters | None = None
+    config: Config,
+    vocabulary: int,
+    sizes: list[tuple[int, int]],
+    tokenizer: Characters | None = None,
 ) -> nn.ModuleDict:
     """What is trained: `recogniser`, and for --method multirep_kd `heads`, one per representation: TEACHER-LAYER.
 
@@ -252,7 +313,9 @@ def build_models(
         for i, (depth, width) in enumerate(sizes):
             layers = choose_layers(config.teacher_layers, config.n_layers, depth, random.Random(0))
             for layer in range(1, depth + 1) if config.teacher_layers == "random" else layers:
-                heads[f"{i}-{layer}"] = RegressionHead(config.dim + config.predictor_dim, config.head_dim, width)
+                heads[f"{i}-{layer}"] = RegressionHead(
+                    config.dim + config.predictor_dim, config.head_dim, width
+                )
     return models
 
 
@@ -275,9 +338,13 @@ def label_features(gamma: Tensor, h: Tensor, g: Tensor) -> Tensor:
 def pool_spans(c: Tensor, spans: list[np.ndarray]) -> Tensor:
     """The mean of c_s … c_{e-1} for every token's span [s, e) of characters: c (B, U, S) -> (B, N, S), zero-padded."""
     bounds = [torch.as_tensor(pairs) for pairs in spans]  # (N, 2)
-    start, end = nn.utils.rnn.pad_sequence(bounds, batch_first=True).to(c.device)[..., None].unbind(2)  # (B, N, 1)
+    start, end = (
+        nn.utils.rnn.pad_sequence(bounds, batch_first=True).to(c.device)[..., None].unbind(2)
+    )  # (B, N, 1)
     u = torch.arange(c.shape[1], device=c.device)
-    return (((u >= start) & (u < end)) / (end - start).clamp(min=1)).to(c.dtype) @ c  # (B, N, U) @ (B, U, S)
+    return (((u >= start) & (u < end)) / (end - start).clamp(min=1)).to(
+        c.dtype
+    ) @ c  # (B, N, U) @ (B, U, S)
 
 
 def distance(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
@@ -288,12 +355,16 @@ def distance(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
     return (difference.abs() if kind == "l1" else difference.square()).mean(-1)
 
 
-def distillation_loss(students: list[Tensor], targets: list[Tensor], real: Tensor, kind: str) -> list[Tensor]:
+def distillation_loss(
+    students: list[Tensor], targets: list[Tensor], real: Tensor, kind: str
+) -> list[Tensor]:
     """For each representation k, sum over tokens of dist(R_k(s_i), e_i^k); kd_l is their mean over k.
 
     students R_k(s) and targets e^k, each (B, N, E_k); real (B, N), True for tokens.
     """
-    return [(distance(s, e.detach(), kind) * real).sum() for s, e in zip(students, targets, strict=True)]
+    return [
+        (distance(s, e.detach(), kind) * real).sum() for s, e in zip(students, targets, strict=True)
+    ]
 
 
 def soft_label_loss(logits: Tensor, q: Tensor) -> Tensor:
@@ -305,7 +376,12 @@ def soft_label_loss(logits: Tensor, q: Tensor) -> Tensor:
 
 
 def compute_losses(
-    models: nn.ModuleDict, batch: Batch, teachers: list[Teacher], lam: float, config: Config, place: Place
+    models: nn.ModuleDict,
+    batch: Batch,
+    teachers: list[Teacher],
+    lam: float,
+    config: Config,
+    place: Place,
 ) -> tuple[Tensor, dict]:
     """The batch's loss; and its parts, rnnt_l and what each representation costs; all summed over its utterances.
 
@@ -330,8 +406,12 @@ def compute_losses(
             spans = [teacher.texts[name].spans for name in names]
             pooled = pool_spans(c, spans)
             students = [models["heads"][f"{i}-{layer}"](pooled).float() for layer in layers]
-            real = length_mask(torch.tensor([len(s) for s in spans], device=h.device), pooled.shape[1])
-            distances = distillation_loss(students, teacher.targets(names, epoch), real, config.distance)
+            real = length_mask(
+                torch.tensor([len(s) for s in spans], device=h.device), pooled.shape[1]
+            )
+            distances = distillation_loss(
+                students, teacher.targets(names, epoch), real, config.distance
+            )
             costs |= zip([f"{teacher.name} {layer}" for layer in layers], distances, strict=True)
     loss = losses.sum()
     if not teachers:
@@ -359,7 +439,9 @@ def choose_layers(strategy: str, k: int, depth: int, draw: random.Random) -> lis
     }[strategy]
 
 
-def take_context(past: list[int], future: list[int], budget: int, sides: str) -> tuple[list[int], list[int]]:
+def take_context(
+    past: list[int], future: list[int], budget: int, sides: str
+) -> tuple[list[int], list[int]]:
     """The nearest `budget` tokens of past and future, half from each; what one lacks, the other gives (C5 context)."""
     past, future = (past if sides != "future" else []), (future if sides != "past" else [])
     n_past = min(len(past), max(budget // 2, budget - len(future)))
@@ -378,29 +460,50 @@ class Text(NamedTuple):
 class Teacher:
     """A frozen BERT, all transcripts as it reads them, and what it says of them."""
 
-    def __init__(self, name: str, config: Config, utterances: list[Utterance], labels: Characters, place: Place):
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        utterances: list[Utterance],
+        labels: Characters,
+        place: Place,
+    ):
         """utterances: all of the training corpus, also those too long to learn from: BERT may read them.
 
         labels: the recogniser's, for soft labels. Raises UserError where it is no BERT or has too few layers.
         """
         with first_rank_first(place):
             untrained = config.seed if config.control == "random" else None
-            self.lm = MaskedLM(name, "--teachers", config.root, place.device, untrained)
+            self.lm = load_masked_lm(name, "--teachers", config.root, place.device, untrained)
         self.name, self.config, self.soft = name, config, config.method == "soft_labels"
         self.longest = self.lm.longest - 2  # beside [CLS] and [SEP]
         self.labels, self.beginnings = labels, spell(self.lm.pieces, labels) if self.soft else {}
-        self.depth, self.width = (getattr(self.lm.model.config, x) for x in ("num_hidden_layers", "hidden_size"))
+        self.depth, self.width = (
+            getattr(self.lm.model.config, x) for x in ("num_hidden_layers", "hidden_size")
+        )
         self.texts: dict[str, Text] = {}
         for u in utterances:
-            pieces = self.lm.tokenizer(u.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            ids, spans = (np.array(pieces[key], np.int32) for key in ("input_ids", "offset_mapping"))
-            self.texts[u.id] = Text(u.text, ids[: self.longest], spans.reshape(-1, 2)[: self.longest])
-        self.around = session_order(utterances)  # utterance -> its session's in order, and which of them it is
+            pieces = self.lm.tokenizer(
+                u.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
+            ids, spans = (
+                np.array(pieces[key], np.int32) for key in ("input_ids", "offset_mapping")
+            )
+            self.texts[u.id] = Text(
+                u.text, ids[: self.longest], spans.reshape(-1, 2)[: self.longest]
+            )
+        self.around = session_order(
+            utterances
+        )  # utterance -> its session's in order, and which of them it is
         order = [u.id for u in utterances if u.text]
         random.Random(config.seed).shuffle(order)
         shifted = order[1:] + order[:1] if config.control == "shuffle" else order
-        self.partners = dict(zip(order, shifted, strict=True))  # utterance -> the one whose states it gets
-        self.known: dict[str, Tensor] = {}  # utterance -> states or soft labels; empty where it is asked at every step
+        self.partners = dict(
+            zip(order, shifted, strict=True)
+        )  # utterance -> the one whose states it gets
+        self.known: dict[
+            str, Tensor
+        ] = {}  # utterance -> states or soft labels; empty where it is asked at every step
 
     def layers(self, epoch: int) -> list[int]:
         """Those whose states are wanted in this epoch."""
@@ -427,9 +530,18 @@ class Teacher:
         """Its states e at the tokens of each utterance's transcript, (N, k, E), fp32."""
         inputs = [self.reads(name, epoch) for name in names]
         states = self.lm.layers([ids for ids, _ in inputs], self.layers(epoch))  # (B, ., k, E)
-        states = nn.functional.layer_norm(states, states.shape[-1:]) if self.config.target_norm else states
-        ends = [first + len(self.texts[name].ids) for name, (_, first) in zip(names, inputs, strict=True)]
-        return [e[first:end].clone() for e, (_, first), end in zip(states, inputs, ends, strict=True)]
+        states = (
+            nn.functional.layer_norm(states, states.shape[-1:])
+            if self.config.target_norm
+            else states
+        )
+        ends = [
+            first + len(self.texts[name].ids)
+            for name, (_, first) in zip(names, inputs, strict=True)
+        ]
+        return [
+            e[first:end].clone() for e, (_, first), end in zip(states, inputs, ends, strict=True)
+        ]
 
     def ask(self, names: list[str], epoch: int) -> list[Tensor]:
         """What it says of each utterance: its states (N, k, E), or with --method soft_labels q (U, V)."""
@@ -440,7 +552,9 @@ class Teacher:
     def targets(self, names: list[str], epoch: int) -> list[Tensor]:
         """For each layer, its states at the tokens of the batch's transcripts (B, N, E); e_i, unless shuffled."""
         states = self.ask([self.partners[name] for name in names], epoch)
-        tokens = [torch.arange(len(self.texts[name].ids), device=states[0].device) for name in names]
+        tokens = [
+            torch.arange(len(self.texts[name].ids), device=states[0].device) for name in names
+        ]
         found = [e[token % max(1, len(e))] for e, token in zip(states, tokens, strict=True)]
         return list(nn.utils.rnn.pad_sequence(found, batch_first=True).unbind(2))
 
@@ -452,13 +566,23 @@ class Teacher:
         config, texts = self.config, [self.texts[self.partners[name]] for name in names]
         states = config.n_layers * self.width * sum(len(text.ids) for text in texts)  # numbers
         numbers = self.labels.size * sum(len(text.text) for text in texts) if self.soft else states
-        drawn = (config.context and config.context_mask) or (config.teacher_layers == "random" and not self.soft)
+        drawn = (config.context and config.context_mask) or (
+            config.teacher_layers == "random" and not self.soft
+        )
         if drawn or 4 * numbers > 2e9:
             return
-        order = sorted((self.partners[name] for name in names), key=lambda name: (len(self.texts[name].ids), name))
-        parts, quiet = [order[i : i + 64] for i in range(0, len(order), 64)], None if place.first else True
+        order = sorted(
+            (self.partners[name] for name in names),
+            key=lambda name: (len(self.texts[name].ids), name),
+        )
+        parts, quiet = (
+            [order[i : i + 64] for i in range(0, len(order), 64)],
+            None if place.first else True,
+        )
         known: dict[str, Tensor] = {}
-        for part in tqdm(parts, f"{self.name} reads", unit="batch", leave=False, delay=2, disable=quiet):
+        for part in tqdm(
+            parts, f"{self.name} reads", unit="batch", leave=False, delay=2, disable=quiet
+        ):
             known |= zip(part, self.ask(part, 0), strict=True)
         self.known = known
 
@@ -467,7 +591,9 @@ def spell(pieces: list[str], labels: Characters) -> dict[tuple[bool, str], tuple
     """(goes on with a word?, beginning) -> pieces that begin so (M,), and the label that each writes next (M,)."""
     beginnings: dict[tuple[bool, str], tuple[list[int], list[int]]] = {}
     for i, piece in enumerate(pieces):
-        letters = "" if re.fullmatch(r"\[.*\]", piece) else piece.removeprefix("##") + " "  # a space at its end
+        letters = (
+            "" if re.fullmatch(r"\[.*\]", piece) else piece.removeprefix("##") + " "
+        )  # a space at its end
         for j, letter in enumerate(letters):
             ids, following = beginnings.setdefault((piece.startswith("##"), letters[:j]), ([], []))
             if letter in labels.ids:
@@ -489,12 +615,16 @@ def soft_labels(teacher: Teacher, names: list[str], epoch: int) -> list[Tensor]:
         positions += range(first, first + len(teacher.texts[name].ids))
     answers: list[Tensor] = []  # (vocabulary,) per piece
     for i in range(0, len(rows), 256):
-        answers += teacher.lm.logits(rows[i : i + 256], positions[i : i + 256]).float().softmax(-1).cpu()
+        answers += (
+            teacher.lm.logits(rows[i : i + 256], positions[i : i + 256]).float().softmax(-1).cpu()
+        )
     found, nothing, probabilities = [], (torch.zeros(0, dtype=torch.long),) * 2, iter(answers)
     for name in names:
         text, ids, spans = teacher.texts[name]
         q = torch.zeros(len(text), teacher.labels.size)
-        for piece, (first, end), p in zip(ids.tolist(), spans.tolist(), probabilities, strict=False):
+        for piece, (first, end), p in zip(
+            ids.tolist(), spans.tolist(), probabilities, strict=False
+        ):
             goes_on = teacher.lm.pieces[piece].startswith("##")
             for u in range(first, end + (text[end : end + 1] == " ")):
                 pieces, following = teacher.beginnings.get((goes_on, text[first:u]), nothing)
@@ -522,10 +652,18 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
     recogniser = models["recogniser"]
     recogniser.frontend.fit(sample_waves(utterances, config))
     groups = [{"params": list(part.parameters()), "lr": config.lr} for part in models.values()]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
     weight = config.soft_label_weight if config.method == "soft_labels" else config.kd_weight
     run = Run(
-        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=tokenizer.encode, fits=partial(fits, config.subsampling)
+        config,
+        place,
+        models=models,
+        optimizer=optimizer,
+        utterances=utterances,
+        encode=tokenizer.encode,
+        fits=partial(fits, config.subsampling),
     )
     for _ in run.epochs():
         for update in run.updates():
@@ -536,7 +674,10 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 update.add(loss, parts)
             update.average_gradients()
             # Each part's gradient is clipped by itself: the heads must not slow the recogniser down (C3 heads).
-            norms = [nn.utils.clip_grad_norm_(part.parameters(), config.clip).item() for part in models.values()]
+            norms = [
+                nn.utils.clip_grad_norm_(part.parameters(), config.clip).item()
+                for part in models.values()
+            ]
             update.log |= {"norm": norms[0], "lr": run.set_learning_rates()}
             if update.is_usable(norms):
                 optimizer.step()
@@ -551,14 +692,21 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
 def draw_distances(config: Config) -> None:
     """distances.png, of each representation over training."""
     what = "cross-entropy" if config.method == "soft_labels" else f"{config.distance} distance"
-    figures.log_curves(Path(config.out) / "distances.png", "kd", f"{what}, summed over an utterance")
+    figures.log_curves(
+        Path(config.out) / "distances.png", "kd", f"{what}, summed over an utterance"
+    )
 
 
 @torch.inference_mode()
 def draw_lattice(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
     """lattice.png: when which label of a text is emitted."""
     known, joint = set(recogniser.tokenizer.ids), recogniser.joint
-    utterances = [u for split in corpus.tests.values() for u in split if 0 < len(u.text) <= 60 and set(u.text) <= known]
+    utterances = [
+        u
+        for split in corpus.tests.values()
+        for u in split
+        if 0 < len(u.text) <= 60 and set(u.text) <= known
+    ]
     batch = first_readable(utterances, config).to(place.device)
     text = batch.utterances[0].text
     target = torch.tensor([recogniser.tokenizer.encode(text)]).to(place.device)
@@ -567,7 +715,9 @@ def draw_lattice(config: Config, recogniser: Recogniser, corpus: Corpus, place: 
     sizes = lengths, torch.tensor([len(text)], device=place.device)
     _, gamma = rnnt.transducer_loss(joint, joint.encode(h), predicted, target, *sizes)
     names = ["(space)" if c == " " else c for c in text]
-    figures.posteriors(Path(config.out) / "lattice.png", gamma[0].cpu().numpy(), names, recogniser.seconds, text)
+    figures.posteriors(
+        Path(config.out) / "lattice.png", gamma[0].cpu().numpy(), names, recogniser.seconds, text
+    )
 
 
 # ============================================================================================================ main
@@ -587,12 +737,16 @@ def run_method(config: Config) -> dict:
         transcription.transcribe_files(recogniser, list(config.transcribe), config, place)
         return {}
     corpus = read_corpus(config, place)
-    recogniser, report = (load(config, place), {}) if config.checkpoint else train(config, corpus, place)
+    recogniser, report = (
+        (load(config, place), {}) if config.checkpoint else train(config, corpus, place)
+    )
     result = {"script": "multirep_kd", "method": config.method, "seed": config.seed}
     result |= evaluation.evaluate(recogniser, corpus, config, place) | report
     result = evaluation.report(result, config, place)
     if place.first and not config.checkpoint:
-        drawings = {} if config.method == "rnnt" else {"distances.png": partial(draw_distances, config)}
+        drawings = (
+            {} if config.method == "rnnt" else {"distances.png": partial(draw_distances, config)}
+        )
         drawings["lattice.png"] = partial(draw_lattice, config, recogniser, corpus, place)
         figures.draw(config.out, drawings)
     return result
@@ -601,8 +755,12 @@ def run_method(config: Config) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     """One method: what RESULT says; several, one after the other: {method: what RESULT says}, shown side by side."""
     configs = parse(Config, PRESETS, __doc__, argv)
-    if configs[0].summary:  # for 46 outputs (the blank and 45 characters), as on Switchboard, and teachers as bert-base
-        return evaluation.print_parameters(build_models(configs[-1], 46, [(12, 768)] * len(configs[-1].teachers)))
+    if (
+        configs[0].summary
+    ):  # for 46 outputs (the blank and 45 characters), as on Switchboard, and teachers as bert-base
+        return evaluation.print_parameters(
+            build_models(configs[-1], 46, [(12, 768)] * len(configs[-1].teachers))
+        )
     return evaluation.compare_methods(configs, [run_method(config) for config in configs])
 
 

@@ -95,7 +95,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from common.flags import Count, Positive, RunConfig, Share, Speed, UserError, check_command_line, parse
+from common.running.flags import (
+    Count,
+    Positive,
+    RunConfig,
+    Share,
+    Speed,
+    UserError,
+    check_command_line,
+    parse,
+)
 
 # ================================================================================================== configuration
 
@@ -126,43 +135,69 @@ SIZES = {  # [choice], after NeMo's small and medium transducers; frames of 40 m
 @dataclass(frozen=True)
 class Config(RunConfig):
     # -- what to do --
-    stream: str | None = None  # a file, or - for 16-bit PCM from standard input: its words as they come
+    stream: str | None = (
+        None  # a file, or - for 16-bit PCM from standard input: its words as they come
+    )
     rate: Count = 16000  # Hz, of standard input
     # -- data --
     max_seconds: Positive = 20.0  # longer training utterances are left out [choice]
     update_seconds: Positive = 1600.0  # audio per update, over all ranks and micro-batches [choice]
-    speeds: tuple[Speed, ...] = (0.9, 1.0, 1.1)  # of the audio, one drawn per utterance and epoch [peer]
+    speeds: tuple[Speed, ...] = (
+        0.9,
+        1.0,
+        1.1,
+    )  # of the audio, one drawn per utterance and epoch [peer]
     frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
     time_masks: int = 10  # SpecAugment, each over 0 to 5 % of the utterance [peer]
     units: Count = 1024  # SentencePiece pieces [choice]; characters without room come on top
     # -- method --
-    method: Literal["teacher", "scratch", "token_kd", "layer_kd", "aux_kd"] = "aux_kd"  # row of the table
-    losses: tuple[Literal["dis", "kld", "apc"], ...] = ("dis", "kld", "apc")  # of layer_kd and aux_kd
+    method: Literal["teacher", "scratch", "token_kd", "layer_kd", "aux_kd"] = (
+        "aux_kd"  # row of the table
+    )
+    losses: tuple[Literal["dis", "kld", "apc"], ...] = (
+        "dis",
+        "kld",
+        "apc",
+    )  # of layer_kd and aux_kd
     kd_weight: float = 1.0  # lam; the others [digest] are relative to sums over frames [choice]
     dis_weight: float = 0.01  # alpha, of the distance between features [digest]
     kld_weight: float = 0.0005  # beta, of the attention's relations [digest]
     apc_weight: float = 0.005  # gamma, of the prediction of the teacher's future [digest]
     apc_steps: Count = 2  # n, frames ahead, and the width of the hole [choice] (C6 apc)
     kd_every: Count = 4  # every so many layers, one is taught (C2 branches)
-    aux_mask: Literal["hole", "causal", "none"] = "hole"  # what a branch's attention may not see (C5 hole)
+    aux_mask: Literal["hole", "causal", "none"] = (
+        "hole"  # what a branch's attention may not see (C5 hole)
+    )
     token_weight: float = 0.001  # of token_kd, on the sum over nodes [choice]
-    token_kd_delay: int = 0  # frames by which the student may be late, the best per utterance (C7 token)
+    token_kd_delay: int = (
+        0  # frames by which the student may be late, the best per utterance (C7 token)
+    )
     # -- teacher --
-    teacher: str = "auto"  # finished run; auto: the one beside, else runs/…-teacher-s<seed>, trained if absent
-    control: Literal["none", "shuffle", "random"] = "none"  # states of another utterance, or of an untrained teacher
+    teacher: str = (
+        "auto"  # finished run; auto: the one beside, else runs/…-teacher-s<seed>, trained if absent
+    )
+    control: Literal["none", "shuffle", "random"] = (
+        "none"  # states of another utterance, or of an untrained teacher
+    )
     # -- streaming --
     chunk_ms: Count = 160  # audio that is heard at once [digest]
     left_ms: int = 640  # past that attention sees, before the chunk [digest]
     # -- model --
-    size: Literal["S", "M", "demo", "smoke"] = "S"  # of encoder, prediction and joint network: 14 or 31 million
+    size: Literal["S", "M", "demo", "smoke"] = (
+        "S"  # of encoder, prediction and joint network: 14 or 31 million
+    )
     dropout: Share = 0.1  # of encoder and branches, but not on attention weights [peer]
     # -- optimisation --
     epochs: Count = 60  # passes over the training data [choice]
     lr: Positive = 1e-3  # peak learning rate, of AdamW [peer] (C8 training)
     weight_decay: float = 1e-3  # [peer]
     schedule: Literal["inverse-sqrt", "one-cycle"] = "inverse-sqrt"  # of the learning rate [peer]
-    warmup: Positive = 10000.0  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [peer]
-    clip: Positive = 5.0  # largest norm of the gradient of recogniser and branches, each by itself [peer]
+    warmup: Positive = (
+        10000.0  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [peer]
+    )
+    clip: Positive = (
+        5.0  # largest norm of the gradient of recogniser and branches, each by itself [peer]
+    )
     average: Count = 10  # epochs with the lowest dev error whose weights are averaged [peer]
     # -- decoding --
     decode: Literal["greedy"] = "greedy"  # as a stream has to
@@ -174,9 +209,13 @@ class Config(RunConfig):
         if self.stream and not self.checkpoint:
             raise UserError("--stream needs --checkpoint, the folder of a finished run.")
         if self.stream and self.transcribe:
-            raise UserError("--stream writes words as they come, --transcribe whole files: give one of the two.")
+            raise UserError(
+                "--stream writes words as they come, --transcribe whole files: give one of the two."
+            )
         if self.kd_every > SIZES[self.size].layers:
-            raise UserError(f"--kd-every {self.kd_every} is more than the {SIZES[self.size].layers} layers.")
+            raise UserError(
+                f"--kd-every {self.kd_every} is more than the {SIZES[self.size].layers} layers."
+            )
 
 
 FRAME_MS = 40  # of encoder frames
@@ -202,18 +241,29 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from common import figures, metrics, rnnt
-from common.conformer import Conformer, Encoded, FeedForward, SelfAttention, Shared, Tap, chunk_mask, length_mask, rotary_table, subsampled
-from common.corpora import Corpus, Utterance, trainable
+from common.conformer import (
+    Conformer,
+    Encoded,
+    FeedForward,
+    SelfAttention,
+    Shared,
+    Tap,
+    chunk_mask,
+    length_mask,
+    rotary_table,
+    subsampled,
+)
 from common.ctc import BLANK
-from common.data import Batch, first_readable, read_corpus, sample_waves
 from common.features import LogMel, num_frames, spec_augment
-from common.place import Place, Stage, earlier_stage, reseed, start
 from common.running import decoding, evaluation, transcription
+from common.running.batches import Batch, first_readable, read_corpus, sample_waves
+from common.running.corpora import Corpus, Utterance, trainable
 from common.running.decoding import Decoding, Transcript
+from common.running.process import Place, Stage, earlier_stage, reseed, start
+from common.running.training import Run, add_up, digest_of
+from common.running.weights import load_recogniser
 from common.streaming import dependencies, stream_words
 from common.text import SentencePiece, load_tokenizer
-from common.training import Run, add_up, digest_of
-from common.weights import load_recogniser
 
 # ========================================================================================================== model
 
@@ -230,7 +280,16 @@ class Recogniser(nn.Module):
         streaming = dict(chunk=config.chunk_ms // FRAME_MS, left=config.left_ms // FRAME_MS)
         streaming = {} if config.method == "teacher" else streaming
         self.frontend = LogMel()
-        sizes = size.dim, size.layers, size.heads, size.ff_dim, size.kernel, config.dropout, 4, size.channels
+        sizes = (
+            size.dim,
+            size.layers,
+            size.heads,
+            size.ff_dim,
+            size.kernel,
+            config.dropout,
+            4,
+            size.channels,
+        )
         self.encoder = Conformer(*sizes, causal_subsampling=True, **streaming)  # (C1 frames)
         self.predictor = rnnt.Predictor(vocabulary, size.embedding_dim, size.predictor_dim)
         self.joint = rnnt.Joint(size.dim, size.predictor_dim, size.joint_dim, vocabulary)
@@ -245,7 +304,9 @@ class Recogniser(nn.Module):
     def transcribe(self, batch: Batch, place: Place) -> list[Transcript]:
         with place.autocast():
             encoded = self.encoder(*self.features(batch))
-        paths = rnnt.greedy(self.predictor, self.joint, self.joint.encode(encoded.output.float()), encoded.lengths)
+        paths = rnnt.greedy(
+            self.predictor, self.joint, self.joint.encode(encoded.output.float()), encoded.lengths
+        )
         return [decoding.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths]
 
 
@@ -263,7 +324,9 @@ class Branch(nn.Module):
             self.feed_forward = FeedForward(dim, ff_dim, config.dropout)
         self.lstm = nn.LSTM(dim, dim, batch_first=True)
 
-    def forward(self, s: Tensor, qkv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(
+        self, s: Tensor, qkv: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """s (B, T, D) and its layer's queries, keys, values (B, T, 3, H, D/H), not rotated -> z; qkv; r (B, T, D)."""
         z = s
         if self.config.method == "aux_kd":
@@ -276,8 +339,12 @@ class Branch(nn.Module):
     def look_around(self, s: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The Transformer layer: s (B, T, D) -> z (B, T, D) and its own queries, keys, values."""
         (B, T, D), real, config = s.shape, length_mask(lengths, s.shape[1]), self.config
-        mask = branch_mask(T, config.aux_mask, config.apc_steps, s.device) & real[:, None]  # (B, T, T)
-        mask = mask | torch.eye(T, dtype=torch.bool, device=s.device)  # padding attends itself: no softmax of nothing
+        mask = (
+            branch_mask(T, config.aux_mask, config.apc_steps, s.device) & real[:, None]
+        )  # (B, T, T)
+        mask = mask | torch.eye(
+            T, dtype=torch.bool, device=s.device
+        )  # padding attends itself: no softmax of nothing
         no_past, keep = s.new_zeros(B, 0, 2, self.heads, D // self.heads), lengths.new_zeros(B, 0)
         shared = Shared(real, mask[:, None], rotary_table(T, D // self.heads, s.device), keep, keep)
         y, qkv, _ = self.attention(s, no_past, shared)
@@ -297,12 +364,17 @@ def taught_layers(config: Config) -> list[int]:
     return list(layers) if config.method in ("layer_kd", "aux_kd") else []
 
 
-def build_models(config: Config, vocabulary: int, tokenizer: SentencePiece | None = None) -> nn.ModuleDict:
+def build_models(
+    config: Config, vocabulary: int, tokenizer: SentencePiece | None = None
+) -> nn.ModuleDict:
     """What is trained: `recogniser`, and `branches` of layer_kd and aux_kd.
 
     They come last, so that all students of a seed begin with the same weights.
     """
-    size, models = SIZES[config.size], nn.ModuleDict({"recogniser": Recogniser(config, vocabulary, tokenizer)})
+    size, models = (
+        SIZES[config.size],
+        nn.ModuleDict({"recogniser": Recogniser(config, vocabulary, tokenizer)}),
+    )
     if layers := taught_layers(config):
         sizes = size.dim, size.heads, size.ff_dim, config
         models["branches"] = nn.ModuleDict({str(layer): Branch(*sizes) for layer in layers})
@@ -350,14 +422,21 @@ def branch_losses(
     if "kld" in config.losses:
         found["kld"] = relation_loss(teacher.qkv.detach(), qkv, mask)
     if "apc" in config.losses:
-        distance = feature_distance(h[:, n:], r[:, : max(0, T - n)]) * mask[:, n:]  # (B, T - n); none if T <= n
+        distance = (
+            feature_distance(h[:, n:], r[:, : max(0, T - n)]) * mask[:, n:]
+        )  # (B, T - n); none if T <= n
         chunk = torch.arange(T, device=h.device) // (config.chunk_ms // FRAME_MS)
         inside = chunk[n:] == chunk[: max(0, T - n)]
-        found["apc_inside"], found["apc_beyond"] = distance[:, inside].sum(), distance[:, ~inside].sum()
+        found["apc_inside"], found["apc_beyond"] = (
+            distance[:, inside].sum(),
+            distance[:, ~inside].sum(),
+        )
     return found
 
 
-def collapse(joint: rnnt.Joint, encoded: Tensor, predicted: Tensor, targets: Tensor, tile: int = 16) -> Tensor:
+def collapse(
+    joint: rnnt.Joint, encoded: Tensor, predicted: Tensor, targets: Tensor, tile: int = 16
+) -> Tensor:
     """log of (p(y_{u+1}), p(blank), the rest) at every node (B, T, U+1, 3), `tile` frames at a time (C7 token).
 
     encoded (B, T, D), predicted (B, U+1, D), targets (B, U), zero-padded. Behind the last label, the first is 0.
@@ -365,16 +444,22 @@ def collapse(joint: rnnt.Joint, encoded: Tensor, predicted: Tensor, targets: Ten
     labels = F.pad(targets, (0, 1), value=BLANK)[:, None, :, None]  # (B, 1, U+1, 1)
 
     def part(encoded: Tensor) -> Tensor:
-        log_probs = joint(encoded[:, :, None], predicted[:, None]).float().log_softmax(-1)  # (B, t, U+1, V)
+        log_probs = (
+            joint(encoded[:, :, None], predicted[:, None]).float().log_softmax(-1)
+        )  # (B, t, U+1, V)
         index = labels.expand(*log_probs.shape[:3], 1)
         label = log_probs.gather(-1, index)[..., 0].masked_fill(labels[..., 0] == BLANK, -1e4)
-        rest = log_probs.scatter(-1, index, -torch.inf)[..., BLANK + 1 :].logsumexp(-1)  # the blank is the first
+        rest = log_probs.scatter(-1, index, -torch.inf)[..., BLANK + 1 :].logsumexp(
+            -1
+        )  # the blank is the first
         return torch.stack([label, log_probs[..., BLANK], rest], -1)
 
     return torch.cat([checkpoint(part, x, use_reentrant=False) for x in encoded.split(tile, 1)], 1)
 
 
-def token_loss(teacher: Tensor, student: Tensor, lengths: Tensor, target_lengths: Tensor, delay: int) -> Tensor:
+def token_loss(
+    teacher: Tensor, student: Tensor, lengths: Tensor, target_lengths: Tensor, delay: int
+) -> Tensor:
     """L_token of each utterance (B,): both (B, T, U+1, 3) log-probabilities of `collapse`.
 
     delay: of the shifts 0 … delay of the student against the teacher, the one with the smallest mean over the nodes
@@ -403,9 +488,18 @@ def compute_losses(
         encoded = student.encoder(features, frames, taught_layers(config))
         predicted = joint.predict(student.predictor.all_states(batch.targets))
         losses, _ = rnnt.transducer_loss(
-            joint, joint.encode(encoded.output), predicted, batch.targets, encoded.lengths, batch.target_lengths
+            joint,
+            joint.encode(encoded.output),
+            predicted,
+            batch.targets,
+            encoded.lengths,
+            batch.target_lengths,
         )
-        costs = distil(models, teacher, features, frames, encoded, predicted, batch, config) if teacher else {}
+        costs = (
+            distil(models, teacher, features, frames, encoded, predicted, batch, config)
+            if teacher
+            else {}
+        )
     weights = dict(dis=config.dis_weight, kld=config.kld_weight, token=config.token_weight)
     weights |= dict(apc_inside=config.apc_weight, apc_beyond=config.apc_weight)
     loss = losses.sum()
@@ -424,8 +518,12 @@ def distil(
     """
     shift = int(config.control == "shuffle")
     with torch.no_grad():
-        full = teacher.encoder(features.roll(shift, 0), frames.roll(shift, 0), taught_layers(config))
-    lengths = torch.minimum(encoded.lengths, full.lengths)  # of the shorter one, where another utterance teaches
+        full = teacher.encoder(
+            features.roll(shift, 0), frames.roll(shift, 0), taught_layers(config)
+        )
+    lengths = torch.minimum(
+        encoded.lengths, full.lengths
+    )  # of the shorter one, where another utterance teaches
     if shift and len(features) == 1:  # nobody else is there to teach
         lengths = lengths * 0
     if config.method == "token_kd":
@@ -434,7 +532,9 @@ def distil(
             states = teacher.joint.predict(teacher.predictor.all_states(batch.targets))
             p = collapse(teacher.joint, teacher.joint.encode(full.output), states, batch.targets)
         q = collapse(joint, joint.encode(encoded.output), predicted, batch.targets)
-        return {"token": token_loss(p, q, lengths, batch.target_lengths, config.token_kd_delay).sum()}
+        return {
+            "token": token_loss(p, q, lengths, batch.target_lengths, config.token_kd_delay).sum()
+        }
     costs = {}
     for layer, tap, target in zip(taught_layers(config), encoded.taps, full.taps, strict=True):
         z, qkv, r = models["branches"][str(layer)](tap.raw, tap.qkv, lengths)
@@ -461,7 +561,9 @@ def find_teacher(config: Config, utterances: list[Utterance], place: Place) -> R
     teacher = load(earlier_stage(config, place, stage, run_method, teacher="auto"), place)
     if config.control == "random":
         reseed(config.seed, 2)
-        teacher.encoder.apply(lambda part: part.reset_parameters() if hasattr(part, "reset_parameters") else None)
+        teacher.encoder.apply(
+            lambda part: part.reset_parameters() if hasattr(part, "reset_parameters") else None
+        )
     return teacher.requires_grad_(False)
 
 
@@ -473,9 +575,17 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
     the figures of it, see figures.draw.
     """
     utterances = trainable(corpus.train, config.max_seconds)
-    teacher = find_teacher(config, utterances, place) if config.method in ("token_kd", "layer_kd", "aux_kd") else None
+    teacher = (
+        find_teacher(config, utterances, place)
+        if config.method in ("token_kd", "layer_kd", "aux_kd")
+        else None
+    )
     # A student writes its teacher's pieces and hears its features.
-    tokenizer = teacher.tokenizer if teacher else SentencePiece.build((u.text for u in utterances), config.units)
+    tokenizer = (
+        teacher.tokenizer
+        if teacher
+        else SentencePiece.build((u.text for u in utterances), config.units)
+    )
     reseed(config.seed, int(config.method != "teacher"))
     models = build_models(config, tokenizer.size, tokenizer).to(place.device)
     recogniser = models["recogniser"]
@@ -484,9 +594,17 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
     else:
         recogniser.frontend.fit(sample_waves(utterances, config))
     groups = [{"params": list(part.parameters()), "lr": config.lr} for part in models.values()]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+    )
     run = Run(
-        config, place, models=models, optimizer=optimizer, utterances=utterances, encode=tokenizer.encode, fits=fits,
+        config,
+        place,
+        models=models,
+        optimizer=optimizer,
+        utterances=utterances,
+        encode=tokenizer.encode,
+        fits=fits,
     )
     for _ in run.epochs():
         for update in run.updates():
@@ -496,7 +614,10 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 update.add(loss, parts)
             update.average_gradients()
             # Each part's gradient is clipped by itself: the branches must not slow the recogniser down.
-            norms = [nn.utils.clip_grad_norm_(part.parameters(), config.clip).item() for part in models.values()]
+            norms = [
+                nn.utils.clip_grad_norm_(part.parameters(), config.clip).item()
+                for part in models.values()
+            ]
             update.log |= {"norm": norms[0], "lr": run.set_learning_rates()}
             if update.is_usable(norms):
                 optimizer.step()
@@ -504,7 +625,9 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         run.end_epoch(recogniser, evaluation.dev_scores(recogniser, corpus, config, place))
     drawings = {}
     if place.first and config.method == "aux_kd":
-        last = copy.deepcopy(models)  # of the last epoch, as the branches are; what is scored is an average
+        last = copy.deepcopy(
+            models
+        )  # of the last epoch, as the branches are; what is scored is an average
         drawings["features.png"] = partial(draw_features, config, last, teacher, utterances, place)
     report = run.finish(recogniser)
     if teacher and config.control == "none":
@@ -522,7 +645,10 @@ def emission_delay(
         ends.append({})
         for u in utterances:
             if u.id in found:
-                ends[-1] |= {(u.id, i): found[u.id].words[j].end for i, j in metrics.hits(u.text, found[u.id].text)}
+                ends[-1] |= {
+                    (u.id, i): found[u.id].words[j].end
+                    for i, j in metrics.hits(u.text, found[u.id].text)
+                }
     delays = [1000 * (end - ends[1][word]) for word, end in ends[0].items() if word in ends[1]]
     return round(fmean(delays), 1) if delays else None
 
@@ -540,14 +666,27 @@ def draw_dependencies(config: Config, recogniser: Recogniser, place: Place) -> N
         return encoder(x[None], torch.tensor([len(x)], device=x.device)).output[0]
 
     measured = dependencies(outputs, features, 4 * chunk, chunk)  # (n, n)
-    mask = chunk_mask(n, 1, config.left_ms // config.chunk_ms) if encoder.chunk else torch.ones(n, n, dtype=torch.bool)
-    panels = {"one layer's attention": mask.float().numpy(), "the encoder, measured": measured.cpu().float().numpy()}
-    figures.matrices(Path(config.out) / "dependencies.png", panels, "chunk of the input", "chunk of the output")
+    mask = (
+        chunk_mask(n, 1, config.left_ms // config.chunk_ms)
+        if encoder.chunk
+        else torch.ones(n, n, dtype=torch.bool)
+    )
+    panels = {
+        "one layer's attention": mask.float().numpy(),
+        "the encoder, measured": measured.cpu().float().numpy(),
+    }
+    figures.matrices(
+        Path(config.out) / "dependencies.png", panels, "chunk of the input", "chunk of the output"
+    )
 
 
 @torch.inference_mode()
 def draw_features(
-    config: Config, models: nn.ModuleDict, teacher: Recogniser, utterances: list[Utterance], place: Place
+    config: Config,
+    models: nn.ModuleDict,
+    teacher: Recogniser,
+    utterances: list[Utterance],
+    place: Place,
 ) -> None:
     """features.png: the last taught layer of teacher, student and branch over the first readable utterance."""
     batch = first_readable(utterances, config).to(place.device)
@@ -555,10 +694,14 @@ def draw_features(
     features, frames = models.eval()["recogniser"].features(batch)
     student = models["recogniser"].encoder(features, frames, [layer])
     full = teacher.encoder(features, frames, [layer])
-    z, *_ = models["branches"][str(layer)](student.taps[0].raw, student.taps[0].qkv, student.lengths)
+    z, *_ = models["branches"][str(layer)](
+        student.taps[0].raw, student.taps[0].qkv, student.lengths
+    )
     panels = {"teacher": full.taps[0].raw, "branch": z, "student": student.taps[0].raw}
     panels = {name: F.layer_norm(x[0], x.shape[-1:]).T.cpu().numpy() for name, x in panels.items()}
-    figures.matrices(Path(config.out) / "features.png", panels, "frame", f"layer {layer}, dimension")
+    figures.matrices(
+        Path(config.out) / "features.png", panels, "frame", f"layer {layer}, dimension"
+    )
 
 
 # ============================================================================================================ main

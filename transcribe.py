@@ -24,10 +24,10 @@ import tyro
 
 from common import streaming
 from common.errors import UserError, explain_errors, keep_docstrings
-from common.place import join
 from common.running import decoding, options, runs, transcription
 from common.running.command_line import Program
 from common.running.options import Search, Seconds
+from common.running.process import join
 
 ENDINGS = {".wav", ".flac", ".ogg", ".opus", ".mp3"}  # of the files of a folder
 
@@ -79,7 +79,7 @@ def files_of(paths: tuple[str, ...]) -> list[str]:
 
 
 def read_command_line(argv: list[str] | None) -> Transcription:
-    """The checked options; argv: None for those of the program. Exits with code 2 for a wrong one."""
+    """The checked options. argv: None for the program's own."""
     if argv is None:
         explain_errors()
         keep_docstrings()

@@ -23,14 +23,15 @@ from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common.corpora import Utterance, load_corpus
+from common.bert import MaskedLM
 from common.demo import multilingual
 from common.demo.pretraining import causal_loss, stretch
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
 from common.demo.words import CUES, SECOND, TWIN, USUAL
 from common.metrics import word_errors
-from common.pretrained import MaskedLM, load_model, load_pieces, load_vocabulary
+from common.running.corpora import Utterance, load_corpus
+from common.running.pretrained import load_masked_lm, load_model, load_pieces, load_vocabulary
 from common.text import WordPiece
 
 
@@ -82,29 +83,45 @@ def chosen_by_cues(dev: list[str]) -> float:
 
 def fill_in(teacher: MaskedLM, texts: list[list[int]]) -> tuple[float, float]:
     """Of every token masked in turn: the share filled in right; of the homophones: the share preferred to the twin."""
-    twin_of = {teacher.pieces.index(word): teacher.pieces.index(twin) for word, twin in TWIN.items()}
+    twin_of = {
+        teacher.pieces.index(word): teacher.pieces.index(twin) for word, twin in TWIN.items()
+    }
     right, chosen = [], []
     for ids in texts:
-        logits = teacher.logits([[teacher.cls, *ids, teacher.sep]] * len(ids), list(range(1, len(ids) + 1)))
+        logits = teacher.logits(
+            [[teacher.cls, *ids, teacher.sep]] * len(ids), list(range(1, len(ids) + 1))
+        )
         right += (logits.argmax(1) == torch.tensor(ids)).tolist()
-        chosen += [bool(x[i] > x[twin_of[i]]) for i, x in zip(ids, logits, strict=True) if i in twin_of]
+        chosen += [
+            bool(x[i] > x[twin_of[i]]) for i, x in zip(ids, logits, strict=True) if i in twin_of
+        ]
     return mean(right), mean(chosen)
 
 
 @torch.inference_mode()
-def perplexity(model: nn.Module, sentences: list[str], encode: Callable[[str], list[int]]) -> tuple[float, float]:
+def perplexity(
+    model: nn.Module, sentences: list[str], encode: Callable[[str], list[int]]
+) -> tuple[float, float]:
     """Per token, the end included; the share of homophones that make a likelier sentence than their twin."""
 
     def log_prob(words: list[str]) -> tuple[float, int]:
-        ids = torch.tensor([model.config.bos_token_id, *encode(" ".join(words)), model.config.eos_token_id])
-        log_probs = -nn.functional.cross_entropy(model(ids[None, :-1]).logits[0], ids[1:], reduction="none")
+        ids = torch.tensor(
+            [model.config.bos_token_id, *encode(" ".join(words)), model.config.eos_token_id]
+        )
+        log_probs = -nn.functional.cross_entropy(
+            model(ids[None, :-1]).logits[0], ids[1:], reduction="none"
+        )
         return log_probs.sum().item(), len(log_probs)
 
     total, tokens, chosen = 0.0, 0, []
     for words in map(str.split, sentences):
         itself, count = log_prob(words)
         total, tokens = total + itself, tokens + count
-        twins = ([*words[:i], TWIN[word], *words[i + 1 :]] for i, word in enumerate(words) if word in TWIN)
+        twins = (
+            [*words[:i], TWIN[word], *words[i + 1 :]]
+            for i, word in enumerate(words)
+            if word in TWIN
+        )
         chosen += [itself > log_prob(twin)[0] for twin in twins]
     return math.exp(-total / tokens), mean(chosen)
 
@@ -134,7 +151,9 @@ def show_language_models(dev: list[Utterance], data: str, root: str, models: lis
             rows.append((0, [bos, *ids, eos]))
             read_again.append((len(before), [*before, bos, *ids, eos]))
         for u, (n, ids) in list(zip(dev, read_again, strict=True))[::4]:
-            new = model.generate(torch.tensor([ids[: n + 1]]), max_new_tokens=80, do_sample=False, pad_token_id=eos)
+            new = model.generate(
+                torch.tensor([ids[: n + 1]]), max_new_tokens=80, do_sample=False, pad_token_id=eos
+            )
             written.append((u.text, tokenizer.decode(new[0, n + 1 :], skip_special_tokens=True)))
         alone, again = (math.exp(causal_loss(model, some)) for some in (rows, read_again))
         size = sum(p.numel() for p in model.parameters())
@@ -145,9 +164,13 @@ def show_language_models(dev: list[Utterance], data: str, root: str, models: lis
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", default="data")
-    parser.add_argument("--data", default="demo", choices=["demo", "demo-smoke", "demo-mls", "demo-mls-smoke"])
+    parser.add_argument(
+        "--data", default="demo", choices=["demo", "demo-smoke", "demo-mls", "demo-mls-smoke"]
+    )
     parser.add_argument("--hours", type=float, help="of transcripts (absent: 1.8)")
-    parser.add_argument("--models", nargs="+", help="of demo-mls (absent: all)", default=multilingual.MODELS)
+    parser.add_argument(
+        "--models", nargs="+", help="of demo-mls (absent: all)", default=multilingual.MODELS
+    )
     arguments = parser.parse_args(argv)
     root, data = arguments.root, arguments.data
     corpus = load_corpus(data, root, arguments.hours)
@@ -157,8 +180,14 @@ def main(argv: list[str] | None = None) -> None:
         return
     train, dev = [u.text for u in corpus.train], [u.text for u in corpus.dev]
     shares = {"frequency": chosen_by_counts(train, dev, trigram=False)}
-    shares |= {"a trigram": chosen_by_counts(train, dev, trigram=True), "the cues": chosen_by_cues(dev)}
-    print("right twin chosen: " + ", ".join(f"by {name} {100 * share:.0f} %" for name, share in shares.items()))
+    shares |= {
+        "a trigram": chosen_by_counts(train, dev, trigram=True),
+        "the cues": chosen_by_cues(dev),
+    }
+    print(
+        "right twin chosen: "
+        + ", ".join(f"by {name} {100 * share:.0f} %" for name, share in shares.items())
+    )
 
     pieces = load_vocabulary(data, "--data", root)
     tokenizer = WordPiece.from_vocabulary(pieces)
@@ -172,10 +201,13 @@ def main(argv: list[str] | None = None) -> None:
     conversations = [[i for _, sentence in session for i in sentence] for _, session in pairs]
     print("model    reads          tokens right   right twin chosen")
     for name in ("bert-a", "bert-b"):
-        teacher = MaskedLM(f"{data}/{name}", "--data", root, "cpu")
+        teacher = load_masked_lm(f"{data}/{name}", "--data", root, "cpu")
         for reads, texts in ("sentence", sentences), ("conversation", conversations):
             right, chosen = fill_in(teacher, texts)
-            print(f"{name:<8} {reads:<14} {100 * right:>10.1f} %   {100 * chosen:>15.1f} %", flush=True)
+            print(
+                f"{name:<8} {reads:<14} {100 * right:>10.1f} %   {100 * chosen:>15.1f} %",
+                flush=True,
+            )
     lm = load_model(AutoModelForCausalLM, f"{data}/lm", "--data", root)
     per_token, chosen = perplexity(lm, dev, encode)
     print(f"lm       sentence       perplexity {per_token:.1f} per token   {100 * chosen:>6.1f} %")

@@ -21,10 +21,20 @@ if __name__ == "__main__":
     times = interleaved(
         {
             "ours": lambda: frontend.log_mel(waves),
-            "torch.stft": lambda: torch.stft(waves, WINDOW, HOP, WINDOW, window, center=False, return_complex=True),
+            "torch.stft": lambda: torch.stft(
+                waves, WINDOW, HOP, WINDOW, window, center=False, return_complex=True
+            ),
             "MelSpectrogram": lambda: mel(waves),
         },
         repeats,
     )
-    print(f"ours {1000 * times['ours']:.1f} ms for {waves.numel() / SAMPLE_RATE:.0f} s of audio", end="; ")
-    print("; ".join(f"{name} takes {times[name] / times['ours']:.2f} times as long" for name in list(times)[1:]))
+    print(
+        f"ours {1000 * times['ours']:.1f} ms for {waves.numel() / SAMPLE_RATE:.0f} s of audio",
+        end="; ",
+    )
+    print(
+        "; ".join(
+            f"{name} takes {times[name] / times['ours']:.2f} times as long"
+            for name in list(times)[1:]
+        )
+    )

@@ -19,10 +19,10 @@ sys.path.insert(0, str(ROOT))
 
 import hubert_gpt_bridge as script  # noqa: E402
 from common import figures, metrics, prompting  # noqa: E402
-from common.data import read_one  # noqa: E402
 from common.demo.spontaneous import FILLERS  # noqa: E402
-from common.place import start, synchronise  # noqa: E402
+from common.running.batches import read_one  # noqa: E402
 from common.running.evaluation import read_hypotheses  # noqa: E402
+from common.running.process import start, synchronise  # noqa: E402
 
 
 def without_fillers(text: str) -> str:
@@ -48,7 +48,11 @@ def time_parts(run: Path, root: str, count: int) -> dict[str, float]:
     options = ["--checkpoint", str(run), "--root", root]
     (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, options)
     place = start(config)
-    recogniser, seconds, sums = script.load(config, place), 0.0, dict.fromkeys(("HuBERT and bridge", "prompt"), 0.0)
+    recogniser, seconds, sums = (
+        script.load(config, place),
+        0.0,
+        dict.fromkeys(("HuBERT and bridge", "prompt"), 0.0),
+    )
     sums["writing"] = 0.0
     for i, utterance in enumerate(script.load_corpus(config.data, config.root).dev[: count + 3]):
         batch = read_one(utterance, config).to(place.device)
@@ -56,9 +60,13 @@ def time_parts(run: Path, root: str, count: int) -> dict[str, float]:
         a, sizes = recogniser.bridge(*recogniser(batch))
         sequences = recogniser.sequences(a, sizes, None)
         clock.append(synchronise(place))
-        recogniser.llm(inputs_embeds=sequences.inputs, attention_mask=sequences.mask.long(), use_cache=True)
+        recogniser.llm(
+            inputs_embeds=sequences.inputs, attention_mask=sequences.mask.long(), use_cache=True
+        )
         clock.append(synchronise(place))
-        prompting.write(recogniser.llm, sequences, recogniser.limits(batch.samples), recogniser.symbols()[-1])
+        prompting.write(
+            recogniser.llm, sequences, recogniser.limits(batch.samples), recogniser.symbols()[-1]
+        )
         clock.append(synchronise(place))
         if i >= 3:  # the first ones warm up
             parts = [b - a for a, b in zip(clock, clock[1:], strict=False)]
@@ -79,14 +87,28 @@ def main(argv: list[str] | None = None) -> None:
     splits = list(dict.fromkeys(split for rates in found.values() for split in rates))
     print("| run | " + " | ".join(splits) + " |\n" + "|---" * (len(splits) + 1) + "|")
     for name, rates in found.items():
-        print(f"| {name} | " + " | ".join(f"{rates[s]:.1f}" if s in rates else "" for s in splits) + " |")
-    shown = {name: [rates.get(split, math.nan) for split in splits] for name, rates in found.items()}
-    figures.bars(arguments.runs[-1] / "domains.png", splits, shown, "word error rate, %", "before and after adaptation")
+        print(
+            f"| {name} | "
+            + " | ".join(f"{rates[s]:.1f}" if s in rates else "" for s in splits)
+            + " |"
+        )
+    shown = {
+        name: [rates.get(split, math.nan) for split in splits] for name, rates in found.items()
+    }
+    figures.bars(
+        arguments.runs[-1] / "domains.png",
+        splits,
+        shown,
+        "word error rate, %",
+        "before and after adaptation",
+    )
     trained = [run for run in arguments.runs if (run / "model.safetensors").exists()]
     if trained:
         parts = time_parts(trained[-1], arguments.root, arguments.utterances)
         print(
-            f"\n{trained[-1].name}: " + ", ".join(f"{name} {x:.4f}" for name, x in parts.items()) + " s per s of audio"
+            f"\n{trained[-1].name}: "
+            + ", ".join(f"{name} {x:.4f}" for name, x in parts.items())
+            + " s per s of audio"
         )
 
 

@@ -32,12 +32,17 @@ def bootstrap_difference(
     n_sessions, n_seeds = session.max() + 1, len(baseline[0])
     sums = np.stack(  # (baseline errors, counts, system errors, counts; seeds; sessions)
         [
-            [np.bincount(session, weights=row, minlength=n_sessions) for row in np.asarray(table, dtype=float)]
+            [
+                np.bincount(session, weights=row, minlength=n_sessions)
+                for row in np.asarray(table, dtype=float)
+            ]
             for table in (*baseline, *system)
         ]
     )
 
-    within = [np.unique(session[language == i]) for i in range(len(names))]  # the sessions of each language
+    within = [
+        np.unique(session[language == i]) for i in range(len(names))
+    ]  # the sessions of each language
 
     def difference(some_seeds, some_sessions: list[np.ndarray]) -> float:
         by_session, differences = sums[:, some_seeds].sum(1), []
@@ -49,8 +54,11 @@ def bootstrap_difference(
     rng = np.random.default_rng(seed)
     drawn = [
         difference(
-            rng.integers(n_seeds, size=n_seeds), [some[rng.integers(len(some), size=len(some))] for some in within]
+            rng.integers(n_seeds, size=n_seeds),
+            [some[rng.integers(len(some), size=len(some))] for some in within],
         )
         for _ in range(samples)
     ]
-    return Interval(difference(range(n_seeds), within), *np.quantile(drawn, [0.025, 0.975]).tolist())
+    return Interval(
+        difference(range(n_seeds), within), *np.quantile(drawn, [0.025, 0.975]).tolist()
+    )

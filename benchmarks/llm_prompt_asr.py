@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT))
 
 import llm_prompt_asr as script  # noqa: E402
 from common import figures  # noqa: E402
-from common.data import MicroBatch, loader, read_corpus  # noqa: E402
-from common.place import start, synchronise  # noqa: E402
+from common.running.batches import MicroBatch, loader, read_corpus  # noqa: E402
+from common.running.process import start, synchronise  # noqa: E402
 
 BATCH, REPEATS, LONG = 16, 3, 30.0  # utterances; interleaved; seconds
 
@@ -32,7 +32,11 @@ def show_languages(runs: list[Path]) -> None:
     print("| run | " + " | ".join(split.removeprefix("test-") for split in splits) + " |")
     print("|---" * (len(splits) + 1) + "|")
     for name, some in rates.items():
-        print(f"| {name} | " + " | ".join(f"{some[s]:.1f}" if s in some else "" for s in splits) + " |")
+        print(
+            f"| {name} | "
+            + " | ".join(f"{some[s]:.1f}" if s in some else "" for s in splits)
+            + " |"
+        )
     series = {name: [some.get(split, 0.0) for split in splits] for name, some in rates.items()}
     names = [split.removeprefix("test-") for split in splits]
     figures.bars(runs[-1] / "languages.png", names, series, "word error rate, %", "by language")
@@ -44,7 +48,9 @@ def decode(recogniser, utterances: list, size: int, config, place) -> tuple[floa
     batches = list(loader([MicroBatch(group) for group in groups], config))
     clock, texts = synchronise(place), []
     for batch in batches:
-        texts += [transcript.text for transcript in recogniser.transcribe(batch.to(place.device), place)]
+        texts += [
+            transcript.text for transcript in recogniser.transcribe(batch.to(place.device), place)
+        ]
     return synchronise(place) - clock, texts
 
 
@@ -56,11 +62,22 @@ def show_costs(run: Path, root: str, count: int) -> None:
     recogniser = script.load(config, place)
     utterances = sum(read_corpus(config, place).tests.values(), [])  # of all languages
     utterances = random.Random(0).sample(utterances, min(count, len(utterances)))
-    utterances.sort(key=lambda u: u.duration)  # as everywhere, those of a batch are of similar length
-    pairs = [[decode(recogniser, utterances, size, config, place) for size in (1, BATCH)] for _ in range(REPEATS)]
-    ratio, same = np.median([one[0] / many[0] for one, many in pairs]), pairs[0][0][1] == pairs[0][1][1]
+    utterances.sort(
+        key=lambda u: u.duration
+    )  # as everywhere, those of a batch are of similar length
+    pairs = [
+        [decode(recogniser, utterances, size, config, place) for size in (1, BATCH)]
+        for _ in range(REPEATS)
+    ]
+    ratio, same = (
+        np.median([one[0] / many[0] for one, many in pairs]),
+        pairs[0][0][1] == pairs[0][1][1],
+    )
     frames = int(LONG * 1000 / script.FRAME_MS)
-    h, lengths = torch.randn(1, frames, config.dim, device=place.device), torch.tensor([frames], device=place.device)
+    h, lengths = (
+        torch.randn(1, frames, config.dim, device=place.device),
+        torch.tensor([frames], device=place.device),
+    )
     sequences = recogniser.sequences(h, lengths, None)
     seconds = []
     for _ in range(REPEATS + 1):  # the first warms up

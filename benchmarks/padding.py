@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common.corpora import Utterance, load_corpus
-from common.data import plan_epoch
+from common.running.batches import plan_epoch
+from common.running.corpora import Utterance, load_corpus
 from interaed_kd import DEMO, Config
 
 
@@ -30,5 +30,8 @@ if __name__ == "__main__":
         ("demo", demo, (DEMO["update_seconds"], DEMO["batch_seconds"])),
         ("full", long, (Config.update_seconds, Config.batch_seconds)),
     ):
-        shares = (f"epoch {epoch}: {waste(utterances, *sizes, epoch):.2f} % padding" for epoch in (0, 1, 2))
+        shares = (
+            f"epoch {epoch}: {waste(utterances, *sizes, epoch):.2f} % padding"
+            for epoch in (0, 1, 2)
+        )
         print(name, *shares, sep="; ")

@@ -19,10 +19,10 @@ sys.path.insert(0, str(ROOT))
 
 import interaed_kd as script  # noqa: E402
 from common import ctc, figures  # noqa: E402
-from common.corpora import load_corpus  # noqa: E402
-from common.data import evaluation_batches, loader  # noqa: E402
-from common.flags import parse  # noqa: E402
-from common.place import Place  # noqa: E402
+from common.running.batches import evaluation_batches, loader  # noqa: E402
+from common.running.corpora import load_corpus  # noqa: E402
+from common.running.flags import parse  # noqa: E402
+from common.running.process import Place  # noqa: E402
 
 
 @torch.inference_mode()
@@ -40,12 +40,16 @@ def homophones(recogniser, config, utterances, twins) -> tuple[Tensor, list[str]
             for token in ctc.align(log_probs[i, :n], labels):
                 word = tokenizer.pieces[token.label - 1]
                 if word in twins:
-                    states.append(torch.stack([layer[i, token.start : token.end].mean(0) for layer in layers]))
+                    states.append(
+                        torch.stack([layer[i, token.start : token.end].mean(0) for layer in layers])
+                    )
                     words.append(word)
     return torch.stack(states), words
 
 
-def probe(train: tuple[Tensor, list[str]], test: tuple[Tensor, list[str]], twins: dict[str, str]) -> list[float]:
+def probe(
+    train: tuple[Tensor, list[str]], test: tuple[Tensor, list[str]], twins: dict[str, str]
+) -> list[float]:
     """Accuracy per layer, in per cent, of a logistic regression for each pair."""
     names = sorted(twins)
     index = {name: i for i, name in enumerate(names)}
@@ -62,7 +66,9 @@ def probe(train: tuple[Tensor, list[str]], test: tuple[Tensor, list[str]], twins
         optimizer = torch.optim.AdamW(linear.parameters(), lr=0.02, weight_decay=0.1)
         for _ in range(300):
             scores = linear(x)
-            margin = scores.gather(1, y[:, None]) - scores.gather(1, other[y][:, None])  # to the twin
+            margin = scores.gather(1, y[:, None]) - scores.gather(
+                1, other[y][:, None]
+            )  # to the twin
             torch.nn.functional.softplus(-margin).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -82,14 +88,22 @@ def main(folders: list[str]) -> None:
         train, test = (homophones(recogniser, config, side, corpus.homophones) for side in sides)
         found[Path(folder).name] = probe(train, test, corpus.homophones)
         counts = Counter(train[1])
-        usual = sum(counts[word] > counts[corpus.homophones[word]] for word in test[1]) / len(test[1])
+        usual = sum(counts[word] > counts[corpus.homophones[word]] for word in test[1]) / len(
+            test[1]
+        )
         print(
             f"{Path(folder).name:24} the more frequent twin {100 * usual:.1f}",
             *(f"{x:6.1f}" for x in found[Path(folder).name]),
             "% right per layer",
         )
     layers = [f"layer {i + 1}" for i in range(len(next(iter(found.values()))))]
-    figures.bars(ROOT / "results" / "probe.png", layers, found, "right twin by a linear probe, %", "test-clean")
+    figures.bars(
+        ROOT / "results" / "probe.png",
+        layers,
+        found,
+        "right twin by a linear probe, %",
+        "test-clean",
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,10 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
         **{
             f"{row}, {SHORT}": f"{options} --hours 0.9 --epochs 20"
             for row, options in {
-                **{method: f"--method {method}" for method in ("ctc", "interctc", "interaed", "interaed_kd", "aed_kd")},
+                **{
+                    method: f"--method {method}"
+                    for method in ("ctc", "interctc", "interaed", "interaed_kd", "aed_kd")
+                },
                 "aed_kd, w .66": "variant aed_kd_with_taps: --method aed_kd",
                 "interaed_kd, uniform teacher": "variant uniform_teacher: --method interaed_kd",
             }.items()
@@ -56,7 +59,8 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
         "uniform-2, teacher B": f"{KD} --teachers demo/bert-b",
         "last-1, context": f"{LAST} --context 60",
         **{
-            f"uniform-2, context, mask {mask}": f"{KD} --context 60 --context-mask {mask}" for mask in ("0", ".1", ".2")
+            f"uniform-2, context, mask {mask}": f"{KD} --context 60 --context-mask {mask}"
+            for mask in ("0", ".1", ".2")
         },
         "uniform-2, past context": f"{KD} --context 60 --context-sides past",
         "uniform-2, context 30": f"{KD} --context 30",
@@ -91,16 +95,29 @@ ROWS["streaming_aux_kd"] = {
                 for row in ("aux_kd", "layer_kd")
                 for w in (3, 10, 30)
             },
-            **{f"token_kd, weight {w}": f"--method token_kd --token-weight {w}" for w in ("1e-2", "3e-2", "1e-1")},
+            **{
+                f"token_kd, weight {w}": f"--method token_kd --token-weight {w}"
+                for w in ("1e-2", "3e-2", "1e-1")
+            },
             "scratch, twice the updates": "--method scratch --epochs 8",
             "token_kd, delay 2": "--method token_kd --token-kd-delay 2",
             "token_kd, delay 4": "--method token_kd --token-kd-delay 4",
             **{
-                f"aux_kd, {losses}": f"--method aux_kd --losses {losses}" for losses in ("dis", "kld", "apc", "dis kld")
+                f"aux_kd, {losses}": f"--method aux_kd --losses {losses}"
+                for losses in ("dis", "kld", "apc", "dis kld")
             },
-            **{f"layer_kd, {losses}": f"--method layer_kd --losses {losses}" for losses in ("dis", "dis kld")},
-            **{f"aux_kd, apc {steps}": f"--method aux_kd --apc-steps {steps}" for steps in (1, 4, 8)},
-            **{f"aux_kd, {mask} mask": f"--method aux_kd --aux-mask {mask}" for mask in ("causal", "none")},
+            **{
+                f"layer_kd, {losses}": f"--method layer_kd --losses {losses}"
+                for losses in ("dis", "dis kld")
+            },
+            **{
+                f"aux_kd, apc {steps}": f"--method aux_kd --apc-steps {steps}"
+                for steps in (1, 4, 8)
+            },
+            **{
+                f"aux_kd, {mask} mask": f"--method aux_kd --aux-mask {mask}"
+                for mask in ("causal", "none")
+            },
             **{f"aux_kd, every {n}": f"--method aux_kd --kd-every {n}" for n in (1, 4)},
             "aux_kd, shuffled teacher": "--method aux_kd --control shuffle",
             "aux_kd, untrained teacher": "--method aux_kd --control random",
@@ -116,7 +133,11 @@ ROWS["streaming_aux_kd"] = {
     **{f"{row}, twice the updates": f"--method {row} {TWICE}" for row in ("token_kd", "aux_kd")},
 }
 LLM = "--method llm --encoder runs/table/llm_prompt_asr/ctc-s{seed}"
-ALL, LORA, FROZEN = f"{LLM} --lora-rank 0", f"{LLM} --lora-rank 8 --lr-lm 5e-3", f"{LLM} --lora-rank 0 --lr-lm 0"
+ALL, LORA, FROZEN = (
+    f"{LLM} --lora-rank 0",
+    f"{LLM} --lora-rank 8 --lr-lm 5e-3",
+    f"{LLM} --lora-rank 0 --lr-lm 0",
+)
 LMS = ("lm-s", "lm-l", "lm-english", "lm-plain", "lm-untrained")
 ROWS["llm_prompt_asr"] = {
     "ctc": "--method ctc",
@@ -144,7 +165,10 @@ ADAPTERS = f"{ADAPT} --lr-hubert 0 --lr-bridge 0 --lr-llm 5e-4 --lora-rank"
 ROWS["hubert_gpt_bridge"] = {
     "ctc": "--method ctc",
     "conv": BRIDGE,
-    **{mode: f"{BRIDGE} --bridge ctc --compression {mode}" for mode in ("remove_blank", "average_remove_blank")},
+    **{
+        mode: f"{BRIDGE} --bridge ctc --compression {mode}"
+        for mode in ("remove_blank", "average_remove_blank")
+    },
     "ctc, 7 epochs": "--method ctc --ctc-epochs 7",  # as many updates as with GPT after it
     "ctc + beam + LM": "of ctc: --decode beam --lm demo/gpt",
     "conv, not adapted": f"{ADAPT} --score",
@@ -186,24 +210,46 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("interaed_kd", "aed_kd, w .66"),  # the same with the same CTC losses
         ("interaed_kd", "interaed_kd, uniform teacher"),
         ("interaed_kd", "interaed_kd, teacher B"),
-        *(("interaed_kd", f"interaed_kd, {how}") for how in ("a 1", "a .1", "KD at the last layer", "KD at the taps")),
+        *(
+            ("interaed_kd", f"interaed_kd, {how}")
+            for how in ("a 1", "a .1", "KD at the last layer", "KD at the taps")
+        ),
         ("interaed_kd", "ctc + beam + LM"),  # the paper's claim: parallel decoding against the beam
         ("interaed_kd, half the audio", "ctc, half the audio"),
         ("interaed_kd, four times the audio", "ctc, four times the audio"),
         *(
             (f"interaed_kd, {SHORT}", f"{row}, {SHORT}")
-            for row in ("ctc", "interctc", "interaed", "aed_kd", "aed_kd, w .66", "interaed_kd, uniform teacher")
+            for row in (
+                "ctc",
+                "interctc",
+                "interaed",
+                "aed_kd",
+                "aed_kd, w .66",
+                "interaed_kd, uniform teacher",
+            )
         ),
     ],
     "llm_prompt_asr": [
-        *((f"all trained, {n} ms", "ctc + beam + LM") for n in (160, 480, 960)),  # does it do more than text helps?
+        *(
+            (f"all trained, {n} ms", "ctc + beam + LM") for n in (160, 480, 960)
+        ),  # does it do more than text helps?
         ("all trained, 160 ms", "ctc, 12 epochs"),
-        ("all trained, 960 ms", "all trained, 160 ms"),  # the paper's claims: near one second, frozen, multilingual
+        (
+            "all trained, 960 ms",
+            "all trained, 160 ms",
+        ),  # the paper's claims: near one second, frozen, multilingual
         ("LoRA r 8, 480 ms", "LM frozen, 480 ms"),
         ("all trained, 480 ms", "LoRA r 8, 480 ms"),
-        *((f"all trained, {n} ms", f"monolingual ctc{more}") for n in (160, 480) for more in ("", ", 48 epochs")),
+        *(
+            (f"all trained, {n} ms", f"monolingual ctc{more}")
+            for n in (160, 480)
+            for more in ("", ", 48 epochs")
+        ),
         ("all trained, lm-l", "all trained, lm-s"),
-        *((f"all trained, {what}", "all trained, 480 ms") for what in (*LMS, "masked 0.25", "masked 0.5")),
+        *(
+            (f"all trained, {what}", "all trained, 480 ms")
+            for what in (*LMS, "masked 0.25", "masked 0.5")
+        ),
         ("all trained, encoder from scratch", "all trained, 480 ms"),
         *((f"LM frozen, {lm}", "LM frozen, 480 ms") for lm in LMS),
         *((f"LoRA r {rank}, 480 ms", "LoRA r 8, 480 ms") for rank in (16, 32)),
@@ -211,13 +257,22 @@ PAIRS = {  # what is compared with what, beside every row with the first
     "hubert_gpt_bridge": [
         ("conv", "ctc, 7 epochs"),
         ("conv", "ctc + beam + LM"),  # does it do more than text helps?
-        *((row, "conv") for row in ("average_remove_blank", "remove_blank", "average", "conv, x2", "conv, x8")),
-        *((row, "conv, x2") for row in ("average_remove_blank", "remove_blank", "average")),  # of nearest equal length
+        *(
+            (row, "conv")
+            for row in ("average_remove_blank", "remove_blank", "average", "conv, x2", "conv, x8")
+        ),
+        *(
+            (row, "conv, x2") for row in ("average_remove_blank", "remove_blank", "average")
+        ),  # of nearest equal length
         ("conv, adapted by LoRA r 8", "conv, not adapted"),  # the paper's claim: cheap adaptation
         ("conv, all adapted", "conv, adapted by LoRA r 8"),
         ("conv, all adapted, three times the rates", "conv, not adapted"),
         # its claim: everything trained
-        *((row, "conv") for row in ROWS["hubert_gpt_bridge"] if row.startswith("conv") and row.endswith("frozen")),
+        *(
+            (row, "conv")
+            for row in ROWS["hubert_gpt_bridge"]
+            if row.startswith("conv") and row.endswith("frozen")
+        ),
         ("conv, LoRA r 8", "conv"),
         ("conv, HuBERT as pretrained, 7 epochs", "conv"),
         ("conv, untrained HuBERT", "conv"),
@@ -225,12 +280,17 @@ PAIRS = {  # what is compared with what, beside every row with the first
         *((f"conv, {decode}", "conv") for decode in ("beam", "top_k", "top_p")),
     ],
     "streaming_aux_kd": [
-        ("aux_kd", "scratch"),  # the paper's claims: better than without teacher, and than token-level distillation
+        (
+            "aux_kd",
+            "scratch",
+        ),  # the paper's claims: better than without teacher, and than token-level distillation
         ("token_kd", "scratch"),
         ("layer_kd", "scratch"),
         ("aux_kd", "token_kd"),
         ("aux_kd", "layer_kd"),  # what the branch adds
-        *(("aux_kd, weight 10", row) for row in ("token_kd, weight 3e-2", "layer_kd, weight 10")),  # the best on dev
+        *(
+            ("aux_kd, weight 10", row) for row in ("token_kd, weight 3e-2", "layer_kd, weight 10")
+        ),  # the best on dev
         ("aux_kd", "scratch, twice the updates"),
         ("aux_kd, twice the updates", "scratch, twice the updates"),
         ("aux_kd, twice the updates", "token_kd, twice the updates"),
@@ -240,8 +300,15 @@ PAIRS = {  # what is compared with what, beside every row with the first
         *((f"aux_kd, chunk {chunk}", f"scratch, chunk {chunk}") for chunk in (80, 320)),
     ],
     "multirep_kd": [
-        ("uniform-2", "last-1"),  # the paper's claims: several representations against one, context, two teachers
-        *((f"uniform-{k}", f"{layers}-{k}") for k in (2, 4) for layers in ("last", "first", "random")),
+        (
+            "uniform-2",
+            "last-1",
+        ),  # the paper's claims: several representations against one, context, two teachers
+        *(
+            (f"uniform-{k}", f"{layers}-{k}")
+            for k in (2, 4)
+            for layers in ("last", "first", "random")
+        ),
         *((f"{layers}-4", f"{layers}-2") for layers in ("last", "first", "uniform", "random")),
         *((f"uniform-2, context{tokens}", "uniform-2") for tokens in ("", " 30", " 90")),
         ("uniform-2, past context", "uniform-2, context"),

@@ -18,7 +18,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common.pretrained import MaskedLM, by_length
+from common.bert import MaskedLM, by_length
+from common.running.pretrained import load_masked_lm
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -30,15 +31,19 @@ def untrained(config: BertConfig) -> MaskedLM:
         BertForMaskedLM(config).save_pretrained(folder)
         pieces = [*SPECIAL, *map(str, range(config.vocab_size - len(SPECIAL)))]
         Path(folder, "vocab.txt").write_text("\n".join(pieces) + "\n")
-        Path(folder, "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
-        return MaskedLM(folder, "--teacher", "data", "cpu")
+        Path(folder, "tokenizer_config.json").write_text(
+            json.dumps({"tokenizer_class": "BertTokenizer"})
+        )
+        return load_masked_lm(folder, "--teacher", "data", "cpu")
 
 
 def sparingly(teacher: MaskedLM, rows: list[list[int]], positions: list[int]) -> Tensor:
     """Probabilities (N, vocabulary) at one masked position of each of N rows, as the scripts ask for them."""
     found = torch.empty(len(rows), len(teacher.pieces))
     for part in by_length(rows):
-        found[part] = teacher.logits([rows[i] for i in part], [positions[i] for i in part]).softmax(-1)
+        found[part] = teacher.logits([rows[i] for i in part], [positions[i] for i in part]).softmax(
+            -1
+        )
     return found
 
 
@@ -48,7 +53,10 @@ def everywhere(teacher: MaskedLM, rows: list[list[int]], positions: list[int], p
     longest, found = max(map(len, rows)), torch.empty(len(rows), len(teacher.pieces))
     padded = [row + [0] * (longest - len(row)) for row in rows] if pad else rows
     for part in by_length(padded):
-        ids, at = torch.tensor([padded[i] for i in part]), torch.tensor([positions[i] for i in part])
+        ids, at = (
+            torch.tensor([padded[i] for i in part]),
+            torch.tensor([positions[i] for i in part]),
+        )
         real, each = (ids != 0).long(), torch.arange(len(part))
         ids[each, at] = teacher.mask
         found[part] = teacher.model(ids, real).logits[each, at].softmax(-1)
@@ -64,12 +72,18 @@ def compare(name: str, config: BertConfig, sentences: int) -> None:
     found = {}
     variants = {
         "ours": lambda: found.update(ours=sparingly(teacher, rows, positions)),
-        "head everywhere": lambda: found.update(everywhere=everywhere(teacher, rows, positions, pad=False)),
-        "padded, head everywhere": lambda: found.update(padded=everywhere(teacher, rows, positions, pad=True)),
+        "head everywhere": lambda: found.update(
+            everywhere=everywhere(teacher, rows, positions, pad=False)
+        ),
+        "padded, head everywhere": lambda: found.update(
+            padded=everywhere(teacher, rows, positions, pad=True)
+        ),
     }
     medians = interleaved(variants, 5)
     apart = max((probs - found["ours"]).abs().max().item() for probs in found.values())
-    shown = ", ".join(f"{name} {s:.2f} s ({s / medians['ours']:.2f})" for name, s in medians.items())
+    shown = ", ".join(
+        f"{name} {s:.2f} s ({s / medians['ours']:.2f})" for name, s in medians.items()
+    )
     print(f"{name}: {shown}; probabilities differ by {apart:.1e}", flush=True)
 
 

@@ -17,11 +17,14 @@ sys.path.insert(0, str(ROOT))
 
 import streaming_aux_kd as script  # noqa: E402
 from common import figures, metrics  # noqa: E402
-from common.data import read_corpus  # noqa: E402
-from common.place import start  # noqa: E402
 from common.running import decoding  # noqa: E402
+from common.running.batches import read_corpus  # noqa: E402
+from common.running.process import start  # noqa: E402
 
-CHUNKS, LEFTS = (80, 160, 320, 640), (0, 320, 640, 1280)  # ms; those where left is a multiple of the chunk
+CHUNKS, LEFTS = (
+    (80, 160, 320, 640),
+    (0, 320, 640, 1280),
+)  # ms; those where left is a multiple of the chunk
 
 
 def word_errors(recogniser, utterances, config, place) -> float:
@@ -31,7 +34,9 @@ def word_errors(recogniser, utterances, config, place) -> float:
 
 def delays(student, teacher, utterances, config, place) -> tuple[list[int], list[int]]:
     """ms by which each word that both get right ends later than the teacher's; ms until its chunk is complete."""
-    found = [decoding.decode(recogniser, utterances, config, place) for recogniser in (student, teacher)]
+    found = [
+        decoding.decode(recogniser, utterances, config, place) for recogniser in (student, teacher)
+    ]
     late, until = [], []
     for u in utterances:
         mine, other = (some[u.id] for some in found)
@@ -59,22 +64,38 @@ def main(argv: list[str] | None = None) -> None:
     for i, left in enumerate(LEFTS):
         for j, chunk in enumerate(CHUNKS):
             if left % chunk == 0:
-                student.encoder.chunk, student.encoder.left = chunk // script.FRAME_MS, left // script.FRAME_MS
+                student.encoder.chunk, student.encoder.left = (
+                    chunk // script.FRAME_MS,
+                    left // script.FRAME_MS,
+                )
                 rates[i, j] = word_errors(student, utterances, config, place)
-    print("| left context, ms | " + " | ".join(f"chunk {chunk} ms" for chunk in CHUNKS) + " |\n" + "|---" * 5 + "|")
+    print(
+        "| left context, ms | "
+        + " | ".join(f"chunk {chunk} ms" for chunk in CHUNKS)
+        + " |\n"
+        + "|---" * 5
+        + "|"
+    )
     for left, row in zip(LEFTS, rates, strict=True):
         print(f"| {left} | " + " | ".join("" if np.isnan(x) else f"{x:.1f}" for x in row) + " |")
     bars = {f"chunk {chunk} ms": rates[:, j].tolist() for j, chunk in enumerate(CHUNKS)}
-    names, title = [f"left {left} ms" for left in LEFTS], f"trained with {config.chunk_ms} + {config.left_ms} ms"
+    names, title = (
+        [f"left {left} ms" for left in LEFTS],
+        f"trained with {config.chunk_ms} + {config.left_ms} ms",
+    )
     figures.bars(arguments.run / "context.png", names, bars, "word error rate, %", title)
     student = script.load(config, place)
-    teacher = script.find_teacher(replace(config, control="none", out=str(arguments.run)), place)  # the one beside
+    teacher = script.find_teacher(
+        replace(config, control="none", out=str(arguments.run)), place
+    )  # the one beside
     late, until = delays(student, teacher, utterances, config, place)
     edges = np.arange(-200, 241, 40)
     counts = np.histogram(late, [-np.inf, *edges, np.inf])[0] / max(len(late), 1)
     labels = [f"before {edges[0]}", *(f"{a} to {a + 40}" for a in edges[:-1]), f"from {edges[-1]}"]
     bars = {"words": (100 * counts).tolist()}
-    figures.bars(arguments.run / "emission.png", labels, bars, "% of words", "ms after the teacher's")
+    figures.bars(
+        arguments.run / "emission.png", labels, bars, "% of words", "ms after the teacher's"
+    )
     print(f"\n{len(late)} words: {np.mean(late):.1f} ms later than the teacher's (median {np.median(late):.0f}); "
           f"their chunk is complete {np.mean(until):.0f} ms after their end")  # fmt: skip
 

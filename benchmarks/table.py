@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common import figures, metrics  # noqa: E402
-from common.corpora import load_homophones  # noqa: E402
+from common.running.corpora import load_homophones  # noqa: E402
 from common.running.evaluation import read_hypotheses  # noqa: E402
 from common.text import read_lines  # noqa: E402
 
@@ -43,36 +43,60 @@ def run_one(script: str, row: str, seed: int, threads: int) -> dict:
     folder = runs / f"{re.sub('[^a-z0-9_.]+', '-', row.lower())}-s{seed}"
     command = command_of(script, what.replace("{seed}", str(seed)), runs, seed)
     if "evaluate.py" not in command:
-        command += ["--seed", str(seed), *(["--resume"] if (folder / "config.json").exists() else [])]
+        command += [
+            "--seed",
+            str(seed),
+            *(["--resume"] if (folder / "config.json").exists() else []),
+        ]
     command += ["--out", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     if done.returncode:
         error = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise RuntimeError(error[-1])
     result = json.loads((folder / "result.json").read_text())
-    kept = {"row": row, "options": what, "threads": threads, "date": time.strftime("%Y-%m-%d"), "commit": commit()}
+    kept = {
+        "row": row,
+        "options": what,
+        "threads": threads,
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+    }
     log = folder / "log.jsonl"
     if log.exists():
         dev = [entry for entry in map(json.loads, log.read_text().splitlines()) if "dev" in entry]
         keys = ("dev", "dev_homophone_error", "listening_gap")
         kept["dev"] = [[round(entry[key], 2) for key in keys if key in entry] for entry in dev]
-    texts = {split: next(folder.rglob(f"hyp_{split}.tsv")) for split in result["wer"]}  # of each language, below
-    return kept | result | {"seed": seed, "counts": {split: count(path) for split, path in texts.items()}}
+    texts = {
+        split: next(folder.rglob(f"hyp_{split}.tsv")) for split in result["wer"]
+    }  # of each language, below
+    return (
+        kept
+        | result
+        | {"seed": seed, "counts": {split: count(path) for split, path in texts.items()}}
+    )
 
 
 def command_of(script: str, what: str, runs: Path, seed: int) -> list[str]:
     """What Python is started with for a row of benchmarks/rows.py, but for the options that all rows get."""
     before, colon, after = what.partition(":")
     if colon and before.startswith("of "):
-        return ["evaluate.py", str(runs / f"{before.removeprefix('of ')}-s{seed}"), *shlex.split(after)]
+        return [
+            "evaluate.py",
+            str(runs / f"{before.removeprefix('of ')}-s{seed}"),
+            *shlex.split(after),
+        ]
     if colon and before.startswith("variant "):
         return ["-m", f"variants.{script}.{before.removeprefix('variant ')}", *shlex.split(after)]
     return [f"{script}.py", *shlex.split(what)]
 
 
 def commit() -> str:
-    return subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
+    return subprocess.check_output(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True
+    ).strip()
 
 
 def count(path: Path) -> dict[str, str]:
@@ -101,7 +125,9 @@ def sessions_and_words(split: str) -> tuple[list[str], np.ndarray]:
         manifest = read_lines(data / "demo-spontaneous" / "test.jsonl")
         entries = [json.loads(line) for line in manifest]
         return [e["session"] for e in entries], np.array([len(e["text"].split()) for e in entries])
-    if (book := data / "demo-mls" / split.replace("test-", "mls_") / "test" / "transcripts.txt").exists():
+    if (
+        book := data / "demo-mls" / split.replace("test-", "mls_") / "test" / "transcripts.txt"
+    ).exists():
         lines = [line.replace("\t", " ") for line in read_lines(book)]
     else:
         files = sorted((data / "demo" / "LibriSpeech" / split).glob("*/*/*.trans.txt"))
@@ -132,7 +158,10 @@ def right(entry: dict, split: str) -> int:
     return int((numbers(entry, split, "heard") - numbers(entry, split, "twins")).sum())
 
 
-PROMPTED = {"trained parameters": lambda e: e["trained_params"], "listening gap": lambda e: e["listening_gap"]}
+PROMPTED = {
+    "trained parameters": lambda e: e["trained_params"],
+    "listening gap": lambda e: e["listening_gap"],
+}
 STOPPED = {"answers that did not stop": lambda e: e["unstopped"]}
 MORE = {  # script -> column of a further table -> what it takes from a result
     "llm_prompt_asr": PROMPTED
@@ -164,7 +193,10 @@ def scores_of(script: str) -> list[Score]:
     if script == "llm_prompt_asr":
         splits = [f"test-{language}" for language in LANGUAGES]
         wer = Score("WER, mean of languages", "wer", splits, "errors")
-        return [wer, Score("CER, mean of languages", "cer", splits, "character_errors", "characters")]
+        return [
+            wer,
+            Score("CER, mean of languages", "cer", splits, "character_errors", "characters"),
+        ]
     found = []
     for split in ("test-clean", "test-other"):
         found.append(Score(f"{split} WER", "wer", [split], "errors"))
@@ -178,7 +210,9 @@ def scores_of(script: str) -> list[Score]:
     return found
 
 
-def differences(base: dict[int, dict], found: dict[int, dict], scores: list[Score]) -> list[tuple[str, float]]:
+def differences(
+    base: dict[int, dict], found: dict[int, dict], scores: list[Score]
+) -> list[tuple[str, float]]:
     """Per score: `found` minus `base` over the seeds that both have with its 95 % interval, and half of its width.
 
     Bold where it excludes zero and all of at least two seeds agree.
@@ -199,7 +233,9 @@ def differences(base: dict[int, dict], found: dict[int, dict], scores: list[Scor
         tables = [
             (
                 np.array([column(side[seed], score.errors) for seed in paired]),
-                np.array([column(side[seed], score.out_of) if score.out_of else words for seed in paired]),
+                np.array(
+                    [column(side[seed], score.out_of) if score.out_of else words for seed in paired]
+                ),
             )
             for side in (base, found)
         ]
@@ -212,7 +248,9 @@ def differences(base: dict[int, dict], found: dict[int, dict], scores: list[Scor
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+    return "\n".join(
+        "| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]
+    )
 
 
 def render(script: str, entries: list[dict]) -> str:
@@ -230,17 +268,33 @@ def render(script: str, entries: list[dict]) -> str:
             if np.isnan(rates).any():
                 cells.append("")
                 continue
-            cells.append(f"{np.mean(rates):.1f}" + (f" ± {np.std(rates, ddof=1):.1f}" if len(rates) > 1 else ""))
+            cells.append(
+                f"{np.mean(rates):.1f}"
+                + (f" ± {np.std(rates, ddof=1):.1f}" if len(rates) > 1 else "")
+            )
         means.append(cells)
         medians = [[e[key] for e in results.values() if key in e] for key in speed]
         cells = [f"{np.median(x):.4g}" if x else "" for x in medians]
         commits = ", ".join(sorted({e["commit"] for e in results.values()}))
         speeds.append([row, f"`{ROWS[script][row]}`", *cells, commits])
     baseline = next(iter(found))
-    compared = [(row, baseline) for row in found if row != baseline and "audio" not in row] + PAIRS[script]
-    pairs = [(a, b, differences(found[b], found[a], scores)) for a, b in compared if set(found[a]) & set(found[b])]
-    widths = [[cells[i][1] for *_, cells in pairs if not np.isnan(cells[i][1])] for i in range(len(scores))]
-    gaps = ["half an interval, median", "", *(f"{np.median(halves):.1f}" if halves else "" for halves in widths)]
+    compared = [(row, baseline) for row in found if row != baseline and "audio" not in row] + PAIRS[
+        script
+    ]
+    pairs = [
+        (a, b, differences(found[b], found[a], scores))
+        for a, b in compared
+        if set(found[a]) & set(found[b])
+    ]
+    widths = [
+        [cells[i][1] for *_, cells in pairs if not np.isnan(cells[i][1])]
+        for i in range(len(scores))
+    ]
+    gaps = [
+        "half an interval, median",
+        "",
+        *(f"{np.median(halves):.1f}" if halves else "" for halves in widths),
+    ]
     names = [score.name for score in scores]
     return "\n\n".join([
         markdown(["row", "seeds", *names], means),
@@ -258,7 +312,9 @@ def further(script: str, found: dict[str, dict[int, dict]]) -> list[str]:
         for value in MORE.get(script, {}).values():
             try:
                 mean = np.mean([value(e) for e in results.values()]) if results else None
-                cells.append("" if mean is None else f"{mean:,.0f}" if mean >= 100 else f"{mean:.3g}")
+                cells.append(
+                    "" if mean is None else f"{mean:,.0f}" if mean >= 100 else f"{mean:.3g}"
+                )
             except KeyError:
                 cells.append("")
         table += [cells] if any(cells[1:]) else []
@@ -283,33 +339,52 @@ def write_table(script: str) -> None:
     path = ROOT / "RESULTS.md"
     before, _, rest = path.read_text().partition(f"<!-- table: {script} -->")
     _, _, after = rest.partition("<!-- end of table -->")
-    path.write_text(f"{before}<!-- table: {script} -->\n{render(script, entries)}\n<!-- end of table -->{after}")
+    path.write_text(
+        f"{before}<!-- table: {script} -->\n{render(script, entries)}\n<!-- end of table -->{after}"
+    )
     rows = [row for row in ROWS[script] if any(e["row"] == row for e in entries)]
     errors, label = DRAWN.get(script, ("twins", "homophone errors, %"))
     shown = [score for score in scores_of(script) if score.errors == errors]
-    bars = {score.name: [np.mean([score.of(e) for e in entries if e["row"] == row]) for row in rows] for score in shown}
-    figures.bars(ROOT / "results" / f"{script}.png", rows, bars, label, f"{script}, mean over seeds")
+    bars = {
+        score.name: [np.mean([score.of(e) for e in entries if e["row"] == row]) for row in rows]
+        for score in shown
+    }
+    figures.bars(
+        ROOT / "results" / f"{script}.png", rows, bars, label, f"{script}, mean over seeds"
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--script", default="interaed_kd", choices=ROWS)
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="absent: five, see benchmarks/rows.py")
-    parser.add_argument("--rows", nargs="+", default=["*"], metavar="ROW", help="names or patterns, quoted")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="SEED", help="absent: five, see benchmarks/rows.py"
+    )
+    parser.add_argument(
+        "--rows", nargs="+", default=["*"], metavar="ROW", help="names or patterns, quoted"
+    )
     parser.add_argument("--jobs", type=int, default=1)
     arguments = parser.parse_args()
     script, all_rows = arguments.script, list(ROWS[arguments.script])
-    rows = {pattern: [row for row in all_rows if fnmatch(row, pattern)] for pattern in arguments.rows}
+    rows = {
+        pattern: [row for row in all_rows if fnmatch(row, pattern)] for pattern in arguments.rows
+    }
     if unknown := [pattern for pattern in rows if not rows[pattern]]:
         parser.error(f"no row {', '.join(unknown)}: there are {'; '.join(all_rows)}")
     rows = sorted({row for some in rows.values() for row in some}, key=all_rows.index)
     finished = {(entry["row"], entry["seed"]) for entry in read_results(script)}
-    wanted = [(row, seed) for row in rows for seed in arguments.seeds or SEEDS.get(row, range(1, 6))]
-    missing = sorted((run for run in wanted if run not in finished), key=lambda run: run[1])  # seed by seed
+    wanted = [
+        (row, seed) for row in rows for seed in arguments.seeds or SEEDS.get(row, range(1, 6))
+    ]
+    missing = sorted(
+        (run for run in wanted if run not in finished), key=lambda run: run[1]
+    )  # seed by seed
     threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)  # `taskset -c 0` leaves one
     results_file(script).parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        runs = {pool.submit(run_one, script, row, seed, threads): (row, seed) for row, seed in missing}
+        runs = {
+            pool.submit(run_one, script, row, seed, threads): (row, seed) for row, seed in missing
+        }
         for future in as_completed(runs):
             if error := future.exception():  # the others go on
                 print(*runs[future], f"failed: {error}", file=sys.stderr, flush=True)

@@ -24,18 +24,26 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import rnnt
 
 
-def make_steps(sizes: tuple[int, ...], device: str, dtype: torch.dtype, whole: bool) -> dict[str, Callable[[], None]]:
+def make_steps(
+    sizes: tuple[int, ...], device: str, dtype: torch.dtype, whole: bool
+) -> dict[str, Callable[[], None]]:
     """Forward and backward of ours and torchaudio's, with or without the joint network. sizes: B, T, U, V; J is 256."""
     B, T, U, V = sizes
     torch.manual_seed(0)
     joint = rnnt.Joint(256, 256, 256, V).to(device)
     h, g = (torch.randn(B, n, 256, device=device, requires_grad=True) for n in (T, U + 1))
     integers = dict(dtype=torch.int32, device=device)
-    targets = torch.randint(1, V, (B, U), **integers), torch.full((B,), T, **integers), torch.full((B,), U, **integers)
+    targets = (
+        torch.randint(1, V, (B, U), **integers),
+        torch.full((B,), T, **integers),
+        torch.full((B,), U, **integers),
+    )
 
     def ours():
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            losses, _ = rnnt.transducer_loss(joint, joint.encode(h), joint.predict(g), *(x.long() for x in targets))
+            losses, _ = rnnt.transducer_loss(
+                joint, joint.encode(h), joint.predict(g), *(x.long() for x in targets)
+            )
         losses.sum().backward()
 
     def with_torchaudio():
@@ -54,7 +62,9 @@ def make_steps(sizes: tuple[int, ...], device: str, dtype: torch.dtype, whole: b
     }
 
 
-def seconds(steps: dict[str, Callable[[], None]], device: str, repeats: int = 7) -> dict[str, float]:
+def seconds(
+    steps: dict[str, Callable[[], None]], device: str, repeats: int = 7
+) -> dict[str, float]:
     """Medians; the steps take turns, so that a slow moment hits all of them."""
     spent = {name: [] for name in steps}
     for _ in range(repeats):
@@ -75,7 +85,9 @@ def resident(kind: str) -> int:
 
 def peak(name: str, sizes: tuple[int, ...], device: str, dtype: torch.dtype, whole: bool) -> int:
     """Bytes needed beyond what stood there before; called in a fresh process."""
-    make_steps((1, 8, 4, sizes[3]), device, dtype, whole)[name]()  # libraries load themselves at the first call
+    make_steps((1, 8, 4, sizes[3]), device, dtype, whole)[
+        name
+    ]()  # libraries load themselves at the first call
     step = make_steps(sizes, device, dtype, whole)[name]
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -88,16 +100,23 @@ def peak(name: str, sizes: tuple[int, ...], device: str, dtype: torch.dtype, who
     return resident("VmHWM") - before
 
 
-def measure(title: str, sizes: tuple[int, ...], device: str, dtype: torch.dtype, whole: bool = True) -> None:
+def measure(
+    title: str, sizes: tuple[int, ...], device: str, dtype: torch.dtype, whole: bool = True
+) -> None:
     spent = seconds(make_steps(sizes, device, dtype, whole), device)
     memory = {}
     for name in spent:
         arguments = json.dumps([name, sizes, device, str(dtype).removeprefix("torch."), whole])
         command = [sys.executable, __file__, "--peak", arguments]
-        memory[name] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        memory[name] = int(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        )
     row = [f"{spent[name]:.3f} s, {memory[name] / 2**20:.0f} MB" for name in spent]
     ratios = f"{spent['torchaudio'] / spent['ours']:.2f} x, {memory['torchaudio'] / max(1, memory['ours']):.1f} x"
-    print("| " + " | ".join([title, "B{} T{} U{} V{}".format(*sizes), *row, ratios]) + " |", flush=True)
+    print(
+        "| " + " | ".join([title, "B{} T{} U{} V{}".format(*sizes), *row, ratios]) + " |",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
@@ -118,4 +137,9 @@ if __name__ == "__main__":
     else:
         for V in (500, 1024, 5000):
             for dtype in (torch.float32, torch.bfloat16):
-                measure(f"joint + loss, {dtype}".replace("torch.", ""), (32, 318, 68, V), arguments.device, dtype)
+                measure(
+                    f"joint + loss, {dtype}".replace("torch.", ""),
+                    (32, 318, 68, V),
+                    arguments.device,
+                    dtype,
+                )

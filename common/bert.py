@@ -13,13 +13,90 @@ that it
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from common.pretrained import MaskedLM, by_length
 from common.text import WordPiece
+
+SPECIAL = ("[CLS]", "[SEP]", "[MASK]", "[UNK]")
+
+
+class MaskedLM:
+    """A frozen BERT that is asked about single tokens of a text, or for its states, in
+    fp32.
+
+    pieces: its vocabulary in the order of ids; cls, sep, mask, unk: ids; longest:
+    tokens that it reads at once.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any):
+        """model, tokenizer: of transformers, see `is_bert`."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.pieces = pieces_of(tokenizer)
+        self.cls, self.sep, self.mask, self.unk = map(self.pieces.index, SPECIAL)
+        self.longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+
+    def states(self, rows: list[list[int]], **options):
+        """The trunk's output for N rows of ids, padded on the right to (N, L)."""
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(
+            self.model.device
+        )
+        lengths = torch.tensor([len(row) for row in rows], device=ids.device)
+        real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (N, L)
+        with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
+            return self.model.base_model(ids, real.long(), **options)
+
+    def layers(self, rows: list[list[int]], layers: list[int]) -> Tensor:
+        """Hidden states (N, L, k, D) of `layers` (0: the embedding) for N rows of ids,
+        padded on the right."""
+        states = self.states(
+            rows, output_hidden_states=True
+        ).hidden_states  # depth + 1 times (N, L, D)
+        return torch.stack([states[layer] for layer in layers], 2)
+
+    def logits_at(self, rows: list[list[int]], positions: list[int]) -> Tensor:
+        """Logits (N, vocabulary) at one position of each of N rows of ids.
+
+        The vocabulary head, a fifth of the work of bert-base, runs at these positions
+        only.
+        """
+        states = self.states(rows).last_hidden_state  # (N, L, D)
+        with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
+            return self.model.cls(states[range(len(rows)), positions])
+
+    def logits(self, rows: list[list[int]], positions: list[int]) -> Tensor:
+        """As `logits_at`, where [MASK] takes the token's place."""
+        masked = [
+            [*row[:i], self.mask, *row[i + 1 :]] for row, i in zip(rows, positions, strict=True)
+        ]
+        return self.logits_at(masked, positions)
+
+
+def pieces_of(tokenizer: Any) -> list[str]:
+    """The vocabulary of a transformers tokenizer in the order of its ids."""
+    return tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+
+
+def is_bert(model: nn.Module, tokenizer: Any) -> bool:
+    """Whether this is a BERT with its masked language model head and its vocabulary."""
+    pieces = pieces_of(tokenizer)
+    complete = set(SPECIAL) <= set(pieces) and len(pieces) <= model.config.vocab_size
+    return complete and hasattr(model, "cls")
+
+
+def by_length(rows: list[list[int]], tokens: int = 2**14) -> Iterator[list[int]]:
+    """Indices of rows of equal length, about `tokens` of theirs at a time: nothing has
+    to be padded."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for length, same in groupby(order, key=lambda i: len(rows[i])):
+        rows_of_length = list(same)
+        size = max(1, tokens // max(length, 1))
+        yield from (rows_of_length[i : i + size] for i in range(0, len(rows_of_length), size))
 
 
 class Question(NamedTuple):
@@ -83,7 +160,7 @@ class SharedPieces:
             logits[part] = top.values.cpu()
         return labels, logits
 
-    def answer(self, question: Question, labels: Tensor, logits: Tensor) -> Answer:
+    def with_exceptions(self, question: Question, labels: Tensor, logits: Tensor) -> Answer:
         """The answer (U, K) to a question, with the exceptions of the module's
         docstring."""
         y = torch.tensor(question.labels)[:, None]  # (U, 1)

@@ -61,7 +61,9 @@ class State(NamedTuple):
     """What streams remember between two calls; B streams, L layers."""
 
     features: Tensor  # (B, factor - 1, n_mels) the last ones, for the subsampling
-    keys_values: Tensor  # (B, L, left, 2, H, D/H) of the last frames, the newest last; keys not rotated
+    keys_values: (
+        Tensor  # (B, L, left, 2, H, D/H) of the last frames, the newest last; keys not rotated
+    )
     tails: Tensor  # (B, L, kernel - 1, D) the last inputs of the depthwise convolutions
     seen: Tensor  # (B,) features seen so far
 
@@ -115,7 +117,9 @@ def subsampled(frames, factor: int, causal: bool = False):
 def newest(lengths: Tensor, N: int, T: int) -> Tensor:
     """Of N past frames and lengths (B,) real ones of T new ones, where the newest N stand in (B (N + T), …): (B, N)."""
     B, device = len(lengths), lengths.device
-    return (torch.arange(B, device=device) * (N + T) + lengths)[:, None] + torch.arange(N, device=device)
+    return (torch.arange(B, device=device) * (N + T) + lengths)[:, None] + torch.arange(
+        N, device=device
+    )
 
 
 def extend(past: Tensor, new: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +152,10 @@ class Subsampling(nn.Module):
         self.shortest = 2 * factor - 1  # feature frames that give one encoder frame
         layers = []
         for i in range({4: 2, 8: 3}[factor]):
-            layers += [nn.Conv2d(channels if i else 1, channels, 3, stride=2, padding=(0, 1)), nn.ReLU()]
+            layers += [
+                nn.Conv2d(channels if i else 1, channels, 3, stride=2, padding=(0, 1)),
+                nn.ReLU(),
+            ]
             n_mels = (n_mels + 1) // 2
         self.convolutions = nn.Sequential(*layers)
         self.linear = nn.Linear(channels * n_mels, dim)
@@ -163,7 +170,9 @@ class Subsampling(nn.Module):
 
 def rotary_table(T: int, head_dim: int, device, dtype=torch.float32) -> tuple[Tensor, Tensor]:
     """cos and -+sin (T, 1, head_dim) of position times frequency. Su et al. 2021, RoFormer."""
-    frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=device, dtype=dtype) / head_dim)  # (head_dim / 2,)
+    frequencies = 10_000.0 ** (
+        -torch.arange(0, head_dim, 2, device=device, dtype=dtype) / head_dim
+    )  # (head_dim / 2,)
     angles = torch.arange(T, device=device, dtype=dtype)[:, None] * frequencies
     sin = angles.sin()
     return torch.cat([angles.cos()] * 2, dim=-1)[:, None], torch.cat([-sin, sin], dim=-1)[:, None]
@@ -207,7 +216,9 @@ class Convolution(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.pointwise_in = nn.Linear(dim, 2 * dim)
-        self.depthwise = nn.Conv1d(dim, dim, kernel, padding=0 if causal else kernel // 2, groups=dim)
+        self.depthwise = nn.Conv1d(
+            dim, dim, kernel, padding=0 if causal else kernel // 2, groups=dim
+        )
         self.depthwise_norm = nn.LayerNorm(dim)
         self.pointwise_out = nn.Linear(dim, dim)
 
@@ -237,7 +248,16 @@ class FeedForward(nn.Sequential):
 
 
 class ConformerBlock(nn.Module):
-    def __init__(self, dim: int, heads: int, ff_dim: int, kernel: int, dropout: float, causal: bool, macaron: bool):
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        ff_dim: int,
+        kernel: int,
+        dropout: float,
+        causal: bool,
+        macaron: bool,
+    ):
         super().__init__()
         self.ff_in = FeedForward(dim, ff_dim, dropout) if macaron else None
         self.attention = SelfAttention(dim, heads)
@@ -245,7 +265,9 @@ class ConformerBlock(nn.Module):
         self.ff_out = FeedForward(dim, ff_dim, dropout)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, keys_values: Tensor, tail: Tensor, shared: Shared) -> tuple[Tensor, ...]:
+    def forward(
+        self, x: Tensor, keys_values: Tensor, tail: Tensor, shared: Shared
+    ) -> tuple[Tensor, ...]:
         """x (B, T, D) and its past -> (B, T, D), queries, keys, values (B, T, 3, H, D/H), the new keys_values, tail."""
         if self.ff_in:
             x = torch.add(x, self.dropout(self.ff_in(x)), alpha=0.5)
@@ -270,14 +292,18 @@ class Conformer(nn.Module):
     ):  # fmt: skip
         super().__init__()
         if left % chunk if chunk else left:
-            raise ValueError(f"left context ({left} frames) has to be a multiple of the chunk ({chunk} frames)")
+            raise ValueError(
+                f"left context ({left} frames) has to be a multiple of the chunk ({chunk} frames)"
+            )
         self.heads, self.kernel, self.factor, self.n_mels = heads, kernel, subsampling, n_mels
         self.chunk, self.left, self.causal = chunk, left, chunk > 0
         self.causal_subsampling = causal_subsampling or self.causal
         self.subsampling = Subsampling(n_mels, dim, subsampling, channels)
         self.dropout = nn.Dropout(dropout)
         sizes = dim, heads, ff_dim, kernel, dropout
-        self.blocks = nn.ModuleList(ConformerBlock(*sizes, self.causal, macaron) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            ConformerBlock(*sizes, self.causal, macaron) for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(dim)
 
     def fresh_state(self, B: int) -> State:
@@ -298,11 +324,15 @@ class Conformer(nn.Module):
         # A query without any key would be a softmax over nothing (NaN): padding may look at a blank frame, or itself.
         if self.chunk:
             visible = chunk_mask(self.left + T, self.chunk, self.left, lengths.device)
-            mask = ((visible & known[:, None]) | (position[:, None] == position))[:, None, self.left :]
+            mask = ((visible & known[:, None]) | (position[:, None] == position))[
+                :, None, self.left :
+            ]
         else:
             mask = (known | (position < 1))[:, None, None]
         table_type = torch.promote_types(self.norm.weight.dtype, torch.float32)
-        table = rotary_table(self.left + T, len(self.norm.weight) // self.heads, lengths.device, table_type)
+        table = rotary_table(
+            self.left + T, len(self.norm.weight) // self.heads, lengths.device, table_type
+        )
         keep = newest(lengths, self.left, T), newest(lengths, state.tails.shape[2], T)
         return Shared(length_mask(lengths, T), mask, table, *keep)
 
@@ -317,7 +347,9 @@ class Conformer(nn.Module):
         if state is None:
             state = self.fresh_state(len(features))
         elif not self.chunk:
-            raise ValueError("an encoder of full context needs the whole utterance at once, and takes no state")
+            raise ValueError(
+                "an encoder of full context needs the whole utterance at once, and takes no state"
+            )
         elif (state.seen % (self.factor * self.chunk))[frames > 0].any():
             raise ValueError("a stream has ended with the call that brought it a part of a chunk")
         keep = newest(frames, state.features.shape[1], features.shape[1])
@@ -332,5 +364,9 @@ class Conformer(nn.Module):
             past.append(new)
             if layer in taps:
                 found[layer] = Tap(self.norm(x), x, qkv)
-        state = State(last_features, *(torch.stack(parts, 1) for parts in zip(*past, strict=True)), state.seen + frames)
+        state = State(
+            last_features,
+            *(torch.stack(parts, 1) for parts in zip(*past, strict=True)),
+            state.seen + frames,
+        )
         return Encoded(self.norm(x), lengths, [found[layer] for layer in taps], state)

@@ -24,7 +24,9 @@ BLANK = 0
 
 def required_frames(targets: Tensor, target_lengths: Tensor) -> Tensor:
     """targets (B, U) -> (B,) the fewest frames that can carry them: U + number of equal neighbours."""
-    inside = torch.arange(1, targets.shape[1], device=targets.device) < target_lengths[:, None]  # (B, U - 1)
+    inside = (
+        torch.arange(1, targets.shape[1], device=targets.device) < target_lengths[:, None]
+    )  # (B, U - 1)
     return target_lengths + ((targets[:, 1:] == targets[:, :-1]) & inside).sum(1)
 
 
@@ -35,8 +37,12 @@ def ctc_loss(log_probs: Tensor, lengths: Tensor, targets: Tensor, target_lengths
     utterances give inf: drop them beforehand, see `required_frames`.
     """
     log_probs = log_probs if log_probs.dtype == torch.float64 else log_probs.float()
-    padded = targets.masked_fill(torch.arange(targets.shape[1], device=targets.device) >= target_lengths[:, None], 1)
-    return F.ctc_loss(log_probs.transpose(0, 1), padded, lengths, target_lengths, blank=BLANK, reduction="none")
+    padded = targets.masked_fill(
+        torch.arange(targets.shape[1], device=targets.device) >= target_lengths[:, None], 1
+    )
+    return F.ctc_loss(
+        log_probs.transpose(0, 1), padded, lengths, target_lengths, blank=BLANK, reduction="none"
+    )
 
 
 class Token(NamedTuple):
@@ -49,7 +55,10 @@ class Token(NamedTuple):
 
 def greedy(log_probs: Tensor, lengths: Tensor) -> list[list[Token]]:
     """The labels of the best path, with their frames. log_probs or logits (B, T, V), lengths (B,)."""
-    return [_collapse(path[:n]) for path, n in zip(log_probs.argmax(-1).tolist(), lengths.tolist(), strict=True)]
+    return [
+        _collapse(path[:n])
+        for path, n in zip(log_probs.argmax(-1).tolist(), lengths.tolist(), strict=True)
+    ]
 
 
 class Hypothesis(NamedTuple):
@@ -63,7 +72,9 @@ class Hypothesis(NamedTuple):
 NOTHING = -math.inf, -math.inf, 0.0
 
 
-def _extend(kept: dict, blank: float, p: dict[int, float], gains: dict) -> dict[tuple[int, ...], tuple]:
+def _extend(
+    kept: dict, blank: float, p: dict[int, float], gains: dict
+) -> dict[tuple[int, ...], tuple]:
     """A frame more: each prefix as it is and with every label; prefix -> log b(y), log n(y), and what its score adds.
 
     blank: log p(blank); p: label -> log p; gains: prefix -> what each of these labels adds to its score.
@@ -109,25 +120,40 @@ def prefix_beam_search(
     and once after the last, for all new prefixes of the beam together, and not at all if lm_weight is 0.
     """
     log_probs, size = log_probs.cpu().double(), log_probs.shape[1] - 1
-    values, labels = log_probs[:, 1:].topk(size if candidates is None else min(candidates, size))  # (T, K)
+    values, labels = log_probs[:, 1:].topk(
+        size if candidates is None else min(candidates, size)
+    )  # (T, K)
     labels += 1
     lm = lm if lm_weight else None
-    next_labels: dict[tuple[int, ...], Tensor] = {}  # prefix -> (V,), what the language model answered
+    next_labels: dict[
+        tuple[int, ...], Tensor
+    ] = {}  # prefix -> (V,), what the language model answered
 
     def ask() -> None:
         new = [y for y in kept if y not in next_labels]
         if lm and new:
             next_labels.update(zip(new, lm(new).cpu().double(), strict=True))
 
-    kept = {(): (0.0, -math.inf, 0.0)}  # prefix y -> log b(y), log n(y), and what its score adds to them
+    kept = {
+        (): (0.0, -math.inf, 0.0)
+    }  # prefix y -> log b(y), log n(y), and what its score adds to them
     for t, blank in enumerate(log_probs[:, BLANK].tolist()):
         if blank_skip is not None and math.exp(blank) > blank_skip:
-            kept = {y: (log_add(b, n) + blank, -math.inf, extra) for y, (b, n, extra) in kept.items()}
+            kept = {
+                y: (log_add(b, n) + blank, -math.inf, extra) for y, (b, n, extra) in kept.items()
+            }
             continue
         ask()
         p = dict(zip(labels[t].tolist(), values[t].tolist(), strict=True))
-        gains = {y: (lm_weight * next_labels[y][labels[t]] + bonus).tolist() if lm else [bonus] * len(p) for y in kept}
-        possible = [(y, sums) for y, sums in _extend(kept, blank, p, gains).items() if sums[:2] != NOTHING[:2]]
+        gains = {
+            y: (lm_weight * next_labels[y][labels[t]] + bonus).tolist() if lm else [bonus] * len(p)
+            for y in kept
+        }
+        possible = [
+            (y, sums)
+            for y, sums in _extend(kept, blank, p, gains).items()
+            if sums[:2] != NOTHING[:2]
+        ]
         possible.sort(key=lambda item: log_add(*item[1][:2]) + item[1][2], reverse=True)
         kept = dict(possible[:beam])
     ask()
@@ -138,7 +164,9 @@ def prefix_beam_search(
     return sorted(found, key=lambda hypothesis: hypothesis.score, reverse=True)
 
 
-def search(log_probs: Tensor, lengths: Tensor, beam: int | None = None, **options) -> list[list[Token]]:
+def search(
+    log_probs: Tensor, lengths: Tensor, beam: int | None = None, **options
+) -> list[list[Token]]:
     """What each utterance says, with its frames: greedily, or with a beam by prefix_beam_search and its options.
 
     log_probs (B, T, V), lengths (B,).

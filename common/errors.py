@@ -71,7 +71,9 @@ def keep_docstrings() -> None:
     if sys.flags.optimize < 2:
         return
     if os.environ.get("PYTHONOPTIMIZE") == "1":  # started again already
-        raise UserError("transformers needs the docstrings that python -OO takes away: use python -O.")
+        raise UserError(
+            "transformers needs the docstrings that python -OO takes away: use python -O."
+        )
     os.environ["PYTHONOPTIMIZE"] = "1"
     words = ["-O" if word == "-OO" else word for word in sys.orig_argv[1:]]
     os.execv(sys.executable, [sys.executable, *words])

@@ -15,9 +15,9 @@ import torch
 import torchaudio.functional as AF
 from torch import Tensor, nn
 
-from common.audio import SAMPLE_RATE, AudioError
-from common.audio import audio_seconds as audio_seconds  # others look for these two here
-from common.audio import read_audio as read_audio
+from common.running.audio import SAMPLE_RATE, AudioError
+from common.running.audio import audio_seconds as audio_seconds  # others look for these two here
+from common.running.audio import read_audio as read_audio
 
 WINDOW = 400  # samples = 25 ms
 HOP = 160  # samples = 10 ms
@@ -32,7 +32,10 @@ def change_speed(wave: Tensor, factor: float) -> Tensor:
 
 def num_frames(samples):
     """Frames of `samples` samples (int or Tensor); anything shorter than one window is padded to one frame."""
-    return ((samples.clamp(min=WINDOW) if isinstance(samples, Tensor) else max(samples, WINDOW)) - WINDOW) // HOP + 1
+    return (
+        (samples.clamp(min=WINDOW) if isinstance(samples, Tensor) else max(samples, WINDOW))
+        - WINDOW
+    ) // HOP + 1
 
 
 class LogMel(nn.Module):
@@ -40,7 +43,9 @@ class LogMel(nn.Module):
 
     def __init__(self):
         super().__init__()
-        filters = AF.melscale_fbanks(WINDOW // 2 + 1, 20.0, 7600.0, N_MELS, SAMPLE_RATE)  # (201, 80)
+        filters = AF.melscale_fbanks(
+            WINDOW // 2 + 1, 20.0, 7600.0, N_MELS, SAMPLE_RATE
+        )  # (201, 80)
         # The spectrum comes as re, im, re, im, …: with every filter row twice, the matrix product adds re^2 + im^2.
         self.register_buffer("filters", filters.repeat_interleave(2, dim=0), persistent=False)
         self.register_buffer("window", torch.hann_window(WINDOW, periodic=False), persistent=False)
@@ -72,7 +77,11 @@ class LogMel(nn.Module):
         count, total, squares = 0, 0.0, 0.0
         for wave in waves:
             features = self.log_mel(wave[None].to(self.window.device))[0].double()
-            count, total, squares = count + len(features), total + features.sum(0), squares + features.square().sum(0)
+            count, total, squares = (
+                count + len(features),
+                total + features.sum(0),
+                squares + features.square().sum(0),
+            )
         if not count:
             raise AudioError("no audio to take the mean and variance of the features from")
         self.mean.copy_(total / count)
@@ -80,7 +89,12 @@ class LogMel(nn.Module):
 
 
 def spec_augment(
-    features: Tensor, frames: Tensor, frequency_masks: int, frequency_width: int, time_masks: int, time_share: float
+    features: Tensor,
+    frames: Tensor,
+    frequency_masks: int,
+    frequency_width: int,
+    time_masks: int,
+    time_share: float,
 ) -> Tensor:
     """Blanks random bands and stretches of normalised features (B, F, 80), zero being their mean. Park et al. 2019.
 
@@ -97,7 +111,9 @@ def spec_augment(
         return ((where >= start[:, None]) & (where < (start + width)[:, None])).any(-1)
 
     frames = frames.cpu()
-    over_frequency = masks(frequency_masks, C, torch.full((B,), C), torch.full((B,), min(frequency_width, C)))
+    over_frequency = masks(
+        frequency_masks, C, torch.full((B,), C), torch.full((B,), min(frequency_width, C))
+    )
     over_time = masks(time_masks, F, frames, (frames * time_share).floor())
     blank = over_time[:, :, None] | over_frequency[:, None, :]
     return features.masked_fill(blank.to(features.device), 0.0)

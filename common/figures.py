@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.files import read_log
-from common.place import note
+from common.running.files import read_log
+from common.running.process import note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from common.conformer import length_mask
-from common.place import Place, note
-from common.pretrained import find, has_preprocessor, load_model
+from common.running.pretrained import find, has_preprocessor, load_model
+from common.running.process import Place, note
 
 
 def load(name: str, flag: str, root: str, place: Place) -> HubertModel:
@@ -73,12 +73,16 @@ def frames_of(hubert: HubertModel, samples: Tensor) -> Tensor:
 
 def shortest_input(config: HubertConfig, layers: list[tuple[int, int]], frames: int = 1) -> int:
     """Samples from which convolutions of these (kernel, stride) above HuBERT still make so many frames."""
-    for kernel, stride in reversed([*zip(config.conv_kernel, config.conv_stride, strict=True), *layers]):
+    for kernel, stride in reversed(
+        [*zip(config.conv_kernel, config.conv_stride, strict=True), *layers]
+    ):
         frames = (frames - 1) * stride + kernel
     return frames
 
 
-def encode(hubert: HubertModel, waves: Tensor, samples: Tensor, shortest: int) -> tuple[Tensor, Tensor]:
+def encode(
+    hubert: HubertModel, waves: Tensor, samples: Tensor, shortest: int
+) -> tuple[Tensor, Tensor]:
     """waves (B, N) zero-padded, samples (B,) -> last states (B, T, D), frames (B,); silence behind what is shorter."""
     if wants_normalised(hubert.config):
         waves = normalise(waves, samples)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from common.flags import UserError
+from common.running.flags import UserError
 
 # The linear maps of self-attention, by the family's name in transformers; most families are named as LLaMA.
 ATTENTION = {
@@ -34,7 +34,9 @@ class LoRA(nn.Module):
 
     def __init__(self, base: nn.Module, rank: int):
         super().__init__()
-        outputs, inputs = reversed(base.weight.shape) if isinstance(base, Conv1D) else base.weight.shape
+        outputs, inputs = (
+            reversed(base.weight.shape) if isinstance(base, Conv1D) else base.weight.shape
+        )
         device = base.weight.device
         self.base = base.requires_grad_(False)
         self.A = nn.Parameter(torch.randn(rank, inputs, device=device) * inputs**-0.5)
@@ -42,12 +44,16 @@ class LoRA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base(x)
-        return y + (F.linear(F.linear(x.to(self.A.dtype), self.A), self.B) * ALPHA_PER_RANK).to(y.dtype)
+        return y + (F.linear(F.linear(x.to(self.A.dtype), self.A), self.B) * ALPHA_PER_RANK).to(
+            y.dtype
+        )
 
     @torch.no_grad()
     def merged(self) -> nn.Module:
         change = ALPHA_PER_RANK * self.B @ self.A  # (outputs, inputs)
-        self.base.weight += (change.T if isinstance(self.base, Conv1D) else change).to(self.base.weight.dtype)
+        self.base.weight += (change.T if isinstance(self.base, Conv1D) else change).to(
+            self.base.weight.dtype
+        )
         return self.base
 
 
@@ -58,9 +64,15 @@ def adapt(lm: nn.Module, rank: int, names: tuple[str, ...] | None = None) -> Non
     """
     names = names or ATTENTION.get(lm.config.model_type, LLAMA)
     lm.requires_grad_(False)
-    found = [name for name, part in lm.named_modules() if ("." + name).endswith(tuple("." + n for n in names))]
+    found = [
+        name
+        for name, part in lm.named_modules()
+        if ("." + name).endswith(tuple("." + n for n in names))
+    ]
     if lacking := [n for n in names if not any(("." + name).endswith("." + n) for name in found)]:
-        raise UserError(f"--lora-rank: this {lm.config.model_type} model has no {lacking[0]}: use --lora-rank 0.")
+        raise UserError(
+            f"--lora-rank: this {lm.config.model_type} model has no {lacking[0]}: use --lora-rank 0."
+        )
     for name in found:
         _replace(lm, name, LoRA(lm.get_submodule(name), rank))
 

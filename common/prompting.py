@@ -29,16 +29,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
-from common.corpora import Utterance
-from common.data import Batch, Encode, Fits, evaluation_batches, loader
 from common.features import SAMPLE_RATE
-from common.flags import RunConfig
-from common.place import Place, note
+from common.running.batches import Batch, Encode, Fits, evaluation_batches, loader
+from common.running.corpora import Utterance
+from common.running.flags import RunConfig
+from common.running.process import Place, note
 
 NONE = -100  # target where there is none
 MASKED = -1  # in place of an id: a piece that the model may not see
 LONGEST = 200  # pieces of an answer, in training and when it is written [recall]
-REPEATS, LONGEST_REPEAT = 4, 8  # an answer without end that repeats up to so many pieces so often is cut [choice]
+REPEATS, LONGEST_REPEAT = (
+    4,
+    8,
+)  # an answer without end that repeats up to so many pieces so often is cut [choice]
 
 
 class Sequences(NamedTuple):
@@ -68,7 +71,11 @@ def build_sequences(
             vectors_of = torch.where((ids == MASKED)[:, None], mean, vectors_of)
         first = len(before)
         rows.append(torch.cat([vectors_of[:first], vectors[:n], vectors_of[first:]]))  # (S, D)
-        targets.append(torch.tensor([*[NONE] * (len(rows[-1]) - len(answer) - 1), *answer, end], device=speech.device))
+        targets.append(
+            torch.tensor(
+                [*[NONE] * (len(rows[-1]) - len(answer) - 1), *answer, end], device=speech.device
+            )
+        )
     side, pad = "left" if texts is None else "right", nn.utils.rnn.pad_sequence
     real = [torch.ones(len(row), dtype=torch.bool, device=speech.device) for row in rows]
     mask = pad(real, batch_first=True, padding_side=side)
@@ -82,7 +89,9 @@ def positions_of(lm: nn.Module) -> int | None:
     return getattr(lm.config.get_text_config(), "max_position_embeddings", None)
 
 
-def answer_fits(vectors: int, pieces: int, positions: int | None, around: int = 1, longest: int = LONGEST) -> bool:
+def answer_fits(
+    vectors: int, pieces: int, positions: int | None, around: int = 1, longest: int = LONGEST
+) -> bool:
     """Whether a language model can be taught to write so many pieces behind so many vectors of
     speech.
 
@@ -101,9 +110,14 @@ def anything_fits(samples: int, labels: list[int], text: str) -> bool:
 
 def answer_loss(lm: nn.Module, sequences: Sequences) -> Tensor:
     """-log p(y_1 … y_U end | speech) of each utterance (B,), in fp32."""
-    logits = lm(inputs_embeds=sequences.inputs, attention_mask=sequences.mask.long(), use_cache=False).logits
+    logits = lm(
+        inputs_embeds=sequences.inputs, attention_mask=sequences.mask.long(), use_cache=False
+    ).logits
     losses = F.cross_entropy(
-        logits.float().flatten(0, 1), sequences.targets.flatten(), ignore_index=NONE, reduction="none"
+        logits.float().flatten(0, 1),
+        sequences.targets.flatten(),
+        ignore_index=NONE,
+        reduction="none",
     )
     return losses.view(sequences.targets.shape).sum(1)
 
@@ -129,8 +143,13 @@ def write(
     def at_limit(ids: Tensor, scores: Tensor, **_) -> Tensor:  # (B beams, new ids)
         return ids.shape[1] >= per_row.repeat_interleave(len(ids) // len(limits))
 
-    lm.generation_config = GenerationConfig()  # nothing of the model's own, such as a penalty for repetition
-    options = dict(max_new_tokens=max(limits), do_sample=False, eos_token_id=end, pad_token_id=end) | search
+    lm.generation_config = (
+        GenerationConfig()
+    )  # nothing of the model's own, such as a penalty for repetition
+    options = (
+        dict(max_new_tokens=max(limits), do_sample=False, eos_token_id=end, pad_token_id=end)
+        | search
+    )
     new = lm.generate(
         inputs_embeds=sequences.inputs, attention_mask=sequences.mask.long(),
         generation_config=GenerationConfig(**options), stopping_criteria=StoppingCriteriaList([at_limit]),
@@ -140,7 +159,9 @@ def write(
     for ids, limit in zip(new, limits, strict=True):
         ids = ids[: ids.index(end)] if end in ids else ids
         kept = cut_repetition(ids) if len(ids) >= limit else ids
-        counts.append({"unstopped": float(len(ids) >= limit), "repetitions": float(len(kept) < len(ids))})
+        counts.append(
+            {"unstopped": float(len(ids) >= limit), "repetitions": float(len(kept) < len(ids))}
+        )
         answers.append(kept[:limit])
     return answers, counts
 
@@ -156,7 +177,9 @@ def cut_repetition(ids: list[int]) -> list[int]:
     return ids
 
 
-def swap_audio(utterances: list[Utterance], count: int = 64) -> tuple[list[Utterance], list[Utterance]]:
+def swap_audio(
+    utterances: list[Utterance], count: int = 64
+) -> tuple[list[Utterance], list[Utterance]]:
     """So many utterances, spread over languages; and the same with the audio of another session in the same language.
 
     Where a language has one session only, with another utterance's; where it has one utterance, that is left out.
@@ -170,7 +193,10 @@ def swap_audio(utterances: list[Utterance], count: int = 64) -> tuple[list[Utter
             others = [o for o in same if o.session != u.session] or [o for o in same if o is not u]
             if others:
                 other = draw.choice(others)
-                audio = {name: getattr(other, name) for name in ("audio", "offset", "duration", "channel")}
+                audio = {
+                    name: getattr(other, name)
+                    for name in ("audio", "offset", "duration", "channel")
+                }
                 own.append(u)
                 swapped.append(replace(u, **audio))
     return own, swapped
@@ -219,7 +245,9 @@ def measure_listening(
         return {}
     own, other = (total / count for total, count in zip(sums, pieces, strict=True))
     if place.first and other - own < 0.1:
-        note(f"listening gap {other - own:.2f}: the model writes likely sentences and does not listen yet")
+        note(
+            f"listening gap {other - own:.2f}: the model writes likely sentences and does not listen yet"
+        )
     return {"listening_gap": round(other - own, 3)}
 
 
@@ -232,7 +260,11 @@ def text_perplexity(
     Of a transcript longer than the model reads at once, only the beginning counts.
     """
     (beginning, end), embedding = symbols, recogniser.lm.get_input_embeddings()
-    no_speech, total, pieces = torch.zeros(1, 0, embedding.embedding_dim, device=place.device), 0.0, 0
+    no_speech, total, pieces = (
+        torch.zeros(1, 0, embedding.embedding_dim, device=place.device),
+        0.0,
+        0,
+    )
     longest = (positions_of(recogniser.lm) or math.inf) - 1  # beside the beginning
     with place.autocast():
         for utterance in utterances[:: len(utterances) // 100 + 1]:
@@ -248,7 +280,10 @@ def text_perplexity(
 
 def texts_of(batch: Batch) -> list[list[int]]:
     """The transcripts in the ids of the language model, whose `Pieces` are the tokenizer."""
-    return [(row[:n] - 1).tolist() for row, n in zip(batch.targets, batch.target_lengths.tolist(), strict=True)]
+    return [
+        (row[:n] - 1).tolist()
+        for row, n in zip(batch.targets, batch.target_lengths.tolist(), strict=True)
+    ]
 
 
 def search_options(search: dict, seeds: list[int]) -> dict:
@@ -278,7 +313,10 @@ class Draw(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores (B, V) -> (B, V)"""
-        rows = [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
+        rows = [
+            torch.empty(scores.shape[1]).exponential_(generator=generator)
+            for generator in self.generators
+        ]
         return scores - torch.stack(rows).log().to(scores)
 
 

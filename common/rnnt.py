@@ -53,9 +53,13 @@ class Predictor(nn.Module):
         self.embedding = nn.Embedding(vocabulary, embedding_dim)
         self.lstm = nn.LSTM(embedding_dim, dim, batch_first=True)
 
-    def forward(self, labels: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple]:
+    def forward(
+        self, labels: Tensor, state: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, tuple]:
         """labels (B, N) -> outputs (B, N, D) after each of them, and the state (2 x (1, B, D)) with which to go on."""
-        with torch.autocast(labels.device.type, enabled=False):  # cuDNN's LSTM would take fp16 for bf16
+        with torch.autocast(
+            labels.device.type, enabled=False
+        ):  # cuDNN's LSTM would take fp16 for bf16
             return self.lstm(self.embedding(labels), state)
 
     def all_states(self, targets: Tensor) -> Tensor:
@@ -72,7 +76,14 @@ class Joint(nn.Module):
     costs only what depends on both.
     """
 
-    def __init__(self, encoder_dim: int, predictor_dim: int, dim: int, vocabulary: int, multiply: bool = False):
+    def __init__(
+        self,
+        encoder_dim: int,
+        predictor_dim: int,
+        dim: int,
+        vocabulary: int,
+        multiply: bool = False,
+    ):
         super().__init__()
         self.encode = nn.Linear(encoder_dim, dim, bias=False)
         self.predict = nn.Linear(predictor_dim, dim, bias=multiply)
@@ -110,9 +121,17 @@ def lattice(blank: Tensor, label: Tensor, lengths: Tensor, target_lengths: Tenso
     """
     B, T, U = *blank.shape[:2], blank.shape[2] - 1
     u = torch.arange(U + 1, device=blank.device)
-    real = length_mask(lengths, T)[:, :, None] & (u <= target_lengths[:, None])[:, None]  # (B, T, U+1)
-    blank = blank.double().masked_fill(~real, 0.0).clamp(min=-1e4).permute(2, 0, 1)  # (U+1, B, T), t side by side
-    label = label.double().masked_fill(~real | (u == target_lengths[:, None])[:, None], -math.inf).permute(2, 0, 1)
+    real = (
+        length_mask(lengths, T)[:, :, None] & (u <= target_lengths[:, None])[:, None]
+    )  # (B, T, U+1)
+    blank = (
+        blank.double().masked_fill(~real, 0.0).clamp(min=-1e4).permute(2, 0, 1)
+    )  # (U+1, B, T), t side by side
+    label = (
+        label.double()
+        .masked_fill(~real | (u == target_lengths[:, None])[:, None], -math.inf)
+        .permute(2, 0, 1)
+    )
     C = F.pad(blank.cumsum(2), (1, 0))  # (U+1, B, T+1)
 
     alpha = torch.empty(U + 1, B, T, dtype=torch.float64, device=blank.device)
@@ -121,7 +140,11 @@ def lattice(blank: Tensor, label: Tensor, lengths: Tensor, target_lengths: Tenso
         alpha[i] = C[i, :, :T] + (alpha[i - 1] + label[i - 1] - C[i, :, :T]).logcumsumexp(1)
 
     beta = torch.full_like(C, -math.inf)
-    end = target_lengths, torch.arange(B, device=blank.device), lengths  # frame T of row U, behind the last blank
+    end = (
+        target_lengths,
+        torch.arange(B, device=blank.device),
+        lengths,
+    )  # frame T of row U, behind the last blank
     beta[end] = C[end]  # until its turn comes, a row of beta holds what enters it
     for i in range(U, -1, -1):
         if i < U:
@@ -131,7 +154,9 @@ def lattice(blank: Tensor, label: Tensor, lengths: Tensor, target_lengths: Tenso
 
     log_p = beta[0, :, 0]
     above = F.pad(beta[1:, :, :T], (0, 0, 0, 0, 0, 1), value=-math.inf)
-    total = log_p.masked_fill(log_p == -math.inf, math.inf)[:, None]  # without any alignment, all posteriors are 0
+    total = log_p.masked_fill(log_p == -math.inf, math.inf)[
+        :, None
+    ]  # without any alignment, all posteriors are 0
     gamma = (alpha + label + above - total).exp()
     blanks = (alpha + blank + beta[:, :, 1:] - total).exp().masked_fill(~real.permute(2, 0, 1), 0.0)
     # Far from the path all is next to 0. Subnormal numbers make a CPU's matrix products ten times slower.
@@ -150,7 +175,9 @@ def pick(log_probs: Tensor, targets: Tensor, blank: int = BLANK) -> Tensor:
     return torch.stack([log_probs[..., blank], label])
 
 
-def derivative(probs: Tensor, targets: Tensor, blanks: Tensor, gamma: Tensor, blank: int = BLANK) -> Tensor:
+def derivative(
+    probs: Tensor, targets: Tensor, blanks: Tensor, gamma: Tensor, blank: int = BLANK
+) -> Tensor:
     """The loss by the logits, (B, T, U+1, V): (blanks + gamma) p(v) - blanks [v = blank] - gamma [v = y_{u+1}].
 
     It takes the place of probs p(v); targets (B, U), blanks and gamma (B, T, U+1).
@@ -178,7 +205,9 @@ class _Loss(torch.autograd.Function):
         ctx.save_for_backward(encoded, predicted, targets, blanks, gamma)
         ctx.joint, ctx.tile, ctx.dtype, ctx.weights = joint, tile, dtype, weights
         ctx.autocast = dict(  # backward has to go the same way
-            device_type=device, enabled=torch.is_autocast_enabled(device), dtype=torch.get_autocast_dtype(device)
+            device_type=device,
+            enabled=torch.is_autocast_enabled(device),
+            dtype=torch.get_autocast_dtype(device),
         )
         gamma = gamma[:, :, :-1].to(dtype)
         ctx.mark_non_differentiable(gamma)
@@ -190,19 +219,25 @@ class _Loss(torch.autograd.Function):
         encoded, predicted, targets, *posteriors = ctx.saved_tensors
         blanks, gamma = (scale.double()[:, None, None] * x for x in posteriors)
         inputs = [predicted.detach().requires_grad_(), *ctx.weights]
-        sums = [torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in inputs]
+        sums = [
+            torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32)) for x in inputs
+        ]
         encoded_gradient = torch.empty_like(encoded)
         for t in range(0, encoded.shape[1], ctx.tile):
             frames = slice(t, t + ctx.tile)
             part = encoded[:, frames].detach().requires_grad_()
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 logits = ctx.joint(part, inputs[0])
-            by_logits = derivative(logits.softmax(-1, ctx.dtype), targets, blanks[:, frames], gamma[:, frames])
+            by_logits = derivative(
+                logits.softmax(-1, ctx.dtype), targets, blanks[:, frames], gamma[:, frames]
+            )
             gradients = torch.autograd.grad(logits, [part, *inputs], by_logits.to(logits.dtype))
             encoded_gradient[:, frames] = gradients[0]
             for total, gradient in zip(sums, gradients[1:], strict=True):
                 total += gradient
-        predicted_gradient, *weight_gradients = (total.to(x.dtype) for total, x in zip(sums, inputs, strict=True))
+        predicted_gradient, *weight_gradients = (
+            total.to(x.dtype) for total, x in zip(sums, inputs, strict=True)
+        )
         return None, None, encoded_gradient, predicted_gradient, None, None, None, *weight_gradients
 
 
@@ -221,9 +256,13 @@ def transducer_loss(
     lengths and target_lengths (B,). Under autocast the joint network runs in its type; what follows is fp32, and the
     lattice float64. Where a logit is NaN, so are the loss and its gradient.
     """
-    numbers = joint.output.out_features + 3 * joint.output.in_features  # per pair (t, u): logits, and what gives them
+    numbers = (
+        joint.output.out_features + 3 * joint.output.in_features
+    )  # per pair (t, u): logits, and what gives them
     tile = tile or tile_size(encoded.device, len(encoded), predicted.shape[1], numbers)
-    weights = [weight for weight in (joint.bias, *joint.output.parameters()) if weight.requires_grad]
+    weights = [
+        weight for weight in (joint.bias, *joint.output.parameters()) if weight.requires_grad
+    ]
     pairs = encoded[:, :, None], predicted[:, None]
     return _Loss.apply(joint, tile, *pairs, targets, lengths, target_lengths, *weights)
 
@@ -238,7 +277,9 @@ class _LossOfLogits(torch.autograd.Function):
         picked = logits.new_empty(2, *logits.shape[:3], dtype=dtype)
         for t in range(0, logits.shape[1], tile):
             part = logits[:, t : t + tile]
-            picked[:, :, t : t + tile] = pick(part.log_softmax(-1, dtype) if normalise else part, targets, blank)
+            picked[:, :, t : t + tile] = pick(
+                part.log_softmax(-1, dtype) if normalise else part, targets, blank
+            )
         loss, blanks, gamma = lattice(*picked, lengths, target_lengths)
         ctx.save_for_backward(logits, targets, blanks, gamma)
         ctx.options = tile, dtype, blank, limit, normalise
@@ -255,7 +296,9 @@ class _LossOfLogits(torch.autograd.Function):
             part = logits[:, frames]
             # The derivative of log_softmax; of log-probabilities, which are taken as they are, there is none.
             probs = part.softmax(-1, dtype) if normalise else torch.zeros_like(part, dtype=dtype)
-            by_logits = derivative(probs, targets, blanks[:, frames], gamma[:, frames], blank).clamp_(-limit, limit)
+            by_logits = derivative(
+                probs, targets, blanks[:, frames], gamma[:, frames], blank
+            ).clamp_(-limit, limit)
             result[:, frames] = by_logits.mul_(scale[:, None, None, None])
         return result, None, None, None, None, None, None
 
@@ -272,11 +315,15 @@ def rnnt_loss(
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is mean, sum or none, not {reduction!r}")
-    targets = targets.long() * length_mask(target_lengths, targets.shape[1])  # whatever they are padded with
+    targets = targets.long() * length_mask(
+        target_lengths, targets.shape[1]
+    )  # whatever they are padded with
     options = blank % logits.shape[-1], clamp if clamp > 0 else math.inf, fused_log_softmax
     losses = _LossOfLogits.apply(logits, targets, logit_lengths, target_lengths, *options)
     if losses.isnan().any():
-        raise ValueError(f"the logits of utterances {losses.isnan().nonzero()[:, 0].tolist()} contain NaN")
+        raise ValueError(
+            f"the logits of utterances {losses.isnan().nonzero()[:, 0].tolist()} contain NaN"
+        )
     return losses if reduction == "none" else getattr(losses, reduction)()
 
 
@@ -285,7 +332,12 @@ def rnnt_loss(
 
 @torch.inference_mode()
 def greedy(
-    predictor: Predictor, joint: Joint, encoded: Tensor, lengths: Tensor, per_frame: int = 10, ahead: int = 8
+    predictor: Predictor,
+    joint: Joint,
+    encoded: Tensor,
+    lengths: Tensor,
+    per_frame: int = 10,
+    ahead: int = 8,
 ) -> list[list[Token]]:
     """At every frame the most probable label, until that is the blank. All utterances go on together.
 
@@ -294,9 +346,15 @@ def greedy(
     batch takes about max over utterances of (U + T / ahead) steps. After `per_frame` labels at a frame it must go on.
     """
     B, T = encoded.shape[:2]
-    rows, window = torch.arange(B, device=encoded.device)[:, None], torch.arange(ahead, device=encoded.device)
+    rows, window = (
+        torch.arange(B, device=encoded.device)[:, None],
+        torch.arange(ahead, device=encoded.device),
+    )
     tokens: list[list[Token]] = [[] for _ in range(B)]
-    t, count = torch.zeros_like(lengths), torch.zeros_like(lengths)  # the frame, and how many labels it has given
+    t, count = (
+        torch.zeros_like(lengths),
+        torch.zeros_like(lengths),
+    )  # the frame, and how many labels it has given
     output, state = predictor(torch.full_like(rows, BLANK))
     predicted = joint.predict(output)  # (B, 1, D)
     while (t < lengths).any():
@@ -313,7 +371,9 @@ def greedy(
             if emitted != BLANK:
                 hypothesis.append(Token(emitted, frame, frame + 1))
         output, moved = predictor(label[:, None], state)
-        state = tuple(torch.where(found[:, None], new, old) for new, old in zip(moved, state, strict=True))
+        state = tuple(
+            torch.where(found[:, None], new, old) for new, old in zip(moved, state, strict=True)
+        )
         predicted = torch.where(found[:, None, None], joint.predict(output), predicted)
     return tokens
 
@@ -331,14 +391,18 @@ class Hypothesis(NamedTuple):
 
 def _advance(predictor: Predictor, joint: Joint, new: list[Labels], networks: dict) -> dict:
     """The prediction network after each of `new`, whose parents are in `networks`: labels -> W_p g (D,), its state."""
-    states = [torch.cat(parts, 1) for parts in zip(*(networks[y[:-1]][1] for y in new), strict=True)]
+    states = [
+        torch.cat(parts, 1) for parts in zip(*(networks[y[:-1]][1] for y in new), strict=True)
+    ]
     last = torch.tensor([[y[-1]] for y in new], device=joint.bias.device)
     output, (h, c) = predictor(last, tuple(states))
     states = zip(h.split(1, 1), c.split(1, 1), strict=True)
     return dict(zip(new, zip(joint.predict(output)[:, 0], states, strict=True), strict=True))
 
 
-def _extend(kept: list[Labels], log_p: Tensor, priors: Tensor, longest: int, beam: int | None) -> dict[Labels, float]:
+def _extend(
+    kept: list[Labels], log_p: Tensor, priors: Tensor, longest: int, beam: int | None
+) -> dict[Labels, float]:
     """N hypotheses one step on, labels -> log p: each after a blank, and the best `beam` of those after a label.
 
     log_p (N, V) of each with the blank or a label after it, overwritten; priors (N, 1): what else counts in its score.
@@ -348,7 +412,9 @@ def _extend(kept: list[Labels], log_p: Tensor, priors: Tensor, longest: int, bea
     log_p[[len(y) == longest for y in kept]] = -math.inf
     row = {y: n for n, y in enumerate(kept)}
     for y in kept:
-        if y and y[:-1] in row:  # its parent with its last label is the same sequence: their alignments add up
+        if (
+            y and y[:-1] in row
+        ):  # its parent with its last label is the same sequence: their alignments add up
             from_parent = row[y[:-1]], y[-1]
             extended[y] = log_add(extended[y], log_p[from_parent].item())
             log_p[from_parent] = -math.inf
@@ -381,7 +447,9 @@ def beam_search(
     """
     T, longest = len(encoded), 4 * len(encoded) if longest is None else longest
     output, state = predictor(torch.full((1, 1), BLANK, device=encoded.device))
-    networks = {(): (joint.predict(output)[0, 0], state)}  # labels -> W_p g (D,), state of the prediction network
+    networks = {
+        (): (joint.predict(output)[0, 0], state)
+    }  # labels -> W_p g (D,), state of the prediction network
     kept, finished = {(): 0.0}, {}  # labels -> log p
     fused: dict[Labels, float] = {(): 0.0}  # labels -> lm_weight log p_lm
 
@@ -396,22 +464,30 @@ def beam_search(
         return dict(sorted(hypotheses.items(), key=lambda item: score(*item), reverse=True)[:beam])
 
     for i in range(T + longest):
-        if new := [y for y in kept if y not in networks]:  # all have a parent that was kept one step ago
+        if new := [
+            y for y in kept if y not in networks
+        ]:  # all have a parent that was kept one step ago
             networks |= _advance(predictor, joint, new, networks)
             ask_lm(new, False)
         networks = {y: networks[y] for y in kept}
         frames = torch.tensor([i - len(y) for y in kept], device=encoded.device)
         logits = joint(encoded[frames], torch.stack([networks[y][0] for y in kept]))
         log_p = torch.tensor(list(kept.values()), dtype=torch.float64)[:, None]
-        log_p = log_p + logits.double().log_softmax(-1).cpu()  # (N, V) with a blank, and with each label
+        log_p = (
+            log_p + logits.double().log_softmax(-1).cpu()
+        )  # (N, V) with a blank, and with each label
         priors = torch.tensor([score(y, 0.0) for y in kept], dtype=torch.float64)[:, None]
         extended = _extend(list(kept), log_p, priors, longest, beam)
-        finished = best(finished | {y: log_p for y, log_p in extended.items() if i + 1 - len(y) == T})
+        finished = best(
+            finished | {y: log_p for y, log_p in extended.items() if i + 1 - len(y) == T}
+        )
         kept = best({y: log_p for y, log_p in extended.items() if i + 1 - len(y) < T})
         # Nothing could still enter `finished`: no sequence gets more than all unfinished ones have together, unless
         # bonuses outweigh what its further labels cost.
         bound = functools.reduce(log_add, (score(*item) for item in kept.items()), -math.inf)
-        if not kept or (len(finished) == beam and bound < min(score(*item) for item in finished.items())):
+        if not kept or (
+            len(finished) == beam and bound < min(score(*item) for item in finished.items())
+        ):
             break
     ask_lm(list(finished), True)
     found = [Hypothesis(list(y), score(y, log_p), log_p) for y, log_p in finished.items()]

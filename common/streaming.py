@@ -43,9 +43,9 @@ from torch import Tensor, nn
 from common.conformer import Conformer, State, join_states, split_state
 from common.ctc import BLANK
 from common.features import HOP, N_MELS, SAMPLE_RATE, WINDOW, LogMel, read_audio
-from common.flags import RunConfig, UserError
 from common.metrics import has_no_spaces_between_words
-from common.place import Place, note, stop_on_signals
+from common.running.flags import RunConfig, UserError
+from common.running.process import Place, note, stop_on_signals
 
 
 class Stream(NamedTuple):
@@ -57,7 +57,9 @@ class Stream(NamedTuple):
     decoder: Any = ()  # what a decoder remembers (prediction network, partial words): its caller's, carried along
 
 
-torch.serialization.add_safe_globals([State, Stream])  # for torch.load, which reads known types only
+torch.serialization.add_safe_globals(
+    [State, Stream]
+)  # for torch.load, which reads known types only
 
 
 class StreamingEncoder:
@@ -69,14 +71,18 @@ class StreamingEncoder:
 
     def __init__(self, features: LogMel, encoder: Conformer, rate: int = SAMPLE_RATE):
         if not encoder.chunk:
-            raise ValueError("an encoder of full context (chunk 0) needs the whole utterance at once")
+            raise ValueError(
+                "an encoder of full context (chunk 0) needs the whole utterance at once"
+            )
         if max(rate, SAMPLE_RATE) // math.gcd(rate, SAMPLE_RATE) > 2000:
             raise UserError(
                 f"A stream of {rate} Hz has no simple ratio to {SAMPLE_RATE} Hz: record it at {SAMPLE_RATE} Hz."
             )
         self.features, self.encoder = features, copy.deepcopy(encoder).eval()
         for module in self.encoder.modules():
-            if isinstance(module, nn.Linear):  # on a CPU, a few rows by a matrix that lies transposed: a tenth faster
+            if isinstance(
+                module, nn.Linear
+            ):  # on a CPU, a few rows by a matrix that lies transposed: a tenth faster
                 module.weight.data = module.weight.data.T.contiguous().T
         self.frames = encoder.chunk * encoder.factor  # features per block
         like = features.window
@@ -104,17 +110,27 @@ class StreamingEncoder:
         Returns per stream the encoder frames (T, D) that are complete now, at the end all that are left, and the
         streams to go on with. Streams of one call are encoded as a batch. After its end a stream takes no more audio.
         """
-        blocks, streams = zip(*(self._blocks(*pair, end) for pair in zip(streams, audio, strict=True)), strict=True)
+        blocks, streams = zip(
+            *(self._blocks(*pair, end) for pair in zip(streams, audio, strict=True)), strict=True
+        )
         state = join_states([stream.encoder for stream in streams])
         nothing = self.features.window.new_zeros(0, N_MELS)
-        found = [[self.encoder.norm.weight.new_zeros(0, len(self.encoder.norm.weight))] for _ in streams]
+        found = [
+            [self.encoder.norm.weight.new_zeros(0, len(self.encoder.norm.weight))] for _ in streams
+        ]
         for features in zip_longest(*blocks, fillvalue=nothing):
             frames = torch.tensor([len(block) for block in features], device=nothing.device)
-            encoded = self.encoder(nn.utils.rnn.pad_sequence(features, batch_first=True), frames, state=state)
+            encoded = self.encoder(
+                nn.utils.rnn.pad_sequence(features, batch_first=True), frames, state=state
+            )
             state = encoded.state
-            for outputs, output, length in zip(found, encoded.output, encoded.lengths.tolist(), strict=True):
+            for outputs, output, length in zip(
+                found, encoded.output, encoded.lengths.tolist(), strict=True
+            ):
                 outputs.append(output[:length])
-        streams = [s._replace(encoder=part) for s, part in zip(streams, split_state(state), strict=True)]
+        streams = [
+            s._replace(encoder=part) for s, part in zip(streams, split_state(state), strict=True)
+        ]
         return [torch.cat(outputs) for outputs in found], streams
 
     def _blocks(self, stream: Stream, audio: Tensor, end: bool) -> tuple[list[Tensor], Stream]:
@@ -122,7 +138,9 @@ class StreamingEncoder:
         audio, wave, blocks = torch.cat([stream.audio, audio.to(stream.audio)]), stream.wave, []
         needed = (self.frames - 1) * HOP + WINDOW  # samples at 16 kHz
         while True:
-            steps = max(0, -((len(wave) - needed) // self.made))  # of the resampler, until the next block is complete
+            steps = max(
+                0, -((len(wave) - needed) // self.made)
+            )  # of the resampler, until the next block is complete
             if steps * self.taken + 2 * self.width > len(audio):
                 break
             wave = torch.cat([wave, self._resample(audio[: steps * self.taken + 2 * self.width])])
@@ -131,12 +149,16 @@ class StreamingEncoder:
             wave = wave[self.frames * HOP :]
         if end:
             left = -((self.width - len(audio)) * self.made // self.taken)  # samples at 16 kHz
-            wave = torch.cat([wave, self._resample(F.pad(audio, (0, self.width + self.taken)))[:left]])
+            wave = torch.cat(
+                [wave, self._resample(F.pad(audio, (0, self.width + self.taken)))[:left]]
+            )
             while len(wave) >= WINDOW:
                 blocks.append(self._features(wave[:needed]))
                 wave = wave[self.frames * HOP :]
             audio, wave = audio.new_zeros(self.width), wave[:0]
-        return blocks, stream._replace(audio=audio.clone(), wave=wave.clone())  # without what they were cut from
+        return blocks, stream._replace(
+            audio=audio.clone(), wave=wave.clone()
+        )  # without what they were cut from
 
     def _resample(self, audio: Tensor) -> Tensor:
         """(n,) -> (made * ((n - 2 width) // taken),): whole steps of the filter."""
@@ -148,7 +170,9 @@ class StreamingEncoder:
         return self.features(wave[None], torch.tensor([len(wave)], device=wave.device))[0][0]
 
 
-def dependencies(function: Callable[[Tensor], Tensor], x: Tensor, block: int, out_block: int) -> Tensor:
+def dependencies(
+    function: Callable[[Tensor], Tensor], x: Tensor, block: int, out_block: int
+) -> Tensor:
     """Which outputs depend on which inputs, measured: one block of x after the other is disturbed.
 
     x (F, …) -> function(x) (T, …), cut into blocks of block and out_block frames. Returns (blocks of outputs, blocks of
@@ -167,14 +191,18 @@ def dependencies(function: Callable[[Tensor], Tensor], x: Tensor, block: int, ou
 
 
 LONG_WORD = 30  # characters: of a longer word, what is there settles before its end [choice]
-UNDECODABLE = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer of bytes writes for a part of a character
+UNDECODABLE = (
+    "\N{REPLACEMENT CHARACTER}"  # what a tokenizer of bytes writes for a part of a character
+)
 
 
 class WordPart(str):
     """Settled text of a word that goes on: what settles next stands right behind it, without a space."""
 
 
-def greedy_words(recogniser: nn.Module, frames: Tensor, decoder: tuple) -> tuple[list[str], str, tuple]:
+def greedy_words(
+    recogniser: nn.Module, frames: Tensor, decoder: tuple
+) -> tuple[list[str], str, tuple]:
     """Goes on with greedy decoding of a transducer: encoder frames (T, D) -> words settled now, partial word, decoder.
 
     decoder: () at the beginning; then W_p g, the prediction network's state, the labels of
@@ -210,7 +238,9 @@ def greedy_words(recogniser: nn.Module, frames: Tensor, decoder: tuple) -> tuple
     return settled, decode(labels).strip(), (predicted, state, labels, length)
 
 
-def settled_part(decode: Callable[[list[int]], str], labels: list[int], label: int, length: int) -> str:
+def settled_part(
+    decode: Callable[[list[int]], str], labels: list[int], label: int, length: int
+) -> str:
     """What settles of the text of `labels` inside a word, now that `label` follows: all of it, or nothing.
 
     decode: a tokenizer's. length: how many characters of the word have settled before.
@@ -232,10 +262,16 @@ def portions(config: RunConfig, first: float, seconds: float) -> Iterator[Tensor
     """--stream's audio (n,), so many seconds at first, and then at a time. Raises UserError."""
     if config.stream == "-":
         if sys.stdin is None:
-            raise UserError("--stream - reads standard input, which is closed: pipe audio into it, or name a file.")
+            raise UserError(
+                "--stream - reads standard input, which is closed: pipe audio into it, or name a file."
+            )
         sizes = (2 * max(1, round(s * config.rate)) for s in chain([first], repeat(seconds)))
         pieces = iter(lambda: sys.stdin.buffer.read(next(sizes)), b"")
-        return (torch.frombuffer(bytearray(b[: len(b) // 2 * 2]), dtype=torch.int16) / 32768 for b in pieces if b[1:])
+        return (
+            torch.frombuffer(bytearray(b[: len(b) // 2 * 2]), dtype=torch.int16) / 32768
+            for b in pieces
+            if b[1:]
+        )
     wave, n = read_audio(config.stream), max(1, round(first * SAMPLE_RATE))
     return chain([wave[:n]], wave[n:].split(max(1, round(seconds * SAMPLE_RATE))))
 
@@ -254,7 +290,11 @@ class Screen:
     def __init__(self) -> None:
         self.shows = sys.stderr.isatty()
         # Lines end early enough for what is shown behind them: one that wraps could not be taken back.
-        self.width = max(20, shutil.get_terminal_size().columns - 50) if self.shows and sys.stdout.isatty() else 0
+        self.width = (
+            max(20, shutil.get_terminal_size().columns - 50)
+            if self.shows and sys.stdout.isatty()
+            else 0
+        )
         self.column = 0
 
     def write(self, settled: list[str], partial: str, seconds: float) -> None:
@@ -267,7 +307,12 @@ class Screen:
         if self.shows:  # from the cursor to the end of the line; then the cursor goes back
             while columns_of(partial) > 40:
                 partial = partial[1:]
-            print(f"\x1b7{partial} {1000 * seconds:4.0f} ms\x1b[K\x1b8", end="", file=sys.stderr, flush=True)
+            print(
+                f"\x1b7{partial} {1000 * seconds:4.0f} ms\x1b[K\x1b8",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def end_line(self, last: str) -> None:
         if self.shows:
@@ -284,13 +329,18 @@ def stream_words(recogniser: nn.Module, config: Any, place: Place) -> dict:
     seconds = recogniser.encoder.chunk * recogniser.encoder.factor * HOP / SAMPLE_RATE  # of a block
     rate = config.rate if config.stream == "-" else SAMPLE_RATE
     encoder = StreamingEncoder(recogniser.frontend, recogniser.encoder, rate)
-    audio, screen = portions(config, seconds + encoder.ahead, seconds), Screen()  # a portion completes a block
+    audio, screen = (
+        portions(config, seconds + encoder.ahead, seconds),
+        Screen(),
+    )  # a portion completes a block
     stream, heard, times = encoder.start(), 0, []
     with stop_on_signals() as stop:
         for portion in chain(until(stop, audio), [None]):  # None: the end
             started = time.perf_counter()
             samples = torch.zeros(0) if portion is None else portion
-            (frames,), (stream,) = encoder.push([stream], [samples.to(place.device)], end=portion is None)
+            (frames,), (stream,) = encoder.push(
+                [stream], [samples.to(place.device)], end=portion is None
+            )
             settled, partial, decoder = greedy_words(recogniser, frames, stream.decoder)
             stream, heard = stream._replace(decoder=decoder), heard + len(samples)
             times.append(time.perf_counter() - started)

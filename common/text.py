@@ -23,8 +23,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from common.files import write_atomically
-from common.flags import UserError
+from common.running.files import write_atomically
+from common.running.flags import UserError
 
 APOSTROPHES = str.maketrans("’‘ʼ`´", "'''''")
 JOINERS = "\u200c\u200d"  # zero width non-joiner and zero width joiner

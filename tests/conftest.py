@@ -23,8 +23,12 @@ from typing import NamedTuple
 import pytest
 from filelock import FileLock
 
-os.environ["HF_HUB_OFFLINE"] = "0"  # tests look at what happens without a network, not at the library's own switch
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on two busy cores wait for each other: many times slower
+os.environ["HF_HUB_OFFLINE"] = (
+    "0"  # tests look at what happens without a network, not at the library's own switch
+)
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two threads on two busy cores wait for each other: many times slower
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
@@ -56,14 +60,16 @@ def build_once(folder: Path, build: Callable[[Path], object]) -> Path:
 @pytest.fixture(scope="session")
 def root(shared) -> Path:
     """A --root that holds the smoke world: ROOT/demo-smoke/LibriSpeech/train-000 …"""
-    from common.corpora import load_corpus
+    from common.running.corpora import load_corpus
 
-    return build_once(shared / "root", lambda folder: load_corpus("demo-smoke", str(folder), hours=0.1))
+    return build_once(
+        shared / "root", lambda folder: load_corpus("demo-smoke", str(folder), hours=0.1)
+    )
 
 
 @pytest.fixture(scope="session")
 def corpus(root):
-    from common.corpora import load_corpus
+    from common.running.corpora import load_corpus
 
     return load_corpus("demo-smoke", str(root), hours=0.1)
 
@@ -71,9 +77,11 @@ def corpus(root):
 @pytest.fixture(scope="session")
 def mls_root(shared) -> Path:
     """A --root that holds the small multilingual world: ROOT/demo-mls-smoke/mls_english/train …"""
-    from common.corpora import load_corpus
+    from common.running.corpora import load_corpus
 
-    return build_once(shared / "mls-root", lambda folder: load_corpus("demo-mls-smoke", str(folder)))
+    return build_once(
+        shared / "mls-root", lambda folder: load_corpus("demo-mls-smoke", str(folder))
+    )
 
 
 @pytest.fixture(scope="session")
@@ -100,13 +108,20 @@ def build_llama(folder: Path, root: Path) -> None:
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     symbols = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     trainer = trainers.UnigramTrainer(
-        vocab_size=300, special_tokens=list(symbols.values()), unk_token="<unk>", show_progress=False
+        vocab_size=300,
+        special_tokens=list(symbols.values()),
+        unk_token="<unk>",
+        show_progress=False,
     )
-    tokenizer.train_from_iterator((root / "demo-smoke" / "text.txt").read_text().split("\n"), trainer)
+    tokenizer.train_from_iterator(
+        (root / "demo-smoke" / "text.txt").read_text().split("\n"), trainer
+    )
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **symbols).save_pretrained(folder)
     torch.manual_seed(0)
     sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
-    ids = dict(pad_token_id=0, bos_token_id=2, eos_token_id=3, vocab_size=tokenizer.get_vocab_size())
+    ids = dict(
+        pad_token_id=0, bos_token_id=2, eos_token_id=3, vocab_size=tokenizer.get_vocab_size()
+    )
     LlamaForCausalLM(LlamaConfig(**sizes, **ids, initializer_range=0.08)).save_pretrained(folder)
 
 
@@ -116,7 +131,10 @@ def mls_model(mls_root, shared) -> Callable[[str], Path]:
     from common.demo.multilingual import build_model
 
     def built(name: str) -> Path:
-        build_once(shared / f"mls-{name}", lambda _: build_model(mls_root / "demo-mls-smoke", name, small=True))
+        build_once(
+            shared / f"mls-{name}",
+            lambda _: build_model(mls_root / "demo-mls-smoke", name, small=True),
+        )
         return mls_root / "demo-mls-smoke" / name
 
     return built
@@ -258,7 +276,13 @@ SCRIPTS = {
         still="--ctc-lr 1e-9 --lr-hubert 1e-9 --lr-bridge 1e-9 --lr-llm 1e-9",
     ),
 }
-NOT_THE_TEACHERS = ("--out", "--method", "--workers", "--batch-seconds", "--resume")  # options of a student's run
+NOT_THE_TEACHERS = (
+    "--out",
+    "--method",
+    "--workers",
+    "--batch-seconds",
+    "--resume",
+)  # options of a student's run
 
 
 class Finished(NamedTuple):
@@ -273,7 +297,9 @@ class Finished(NamedTuple):
     def options(self, *more, data: Path | None = None, plain: bool = False) -> list[str]:
         drawn = [] if plain else self.script.random.split()
         options = [*self.plain, *drawn, "--data", str(data or self.data), *map(str, more)]
-        if self.script.stage and self.script.stage not in more:  # an earlier run with the same options
+        if (
+            self.script.stage and self.script.stage not in more
+        ):  # an earlier run with the same options
             groups = re.findall(r"(--[a-z-]+)((?: (?!--).+?)*)(?= --|$)", " ".join(options))
             same = [group for group in groups if group[0] not in NOT_THE_TEACHERS]
             folder = self.folder.parent / f"earlier-{zlib.crc32(repr(same).encode())}"
@@ -285,7 +311,7 @@ class Finished(NamedTuple):
         """The earlier run in this folder, where it is absent; where it cannot be trained, the later one says why."""
         if not (folder / "config.json").exists():
             method = ["--method", self.script.stage_method, "--decode", "greedy", "--out", folder]
-            from common.flags import UserError
+            from common.running.flags import UserError
 
             with suppress(UserError, SystemExit), redirect_stdout(io.StringIO()):
                 self.main(*options, self.script.stage, "auto", *method)
@@ -319,8 +345,12 @@ def runs(shared, root, corpus, model) -> Callable[[str], Finished]:
             "--method",
             script.methods[1],
         ]
-        plain += [word for option, named in script.others.items() for word in (option, model(named))]
-        run = Finished(name, script, folder / "run", folder / "data", [str(option) for option in plain])
+        plain += [
+            word for option, named in script.others.items() for word in (option, model(named))
+        ]
+        run = Finished(
+            name, script, folder / "run", folder / "data", [str(option) for option in plain]
+        )
 
         def build(folder: Path) -> None:
             write_data(run.data, corpus.train[:24], corpus.dev[:4], corpus.dev[4:8])
@@ -338,7 +368,7 @@ def babbling(runs, shared) -> Callable[[str], Path]:
     """The finished run of a script with weights that give words, though not the right ones."""
 
     def build(name: str, folder: Path) -> None:
-        from common.weights import load_weights, save_weights
+        from common.running.weights import load_weights, save_weights
 
         run = runs(name)
         shutil.copytree(run.folder, folder, dirs_exist_ok=True)
@@ -354,8 +384,7 @@ def babbling(runs, shared) -> Callable[[str], Path]:
 
 def read_configs(name: str, arguments: list[str], variant: str | None = None) -> list:
     """The configurations that a script makes of a command line."""
-    from common import flags
-    from common.running import command_line
+    from common.running import command_line, flags
 
     script = importlib.import_module(name)
     if "full" in script.PRESETS:
@@ -371,7 +400,13 @@ def write_data(folder: Path, train, dev, test) -> Path:
 
 
 def write_manifest(path: Path, utterances) -> None:
-    keys = {"audio_filepath": "audio", "duration": "duration", "text": "text", "session": "session", "id": "id"}
+    keys = {
+        "audio_filepath": "audio",
+        "duration": "duration",
+        "text": "text",
+        "session": "session",
+        "id": "id",
+    }
     lines = [json.dumps({key: getattr(u, name) for key, name in keys.items()}) for u in utterances]
     path.write_text("\n".join(lines) + "\n")
 
@@ -382,7 +417,9 @@ def copy_corpus(root: Path, target: Path) -> Path:
     return target
 
 
-def start_script(*arguments, script="interaed_kd.py", launcher=(), cwd=REPOSITORY, **environment) -> subprocess.Popen:
+def start_script(
+    *arguments, script="interaed_kd.py", launcher=(), cwd=REPOSITORY, **environment
+) -> subprocess.Popen:
     """A script in its own process group, as a user runs it; its output as text in two pipes."""
     program = [str(REPOSITORY / script)] if script else []  # None: the launcher names it
     command = [sys.executable, *launcher, *program, *map(str, arguments)]
@@ -400,11 +437,13 @@ def run_script(*arguments, timeout=300, **options) -> tuple[int, str, str]:
 
 def wait_for_log(folder: Path, lines: int, process: subprocess.Popen) -> None:
     log = folder / "log.jsonl"
-    while process.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= lines):
+    while process.poll() is None and not (
+        log.exists() and len(log.read_text().splitlines()) >= lines
+    ):
         time.sleep(0.002)
 
 
 def log_without_clocks(folder: Path) -> list[dict]:
-    from common.files import read_log
+    from common.running.files import read_log
 
     return [{k: v for k, v in entry.items() if k != "clock"} for entry in read_log(folder)]

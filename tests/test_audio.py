@@ -11,13 +11,15 @@ import pytest
 import soundfile
 import torch
 
-from common import audio as reading
-from common.audio import FORMATS, SAMPLE_RATE, AudioError, audio_seconds, read_audio
 from common.features import LogMel
+from common.running import audio as reading
+from common.running.audio import FORMATS, SAMPLE_RATE, AudioError, audio_seconds, read_audio
 
 
 def tone(seconds: float, rate: int = SAMPLE_RATE, hertz: float = 440.0) -> np.ndarray:
-    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate).astype(np.float32)
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
@@ -35,7 +37,9 @@ def test_formats_rates_and_channels_give_the_same_sound(tmp_path, suffix):
 
 def test_channels_offsets_and_durations(tmp_path):
     left, right = tone(2.0, hertz=300), tone(2.0, hertz=600)
-    soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), SAMPLE_RATE, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "a.wav", np.stack([left, right], axis=1), SAMPLE_RATE, subtype="FLOAT"
+    )
     assert torch.equal(read_audio(tmp_path / "a.wav", channel=0), torch.from_numpy(left))
     assert torch.equal(read_audio(tmp_path / "a.wav", channel=1), torch.from_numpy(right))
     assert torch.allclose(read_audio(tmp_path / "a.wav"), torch.from_numpy((left + right) / 2))
@@ -48,7 +52,9 @@ def test_channels_offsets_and_durations(tmp_path):
 
 
 def test_damaged_files_are_named(tmp_path):
-    soundfile.write(tmp_path / "good.flac", np.random.default_rng(0).standard_normal(32000) / 10, SAMPLE_RATE)
+    soundfile.write(
+        tmp_path / "good.flac", np.random.default_rng(0).standard_normal(32000) / 10, SAMPLE_RATE
+    )
     content = (tmp_path / "good.flac").read_bytes()
     (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
     (tmp_path / "empty.flac").write_bytes(b"")
@@ -118,12 +124,18 @@ def test_headers_that_claim_a_thousand_million_samples(tmp_path):
         read_audio(write(tmp_path / "b.wav", bytes(content)))
     soundfile.write(tmp_path / "a.flac", noise(16000), SAMPLE_RATE)
     content = bytearray((tmp_path / "a.flac").read_bytes())
-    for claimed, reason in ((10**9, "1.00 of 62500.00 s"), (2**36 - 1, "cut off"), (0, "does not say how long")):
+    for claimed, reason in (
+        (10**9, "1.00 of 62500.00 s"),
+        (2**36 - 1, "cut off"),
+        (0, "does not say how long"),
+    ):
         rate_and_length = int.from_bytes(content[18:26], "big") >> 36 << 36 | claimed
         content[18:26] = rate_and_length.to_bytes(8, "big")
         with pytest.raises(AudioError, match=reason):
             read_audio(write(tmp_path / "b.flac", bytes(content)))
-    assert len(read_audio(tmp_path / "b.flac", 0.25, 0.5)) == 8000  # a manifest says how long that one is
+    assert (
+        len(read_audio(tmp_path / "b.flac", 0.25, 0.5)) == 8000
+    )  # a manifest says how long that one is
 
 
 def test_memory_follows_what_is_there(tmp_path, monkeypatch):
@@ -137,9 +149,13 @@ def test_memory_follows_what_is_there(tmp_path, monkeypatch):
             assert torch.equal(read_audio(tmp_path / f"a.{suffix}", offset), wave)
         monkeypatch.undo()
     sizes = []
-    monkeypatch.setattr(np, "concatenate", lambda parts: sizes.append([len(p) for p in parts]) or np.hstack(parts))
+    monkeypatch.setattr(
+        np, "concatenate", lambda parts: sizes.append([len(p) for p in parts]) or np.hstack(parts)
+    )
     soundfile.write(tmp_path / "many.wav", np.zeros((20_000, 1000)), SAMPLE_RATE)
-    assert len(read_audio(tmp_path / "many.wav")) == 20_000 and max(sizes[0]) * 1000 <= reading.BLOCK
+    assert (
+        len(read_audio(tmp_path / "many.wav")) == 20_000 and max(sizes[0]) * 1000 <= reading.BLOCK
+    )
 
 
 def test_only_regular_files_are_opened(tmp_path):
@@ -170,8 +186,15 @@ def test_reasons_that_a_user_understands(tmp_path, monkeypatch):
     write(tmp_path / "zeros.flac", bytes(content))
     write(tmp_path / "text.wav", b"this is no audio file, but a text")
     write(tmp_path / "riff.wav", b"RIFF\x24\0\0\0WAVEfmt ")
-    for name, place in (("zeros.flac", (1.5, 0.2)), ("zeros.flac", ()), ("text.wav", ()), ("riff.wav", ())):
-        with pytest.raises(AudioError, match=f"{name} cannot be read: it is damaged, or no audio file$"):
+    for name, place in (
+        ("zeros.flac", (1.5, 0.2)),
+        ("zeros.flac", ()),
+        ("text.wav", ()),
+        ("riff.wav", ()),
+    ):
+        with pytest.raises(
+            AudioError, match=f"{name} cannot be read: it is damaged, or no audio file$"
+        ):
             read_audio(tmp_path / name, *place)
 
     def refuse(path):
@@ -188,9 +211,15 @@ def test_samples_that_are_not_finite(tmp_path, value):
     samples[5000, 1] = value
     soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
     for options in ({}, {"channel": 1}, {"offset": 0.2, "duration": 0.3}):
-        with pytest.raises(AudioError, match="a.wav cannot be read: it holds samples that are not finite"):
+        with pytest.raises(
+            AudioError, match="a.wav cannot be read: it holds samples that are not finite"
+        ):
             read_audio(tmp_path / "a.wav", **options)
-    for options in ({"channel": 0}, {"offset": 0.5}, {"duration": 0.3}):  # what is not read does no harm
+    for options in (
+        {"channel": 0},
+        {"offset": 0.5},
+        {"duration": 0.3},
+    ):  # what is not read does no harm
         assert read_audio(tmp_path / "a.wav", **options).isfinite().all()
     samples[5000, 1] = 2.0**31  # integers kept as floats
     soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
@@ -200,7 +229,9 @@ def test_samples_that_are_not_finite(tmp_path, value):
 def test_stretches_that_a_file_does_not_hold(tmp_path):
     soundfile.write(tmp_path / "a.wav", noise(16000), SAMPLE_RATE)
     for offset in (math.nan, math.inf, -math.inf, -0.1, 1.0, 1e300):
-        with pytest.raises(AudioError, match=r"a.wav cannot be read: (there is no offset|it holds no audio after)"):
+        with pytest.raises(
+            AudioError, match=r"a.wav cannot be read: (there is no offset|it holds no audio after)"
+        ):
             read_audio(tmp_path / "a.wav", offset)
     for duration in (math.nan, math.inf, -1.0, 0.0):
         with pytest.raises(AudioError, match="there is no .* duration"):
@@ -209,12 +240,16 @@ def test_stretches_that_a_file_does_not_hold(tmp_path):
         with pytest.raises(AudioError, match="it has no channel"):
             read_audio(tmp_path / "a.wav", channel=channel)
     for offset, duration in ((0.0, 1.2), (0.5, 0.7), (0.9, 0.3), (0.0, 1e300)):
-        with pytest.raises(AudioError, match=rf"it holds {1 - offset:.2f} of {duration:.2f} s after {offset:.2f} s"):
+        with pytest.raises(
+            AudioError, match=rf"it holds {1 - offset:.2f} of {duration:.2f} s after {offset:.2f} s"
+        ):
             read_audio(tmp_path / "a.wav", offset, duration)
     assert len(read_audio(tmp_path / "a.wav", 0.0, 1.05)) == 16000  # rounding, as manifests have it
 
 
-@pytest.mark.parametrize("rate", [1000, 1009, 15_991, 16_001, 22_255, 47_999, 192_001, 767_999, 768_000])
+@pytest.mark.parametrize(
+    "rate", [1000, 1009, 15_991, 16_001, 22_255, 47_999, 192_001, 767_999, 768_000]
+)
 def test_any_rate_in_bounded_time_at_the_right_pitch(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", tone(1.3, rate, 220.0), rate, subtype="FLOAT")
     started = time.process_time()
@@ -223,7 +258,9 @@ def test_any_rate_in_bounded_time_at_the_right_pitch(tmp_path, rate):
     assert abs(len(wave) - 1.3 * SAMPLE_RATE) <= 8
     expected = torch.from_numpy(tone(1.3, SAMPLE_RATE, 220.0))
     difference = (wave[2000:18000] - expected[2000:18000]).abs().max()
-    assert difference < 0.01  # a pitch 0.01 % off would be wrong by 0.5 x 2 pi 220 x 1.1 s x 0.0001 = 0.08 at the end
+    assert (
+        difference < 0.01
+    )  # a pitch 0.01 % off would be wrong by 0.5 x 2 pi 220 x 1.1 s x 0.0001 = 0.08 at the end
 
 
 def test_resampling_a_long_recording_leaves_no_seams():
@@ -306,7 +343,9 @@ def test_joined_mp3_with_and_without_tags(tmp_path, mode):
     bare = [without_tag(content) for content in contents]
     assert read_seconds(tmp_path, bare[0]) == pytest.approx(5.0, abs=0.1)
     id3v1 = b"TAG".ljust(128, b"\0")
-    id3v2 = b"ID3\x04\0\0\0\0\x20\0" + b"\xff\xfb\x90\xc4" * 1024  # 4096 bytes that look like frames
+    id3v2 = (
+        b"ID3\x04\0\0\0\0\x20\0" + b"\xff\xfb\x90\xc4" * 1024
+    )  # 4096 bytes that look like frames
     for first in (contents[0], bare[0], id3v2 + contents[0], contents[0] + id3v1):
         for second in (contents[1], bare[1], id3v2 + contents[1], contents[1] + id3v1):
             assert read_seconds(tmp_path, first + second) == pytest.approx(9.0, abs=0.15)
@@ -387,7 +426,9 @@ def decoded(path, start: int = 0, wanted: int = 1 << 40) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
 @pytest.mark.parametrize("level", [0.0, 0.99])
 @pytest.mark.parametrize("rate", [16_000, 44_100])
-def test_a_segment_of_an_mp3_begins_as_it_does_in_the_whole_file(tmp_path, capfd, mode, level, rate):
+def test_a_segment_of_an_mp3_begins_as_it_does_in_the_whole_file(
+    tmp_path, capfd, mode, level, rate
+):
     """Its frames borrow bytes from those before, and its decoder then complains on stderr."""
     path = tmp_path / "a.mp3"
     soundfile.write(path, speech(50, rate), rate, bitrate_mode=mode, compression_level=level)
@@ -395,7 +436,9 @@ def test_a_segment_of_an_mp3_begins_as_it_does_in_the_whole_file(tmp_path, capfd
     for seconds in (0.1, 5.01, 11.3, 29.9, 41.07, 49.5):
         start = round(seconds * rate)
         segment = decoded(path, start, 2000)
-        assert np.abs(segment - whole[start : start + 2000]).max() < (1e-6 if seconds > 30 else 1e-12)
+        assert np.abs(segment - whole[start : start + 2000]).max() < (
+            1e-6 if seconds > 30 else 1e-12
+        )
     assert capfd.readouterr() == ("", "")
 
 
@@ -403,7 +446,11 @@ def test_the_decoders_own_lines_do_not_reach_the_terminal(tmp_path, capfd):
     soundfile.write(tmp_path / "a.mp3", speech(5), SAMPLE_RATE, compression_level=0.99)
     content = bytearray((tmp_path / "a.mp3").read_bytes())
     content[4000:4500] = bytes(500)
-    for other in (bytes(content), bytes(content) + bytes(2000) + bytes(content), bytes(content[:3000])):
+    for other in (
+        bytes(content),
+        bytes(content) + bytes(2000) + bytes(content),
+        bytes(content[:3000]),
+    ):
         path = write(tmp_path / "b.mp3", other)
         for offset in (0.0, 1.0, 3.0):
             with suppress(AudioError):
@@ -471,7 +518,9 @@ def test_what_is_really_empty_is_said_to_be(tmp_path):
         soundfile.write(path, np.zeros(0), SAMPLE_RATE, format=form, subtype="PCM_16")
         listing = b"LIST\x04\0\0\0INFO" if form in ("WAV", "RF64") else b""
         for content in (path.read_bytes(), path.read_bytes() + listing):
-            with pytest.raises(AudioError, match="b cannot be read: it (holds no audio|is damaged)"):
+            with pytest.raises(
+                AudioError, match="b cannot be read: it (holds no audio|is damaged)"
+            ):
                 read_audio(write(tmp_path / "b", content))
 
 
@@ -482,7 +531,9 @@ HOSTILE = [
     b"ID3\x04\0\0\x7f\x7f\x7f\x7f",
     b"\xff\xfb\x90\xc4" * 100_000,
     b"\xff" * 1_000_000,
-    b"NIST_1A\n   1024\n" + b"channel_count -i 9\nsample_n_bytes -i 9\nsample_count -i " + b"9" * 12,
+    b"NIST_1A\n   1024\n"
+    + b"channel_count -i 9\nsample_n_bytes -i 9\nsample_count -i "
+    + b"9" * 12,
     *(kind + b"\xff" * 100 for kind in (b"riff", b"RF64", b"FORM", b".snd", b"caff\0\1\0\0data")),
 ]
 
@@ -536,7 +587,9 @@ def voice_and_hiss():
 
 
 @pytest.mark.parametrize("channels_of, loudest", CANCELLING)
-def test_of_channels_that_cancel_each_other_the_louder_is_read(tmp_path, voice_and_hiss, channels_of, loudest):
+def test_of_channels_that_cancel_each_other_the_louder_is_read(
+    tmp_path, voice_and_hiss, channels_of, loudest
+):
     channels = np.stack(channels_of(*voice_and_hiss), axis=1)
     path = tmp_path / "a.wav"
     wave, said = heard(path, channels)

@@ -40,7 +40,9 @@ def test_the_mean_over_languages_is_unweighted():
     sessions = [f"s{i}" for i in range(12)]
     found = bootstrap_difference((0 * errors, words), (errors, words), sessions, languages)
     assert found.difference == pytest.approx(100 * (8 / 20 + 0.1) / 2)
-    assert found.low == pytest.approx(100 * (0.3 + 0.1) / 2) and found.high == pytest.approx(100 * (0.5 + 0.1) / 2)
+    assert found.low == pytest.approx(100 * (0.3 + 0.1) / 2) and found.high == pytest.approx(
+        100 * (0.5 + 0.1) / 2
+    )
 
 
 def test_intervals_cover_the_truth_and_know_sessions():
@@ -48,9 +50,13 @@ def test_intervals_cover_the_truth_and_know_sessions():
     rng, covered, repeats = np.random.default_rng(1), 0, 100
     words, session = np.full((1, 200), 10), np.arange(200) // 10
     for _ in range(repeats):
-        hardness = rng.normal(0, 0.5, (2, 20))[:, session]  # the two systems fail in different sessions
+        hardness = rng.normal(0, 0.5, (2, 20))[
+            :, session
+        ]  # the two systems fail in different sessions
         errors = rng.poisson(np.exp(0.5 + hardness))
-        interval = bootstrap_difference((errors[:1], words), (errors[1:], words), list(session), samples=400)
+        interval = bootstrap_difference(
+            (errors[:1], words), (errors[1:], words), list(session), samples=400
+        )
         covered += interval.low <= 0 <= interval.high
     assert covered >= 86
 
@@ -69,14 +75,18 @@ def test_rows_are_options_of_their_scripts(script):
             read_configs(script, arguments[1:], variant)
         else:
             read_configs(script, arguments)
-    assert {row for pair in PAIRS[script] for row in pair} <= set(rows) and all(a != b for a, b in PAIRS[script])
+    assert {row for pair in PAIRS[script] for row in pair} <= set(rows) and all(
+        a != b for a, b in PAIRS[script]
+    )
     assert set(SEEDS) <= set(ROWS["interaed_kd"])
 
 
 def test_a_table_from_hypotheses(tmp_path, monkeypatch):
     """Two rows, two seeds, two sessions of one sentence each: counted, averaged and compared."""
     monkeypatch.setattr(table, "ROOT", tmp_path)
-    monkeypatch.setitem(ROWS, "script", {"base": "--method base", "better": "--method better", "later": ""})
+    monkeypatch.setitem(
+        ROWS, "script", {"base": "--method base", "better": "--method better", "later": ""}
+    )
     monkeypatch.setitem(PAIRS, "script", [])
     entries = []
     for split in ("test-clean", "test-other"):
@@ -85,28 +95,49 @@ def test_a_table_from_hypotheses(tmp_path, monkeypatch):
             folder.mkdir(parents=True)
             (folder / f"{chapter}.trans.txt").write_text(f"{chapter}-0000 {text}\n")
     (tmp_path / "data/demo/LibriSpeech/homophones.txt").write_text("sail sale\n")
-    for row, found, rate in (("base", ("the sale", "sale x"), 75.0), ("better", ("the sail", "a sale"), 0.0)):
+    for row, found, rate in (
+        ("base", ("the sale", "sale x"), 75.0),
+        ("better", ("the sail", "a sale"), 0.0),
+    ):
         hypotheses = zip(("1-1-0000\tthe sail", "1-2-0000\ta sale"), found, strict=True)
-        (tmp_path / "hyp.tsv").write_text("id\treference\thypothesis\n" + "".join(f"{a}\t{b}\n" for a, b in hypotheses))
+        (tmp_path / "hyp.tsv").write_text(
+            "id\treference\thypothesis\n" + "".join(f"{a}\t{b}\n" for a, b in hypotheses)
+        )
         counts = table.count(tmp_path / "hyp.tsv")
-        assert counts["characters"] == "7,5" and counts["character_errors"] == ("2,2" if row == "base" else "0,0")
+        assert counts["characters"] == "7,5" and counts["character_errors"] == (
+            "2,2" if row == "base" else "0,0"
+        )
         assert {name: counts[name] for name in ("errors", "audible", "twins", "heard")} == (
             {"errors": "1,2", "audible": "0,2", "twins": "1,0", "heard": "1,0"} if row == "base" else
             {"errors": "0,0", "audible": "0,0", "twins": "0,0", "heard": "1,1"}
         )  # fmt: skip
-        scores = {name: dict.fromkeys(("test-clean", "test-other"), rate) for name in ("wer", "homophone_error")}
+        scores = {
+            name: dict.fromkeys(("test-clean", "test-other"), rate)
+            for name in ("wer", "homophone_error")
+        }
         both = dict.fromkeys(("test-clean", "test-other"), counts)
-        entries += [{"row": row, "seed": s, "commit": "abc", "counts": both, "rtf": 0.1} | scores for s in (1, 2)]
+        entries += [
+            {"row": row, "seed": s, "commit": "abc", "counts": both, "rtf": 0.1} | scores
+            for s in (1, 2)
+        ]
     table.sessions_and_words.cache_clear()
     lines = table.render("script", entries).splitlines()
     table.sessions_and_words.cache_clear()
     assert "| base | 2 | 75.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 |" in lines
     assert any(line.startswith("| better | base | **-75.0 [-100.0, -50.0]** |") for line in lines)
-    assert "| later | not run |  |  |  |  |" in lines and "| base | `--method base` | 0.1 | abc |" in lines
+    assert (
+        "| later | not run |  |  |  |  |" in lines
+        and "| base | `--method base` | 0.1 | abc |" in lines
+    )
 
 
 def test_the_further_table_has_means_where_there_is_something(monkeypatch):
-    found = {"base": {1: {"n": 1200}, 2: {"n": 1301}}, "other": {1: {"x": 0.25}}, "nothing": {1: {}}, "later": {}}
+    found = {
+        "base": {1: {"n": 1200}, 2: {"n": 1301}},
+        "other": {1: {"x": 0.25}},
+        "nothing": {1: {}},
+        "later": {},
+    }
     monkeypatch.setitem(table.MORE, "script", {"n": lambda e: e["n"], "x": lambda e: e["x"]})
     (shown,) = table.further("script", found)
     assert shown.splitlines()[2:] == ["| base | 1,250 |  |", "| other |  | 0.25 |"]
@@ -117,7 +148,10 @@ def test_what_the_demo_world_can_be_guessed_from():
     train = ["the captain had the sail", "the pirate had the sail", "the broker had the sale"]
     dev = ["the captain had the sail", "the broker had the sale"]
     assert demo_world.chosen_by_counts(train, dev, trigram=False) == 0.5  # it always writes "sail"
-    assert demo_world.chosen_by_cues(dev) == 1 and demo_world.chosen_by_cues(["the broker had the sail"]) == 0
+    assert (
+        demo_world.chosen_by_cues(dev) == 1
+        and demo_world.chosen_by_cues(["the broker had the sail"]) == 0
+    )
     train, dev = ["captain sail", "broker sale", "sail"], ["captain sail", "broker sale"]
     assert demo_world.chosen_by_counts(train, dev, trigram=True) == 1
 
@@ -130,11 +164,16 @@ def test_what_text_models_know_is_said(root, capsys):
 
 @pytest.mark.parametrize(
     "script, said",
-    [("llm_prompt_asr", ["answers the same", "positions"]), ("hubert_gpt_bridge", ["HuBERT and bridge"])],
+    [
+        ("llm_prompt_asr", ["answers the same", "positions"]),
+        ("hubert_gpt_bridge", ["HuBERT and bridge"]),
+    ],
 )
 def test_what_a_run_costs_is_said(script, said, runs, capsys):
     """The figures' and tables' own scripts, beside the ones that they measure."""
-    spec = importlib.util.spec_from_file_location(f"{script}_costs", REPOSITORY / "benchmarks" / f"{script}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"{script}_costs", REPOSITORY / "benchmarks" / f"{script}.py"
+    )
     costs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(costs)
     run = runs(script)

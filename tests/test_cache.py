@@ -8,12 +8,12 @@ from test_interaed_kd import read_config
 from test_pretrained import VOCABULARY, bert, save
 
 import interaed_kd
-from common import cache
 from common.bert import SharedPieces
-from common.corpora import Utterance
-from common.flags import UserError
-from common.place import Place
-from common.pretrained import MaskedLM
+from common.running import cache
+from common.running.corpora import Utterance
+from common.running.flags import UserError
+from common.running.pretrained import load_masked_lm
+from common.running.process import Place
 from common.text import WordPiece
 from variants.interaed_kd import session_context, uniform_teacher
 
@@ -24,7 +24,10 @@ KEYS = [cache.digest(str(i)) for i in range(40)]
 def answer(key: str) -> dict[str, torch.Tensor]:
     """Of its own for every key, with 0 to 3 rows."""
     rows = int(key[:4], 16) % 4
-    return {"labels": torch.full((rows, 2), int(key[:3], 16), dtype=torch.short), "probs": torch.rand(rows, 3)}
+    return {
+        "labels": torch.full((rows, 2), int(key[:3], 16), dtype=torch.short),
+        "probs": torch.rand(rows, 3),
+    }
 
 
 def fill(folder, keys=KEYS, place=CPU, most=10**9) -> list[list[str]]:
@@ -44,8 +47,13 @@ def seven_at_once(monkeypatch):
 
 
 def test_a_digest_changes_with_every_part_and_their_order():
-    found = [cache.digest(*parts) for parts in (["ab", "c"], ["a", "bc"], ["c", "ab"], ["abc"], ["ab", "c", ""], [])]
-    assert len(set(found)) == 6 and all(len(digest) == 32 and int(digest, 16) >= 0 for digest in found)
+    found = [
+        cache.digest(*parts)
+        for parts in (["ab", "c"], ["a", "bc"], ["c", "ab"], ["abc"], ["ab", "c", ""], [])
+    ]
+    assert len(set(found)) == 6 and all(
+        len(digest) == 32 and int(digest, 16) >= 0 for digest in found
+    )
     assert cache.digest(b"ab", "c") == found[0]
 
 
@@ -59,7 +67,10 @@ def test_what_was_added_comes_back(tmp_path):
     assert found.keys() == entries.keys() and seconds == 2.25
     for key, entry in entries.items():
         assert found[key].keys() == entry.keys()
-        assert all(torch.equal(found[key][name], x) and found[key][name].dtype == x.dtype for name, x in entry.items())
+        assert all(
+            torch.equal(found[key][name], x) and found[key][name].dtype == x.dtype
+            for name, x in entry.items()
+        )
     assert cache.load(tmp_path / "nothing") == ({}, 0.0)
 
 
@@ -75,7 +86,9 @@ def test_ranks_share_the_work_and_wait_for_each_other(tmp_path, monkeypatch):
     waited = []
     monkeypatch.setattr(cache, "barrier", lambda place: waited.append(place.rank))
     places = [CPU._replace(rank=rank, ranks=3) for rank in range(3)]
-    shares = [sum(fill(tmp_path / str(place.rank), place=place), []) for place in places]  # nobody sees another's yet
+    shares = [
+        sum(fill(tmp_path / str(place.rank), place=place), []) for place in places
+    ]  # nobody sees another's yet
     assert sorted(sum(shares, [])) == sorted(KEYS) and all(len(share) > 5 for share in shares)
     assert all(share == [key for key in KEYS if key in share] for share in shares)
     (
@@ -92,23 +105,33 @@ def test_a_run_killed_while_asking_asks_for_the_rest_only(tmp_path):
     kept = cache.load(tmp_path)[0]
     rest = fill(tmp_path)
     assert len(first) == 2 and sum(first, []) + sum(rest, []) == KEYS
-    assert all(torch.equal(cache.load(tmp_path)[0][key]["probs"], entry["probs"]) for key, entry in kept.items())
+    assert all(
+        torch.equal(cache.load(tmp_path)[0][key]["probs"], entry["probs"])
+        for key, entry in kept.items()
+    )
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:50], lambda content: content[:-50], lambda _: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:50], lambda content: content[:-50], lambda _: b""]
+)
 def test_a_damaged_cache_is_completed(tmp_path, damage):
     parts = fill(tmp_path)
     path = tmp_path / f"{cache.digest(*parts[1])}.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     (tmp_path / ".draft.safetensors.1.partial").write_bytes(b"of a run that was killed")
-    assert cache.load(tmp_path)[0].keys() == set(KEYS) - set(parts[1]) and cache.load(tmp_path)[1] == 2.5
+    assert (
+        cache.load(tmp_path)[0].keys() == set(KEYS) - set(parts[1])
+        and cache.load(tmp_path)[1] == 2.5
+    )
     assert fill(tmp_path) == [parts[1]]
     assert cache.load(tmp_path)[0].keys() == set(KEYS)
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"answers of the teacher cannot be kept in .*file/x.*--root") as caught:
+    with pytest.raises(
+        UserError, match=r"answers of the teacher cannot be kept in .*file/x.*--root"
+    ) as caught:
         fill(tmp_path / "file" / "x")
     assert "\n" not in str(caught.value)
 
@@ -119,17 +142,35 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
     """ask(options, ...) -> soft labels, report, and for how many tokens BERT, one of random weights, was asked."""
-    folder, tokenizer = tmp_path / "bert", WordPiece.prune(VOCABULARY, ["the baker's flour knight é"], 5)
+    folder, tokenizer = (
+        tmp_path / "bert",
+        WordPiece.prune(VOCABULARY, ["the baker's flour knight é"], 5),
+    )
     counting = Mock(wraps=interaed_kd.label_tokens)
     monkeypatch.setattr(interaed_kd, "label_tokens", counting)
     save(folder, bert())
 
-    def ask(options: str = "", texts=("the flour", "knight", "the flour"), tokenizer=tokenizer, folder=folder):
+    def ask(
+        options: str = "",
+        texts=("the flour", "knight", "the flour"),
+        tokenizer=tokenizer,
+        folder=folder,
+    ):
         counting.reset_mock()
-        config = read_config("aed_kd", f"--top-k 8 {options}", root=str(tmp_path), teacher=str(folder))
+        config = read_config(
+            "aed_kd", f"--top-k 8 {options}", root=str(tmp_path), teacher=str(folder)
+        )
         utterances = [Utterance(str(i), "", text, 1.0) for i, text in enumerate(texts)]
         labels, report = interaed_kd.soft_labels_of(config, tokenizer, utterances, CPU)
-        return labels, report, sum(len(question.labels) for call in counting.call_args_list for question in call.args[1])
+        return (
+            labels,
+            report,
+            sum(
+                len(question.labels)
+                for call in counting.call_args_list
+                for question in call.args[1]
+            ),
+        )
 
     ask.tokenizer = tokenizer
     return ask
@@ -137,9 +178,13 @@ def ask(tmp_path, monkeypatch):
 
 def test_no_token_is_asked_twice_and_nothing_stale_is_read(ask, tmp_path):
     (once, report, asked), again = ask(), ask()
-    assert asked == len(ask.tokenizer.encode("the flour knight")) and again[2] == 0  # equal sentences are asked once
+    assert (
+        asked == len(ask.tokenizer.encode("the flour knight")) and again[2] == 0
+    )  # equal sentences are asked once
     assert report == again[1] and report["teacher_seconds"] > 0
-    assert all(torch.equal(a, b) for name in once for a, b in zip(once[name], again[0][name], strict=True))
+    assert all(
+        torch.equal(a, b) for name in once for a, b in zip(once[name], again[0][name], strict=True)
+    )
     fewer, other = WordPiece(ask.tokenizer.pieces[1:]), save(tmp_path / "other", bert(seed=1))
     news = [ask("--top-k 4"), ask(tokenizer=fewer), ask(folder=other)]
     assert all(asked for *_, asked in news) and len(list((tmp_path / "soft-labels").iterdir())) == 4
@@ -150,7 +195,10 @@ def test_no_token_is_asked_twice_and_nothing_stale_is_read(ask, tmp_path):
 
 def test_answers_are_kept_as_soon_as_they_are_there(ask):
     """A run that is killed while it asks for the second part has kept the first, the shortest texts."""
-    texts, interaed_kd.label_tokens.side_effect = ["the " * n for n in range(10, 0, -1)], [DEFAULT, KeyboardInterrupt]
+    texts, interaed_kd.label_tokens.side_effect = (
+        ["the " * n for n in range(10, 0, -1)],
+        [DEFAULT, KeyboardInterrupt],
+    )
     with pytest.raises(KeyboardInterrupt):
         ask(texts=texts)
     interaed_kd.label_tokens.side_effect = None
@@ -172,15 +220,19 @@ def test_uniform_labels_keep_the_pieces_and_forget_the_rest(ask, monkeypatch):
 
 def test_the_session_around_an_utterance(tmp_path, monkeypatch):
     """The variant session_context: as many neighbours as fit, nearer ones first."""
-    lm = MaskedLM(str(save(tmp_path / "bert", bert())), "--teacher", "unused", "cpu")
+    lm = load_masked_lm(str(save(tmp_path / "bert", bert())), "--teacher", "unused", "cpu")
     tokenizer = WordPiece.prune(lm.pieces, ["the baker's flour é", "boys' knight 'tis x"], 5)
     said = [("the", "a"), ("knight", "a"), ("flour the", "a"), ("x é", "b")]
-    utterances = [Utterance(str(i), "", text, 1.0, session=session) for i, (text, session) in enumerate(said)]
+    utterances = [
+        Utterance(str(i), "", text, 1.0, session=session) for i, (text, session) in enumerate(said)
+    ]
 
     def read(questions_of, utterances=utterances, longest=32):
         monkeypatch.setattr(lm, "longest", longest)
         questions = questions_of(tokenizer, SharedPieces(tokenizer, lm), utterances)
-        return [(" ".join(lm.pieces[i] for i in question.ids), question.first) for question in questions]
+        return [
+            (" ".join(lm.pieces[i] for i in question.ids), question.first) for question in questions
+        ]
 
     full = session_context.questions_in_context
     assert read(interaed_kd.questions_of)[1] == ("[CLS] knight [SEP]", 1)
@@ -188,7 +240,9 @@ def test_the_session_around_an_utterance(tmp_path, monkeypatch):
     assert read(full) == [(whole, 1), (whole, 2), (whole, 3), ("[CLS] x [UNK] [SEP]", 1)]
     assert read(full, longest=4)[1] == ("[CLS] the knight [SEP]", 2)
     many = [Utterance(str(i), "", "the knight the", 1.0, session="a") for i in range(200)]
-    assert {len(text.split()) for text, _ in read(full, many, longest=512)} == {2 + 3 * 84}  # 256 at most
+    assert {len(text.split()) for text, _ in read(full, many, longest=512)} == {
+        2 + 3 * 84
+    }  # 256 at most
 
 
 def test_hard_labels_are_no_guesses_of_the_teacher(ask):
@@ -196,11 +250,18 @@ def test_hard_labels_are_no_guesses_of_the_teacher(ask):
     texts = ["the baker's flour", "knight é", "é flour" + " the" * 40]
     (found, report, _), first, some = ask(texts=texts), [], []
     for text, label in zip(texts, found.values(), strict=True):
-        tokens = zip([*ask.tokenizer.encode(text), 0], label.labels.tolist(), label.probs.tolist(), strict=True)
+        tokens = zip(
+            [*ask.tokenizer.encode(text), 0],
+            label.labels.tolist(),
+            label.probs.tolist(),
+            strict=True,
+        )
         for y, guesses, _ in (token for token in tokens if token[2][1] > 0):
             first.append(guesses[0] == y)
             some.append(y in guesses)
-    assert 0 < sum(some) < len(some) == sum(len(ask.tokenizer.encode(text)) for text in texts) - 2 - 15
+    assert (
+        0 < sum(some) < len(some) == sum(len(ask.tokenizer.encode(text)) for text in texts) - 2 - 15
+    )
     assert report["teacher_top1"] == pytest.approx(sum(first) / len(first), abs=1e-4)
     assert report["teacher_top_k"] == pytest.approx(sum(some) / len(some), abs=1e-4)
 

@@ -105,7 +105,9 @@ def test_presets_follow_the_data(tmp_path, monkeypatch):
     for argv in ("--preset smoke", "--data demo-smoke", "--data demo-smoke --preset auto"):
         found = [(c.preset, c.data, c.lr, c.sizes.dim) for c in read_all(*argv.split())]
         assert found == [("smoke", "demo-smoke", 0.5, 4)] * 2
-    config = read(*["--preset", "smoke", "--lr", "0.2", "--data", "mydata", "--method", "a", "--dim", "16"])
+    config = read(
+        *["--preset", "smoke", "--lr", "0.2", "--data", "mydata", "--method", "a", "--dim", "16"]
+    )
     assert (config.lr, config.data, config.taps, config.workers) == (0.2, "mydata", (1,), 0)
     assert (config.sizes.dim, config.sizes.heads) == (16, 4)
     monkeypatch.chdir(tmp_path)
@@ -115,7 +117,21 @@ def test_presets_follow_the_data(tmp_path, monkeypatch):
 
 
 def test_values():
-    config = read(*["--taps", "3", "6", "--method=b", "--hours", "100", "--max-steps", "5", "--offset", "-2.5", "--norm"])
+    config = read(
+        *[
+            "--taps",
+            "3",
+            "6",
+            "--method=b",
+            "--hours",
+            "100",
+            "--max-steps",
+            "5",
+            "--offset",
+            "-2.5",
+            "--norm",
+        ]
+    )
     assert (config.taps, config.method, config.hours) == ((3, 6), "b", 100.0)
     assert (config.max_steps, config.offset, config.norm, config.lam) == (5, -2.5, True, None)
     assert read("--lam", 1).lam == 1 and read("--factor", "8").factor == 8
@@ -185,7 +201,9 @@ def test_wrong_command_lines(argv, message, capsys):
 
 
 def test_limits_themselves_are_in_range():
-    config = read(*["--lam", "0", "--seed", "0", "--workers", "0", "--max-steps", "1", "--offset", "1e9"])
+    config = read(
+        *["--lam", "0", "--seed", "0", "--workers", "0", "--max-steps", "1", "--offset", "1e9"]
+    )
     assert (config.lam, config.seed, config.offset) == (0.0, 0, 1e9)
     assert read("--lam", 1, "--seed", 10**9).seed == 10**9
 
@@ -222,7 +240,12 @@ def test_values_that_no_command_line_gave_are_checked():
 
 
 def test_a_run_is_resumed(tmp_path):
-    store(tmp_path, read(*["--taps", "3", "--lr", "0.7", "--data", "librispeech", "--method", "b", "--dim", "16"]))
+    store(
+        tmp_path,
+        read(
+            *["--taps", "3", "--lr", "0.7", "--data", "librispeech", "--method", "b", "--dim", "16"]
+        ),
+    )
     again = read("--resume", "--out", tmp_path)
     assert (again.taps, again.lr, again.method, again.sizes.dim) == ((3,), 0.7, "b", 16)
     assert again.resume and again.out == str(tmp_path) and again.data == "librispeech"
@@ -299,7 +322,9 @@ def test_what_belongs_to_a_run():
 
 
 def test_a_stored_configuration_is_read_as_it_was(tmp_path):
-    config = read(*["--taps", "3", "--lr", "1", "--lam", "0.5", "--max-steps", "3", "--norm", "--method", "b"])
+    config = read(
+        *["--taps", "3", "--lr", "1", "--lam", "0.5", "--max-steps", "3", "--norm", "--method", "b"]
+    )
     loaded = command_line.load_config(store(tmp_path, config), PRESETS)
     assert replace(loaded, out=config.out) == config
     stored = json.loads((tmp_path / "config.json").read_text())

@@ -4,7 +4,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.conformer import Conformer, Convolution, Shared, State, Subsampling, chunk_mask, extend, join_states, length_mask, newest, rotary_table, rotate, split_state, subsampled
+from common.conformer import (
+    Conformer,
+    Convolution,
+    Shared,
+    State,
+    Subsampling,
+    chunk_mask,
+    extend,
+    join_states,
+    length_mask,
+    newest,
+    rotary_table,
+    rotate,
+    split_state,
+    subsampled,
+)
 from common.streaming import dependencies
 
 STREAMING = dict(chunk=4, left=8)
@@ -13,7 +28,9 @@ DEMO = dict(dim=112, layers=4, ff_dim=448, kernel=15, channels=16)
 
 def encoder(**changes) -> Conformer:
     torch.manual_seed(0)
-    sizes = dict(dim=32, layers=3, heads=4, ff_dim=64, kernel=7, dropout=0.1, subsampling=4, channels=4)
+    sizes = dict(
+        dim=32, layers=3, heads=4, ff_dim=64, kernel=7, dropout=0.1, subsampling=4, channels=4
+    )
     return Conformer(**(sizes | changes)).eval()
 
 
@@ -37,7 +54,9 @@ def test_masks():
         [0, 0, 1, 1, 1, 1],
     ]
     for chunk, left in ((1, 3), (3, 0), (4, 16)):
-        expected = [[0 <= i // chunk - j // chunk <= left / chunk for j in range(30)] for i in range(30)]
+        expected = [
+            [0 <= i // chunk - j // chunk <= left / chunk for j in range(30)] for i in range(30)
+        ]
         assert chunk_mask(30, chunk, left).tolist() == expected
 
 
@@ -47,16 +66,25 @@ def test_alone_is_as_in_a_padded_batch(factor, context):
     model = encoder(subsampling=factor, **context)
     features, frames = torch.randn(4, 120, 80), torch.tensor([120, 77, 31, 2])
     for i, n in enumerate(frames):
-        features[i, n:] = 1e3  # rubbish in the padding must not leak, nor may an utterance too short give NaN
+        features[i, n:] = (
+            1e3  # rubbish in the padding must not leak, nor may an utterance too short give NaN
+        )
     out, lengths, taps, _ = model(features, frames, (1, 3))
-    assert lengths.tolist() == [subsampled(int(n), factor, bool(context)) for n in frames] and lengths[3] == 0
+    assert (
+        lengths.tolist() == [subsampled(int(n), factor, bool(context)) for n in frames]
+        and lengths[3] == 0
+    )
     assert out.isfinite().all() and all(part.isfinite().all() for tap in taps for part in tap)
     for i, n in enumerate(frames[:3]):
         alone, length, alone_taps, _ = model(features[i : i + 1, :n], frames[i : i + 1], (1, 3))
         assert length == lengths[i]
         pairs = [
             (out, alone),
-            *(pair for both in zip(taps, alone_taps, strict=True) for pair in zip(*both, strict=True)),
+            *(
+                pair
+                for both in zip(taps, alone_taps, strict=True)
+                for pair in zip(*both, strict=True)
+            ),
         ]
         for batched, single in pairs:
             assert (batched[i, :length] - single[0, :length]).abs().max() <= 1e-5
@@ -75,9 +103,14 @@ def test_lengths_are_those_of_the_convolutions(factor):
     layer = Subsampling(80, 8, factor, 2)
     for frames in range(2 * factor - 1, 100):
         assert layer(torch.zeros(1, frames, 80)).shape[1] == subsampled(frames, factor)
-        assert layer(torch.zeros(1, factor - 1 + frames, 80)).shape[1] == subsampled(frames, factor, causal=True)
+        assert layer(torch.zeros(1, factor - 1 + frames, 80)).shape[1] == subsampled(
+            frames, factor, causal=True
+        )
     assert subsampled(layer.shortest, factor) == 1 and subsampled(layer.shortest - 1, factor) == 0
-    assert subsampled(factor, factor, causal=True) == 1 and subsampled(factor - 1, factor, causal=True) == 0
+    assert (
+        subsampled(factor, factor, causal=True) == 1
+        and subsampled(factor - 1, factor, causal=True) == 0
+    )
     for causal in (False, True):
         assert subsampled(torch.arange(100), factor, causal).tolist() == [
             subsampled(n, factor, causal) for n in range(100)
@@ -88,8 +121,13 @@ def test_lengths_are_those_of_the_convolutions(factor):
 def test_causal_subsampling_sees_nothing_later(factor):
     model = encoder(layers=1, subsampling=factor, chunk=1, kernel=1)  # a frame sees no other frame
     frames = torch.tensor([64])
-    seen = dependencies(lambda x: model(x[None], frames).output[0], torch.randn(64, 80), 1, 1)  # (frames, features)
-    expected = [[factor * (t - 1) + 1 <= f <= factor * (t + 1) - 1 for f in range(64)] for t in range(64 // factor)]
+    seen = dependencies(
+        lambda x: model(x[None], frames).output[0], torch.randn(64, 80), 1, 1
+    )  # (frames, features)
+    expected = [
+        [factor * (t - 1) + 1 <= f <= factor * (t + 1) - 1 for f in range(64)]
+        for t in range(64 // factor)
+    ]
     assert seen.tolist() == expected
 
 
@@ -109,12 +147,19 @@ def test_a_tap_shows_queries_keys_and_values_before_rotation():
     below, tap = model(features, frames, (1, 2)).taps
     block = model.blocks[1]
     inner = below.raw + 0.5 * block.ff_in(below.raw)
-    expected = F.linear(block.attention.norm(inner), block.attention.qkv.weight, block.attention.qkv.bias)
-    assert tap.qkv.shape == (1, 14, 3, 4, 8) and torch.allclose(tap.qkv.flatten(2), expected, atol=1e-6)
+    expected = F.linear(
+        block.attention.norm(inner), block.attention.qkv.weight, block.attention.qkv.bias
+    )
+    assert tap.qkv.shape == (1, 14, 3, 4, 8) and torch.allclose(
+        tap.qkv.flatten(2), expected, atol=1e-6
+    )
 
 
 def test_rotary_dot_products_depend_on_distance_alone():
-    q, k = torch.randn(1, 1, 1, 8, dtype=torch.float64), torch.randn(1, 1, 1, 8, dtype=torch.float64)
+    q, k = (
+        torch.randn(1, 1, 1, 8, dtype=torch.float64),
+        torch.randn(1, 1, 1, 8, dtype=torch.float64),
+    )
     table = rotary_table(20, 8, "cpu", torch.float64)
     q, k = (rotate(x.expand(1, 20, 1, 8), table)[0, :, 0] for x in (q, k))
     scores = q @ k.T
@@ -139,11 +184,15 @@ def test_the_depthwise_convolution_is_its_own_module(causal, T):
     real, N = length_mask(lengths, T), 4 if causal else 0
     inner = F.glu(module.pointwise_in(module.norm(x)), -1).masked_fill(~real[..., None], 0.0)
     padded = F.pad(inner.transpose(1, 2), (N, 0))
-    expected = module.pointwise_out(F.silu(module.depthwise_norm(module.depthwise(padded).transpose(1, 2))))
+    expected = module.pointwise_out(
+        F.silu(module.depthwise_norm(module.depthwise(padded).transpose(1, 2)))
+    )
     shared = Shared(real, None, None, None, newest(lengths, N, T))
     y, past = module(x, torch.zeros(2, N, 8), shared)
     assert torch.allclose(y, expected, atol=1e-6)
-    assert not causal or torch.equal(past, torch.stack([inner[0, T - 4 :], inner[1, T - 7 : T - 3]]))
+    assert not causal or torch.equal(
+        past, torch.stack([inner[0, T - 4 :], inner[1, T - 7 : T - 3]])
+    )
 
 
 @pytest.mark.parametrize("context", [{}, STREAMING])
@@ -157,14 +206,20 @@ def test_every_parameter_is_used(context):
 
 
 def test_extend():
-    past, new, lengths = torch.tensor([[1, 2], [3, 4]]), torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([3, 1])
+    past, new, lengths = (
+        torch.tensor([[1, 2], [3, 4]]),
+        torch.tensor([[5, 6, 7], [8, 9, 0]]),
+        torch.tensor([3, 1]),
+    )
     both, kept = extend(past, new, newest(lengths, 2, 3))
     assert both.tolist() == [[1, 2, 5, 6, 7], [3, 4, 8, 9, 0]] and kept.tolist() == [[6, 7], [4, 8]]
     both, kept = extend(past[:, :0], new, newest(lengths, 0, 3))
     assert both is new and kept.shape == (2, 0)
 
 
-@pytest.mark.parametrize("context", [STREAMING, dict(chunk=1, left=0), dict(chunk=2, left=6, subsampling=8)])
+@pytest.mark.parametrize(
+    "context", [STREAMING, dict(chunk=1, left=0), dict(chunk=2, left=6, subsampling=8)]
+)
 @torch.inference_mode()
 def test_in_portions_is_at_once(context):
     model = encoder(**(DEMO | context))
@@ -180,7 +235,9 @@ def test_in_portions_is_at_once(context):
 
 @torch.inference_mode()
 def test_size_S_in_portions_is_at_once():
-    model = encoder(dim=176, layers=16, ff_dim=704, kernel=31, channels=32, chunk=4, left=16).double()
+    model = encoder(
+        dim=176, layers=16, ff_dim=704, kernel=31, channels=32, chunk=4, left=16
+    ).double()
     features = torch.randn(330, 80, dtype=torch.float64)
     expected = model(features[None], torch.tensor([330])).output[0]
     for portion in (16, 112):
@@ -200,7 +257,9 @@ def test_streams_of_different_length_in_one_batch():
         elif start == 32:
             parts[2] = waves[2]
         frames = torch.tensor([len(part) for part in parts])
-        padded = F.pad(torch.nn.utils.rnn.pad_sequence(parts, batch_first=True), (0, 0, 0, 5), value=1e3)
+        padded = F.pad(
+            torch.nn.utils.rnn.pad_sequence(parts, batch_first=True), (0, 0, 0, 5), value=1e3
+        )
         out, found, _, state = model(padded, frames, state=join_states(states))
         states = split_state(state)
         for kept, output, length in zip(outputs, out, found, strict=True):
@@ -285,4 +344,6 @@ def test_what_follows_a_chunk_does_not_change_it():
     changed[:, 48:] = 1e3
     frames = torch.tensor([100])
     before, after = (model(x, frames).output for x in (features, changed))
-    assert torch.equal(before[:, :12], after[:, :12]) and not torch.allclose(before[:, 12:], after[:, 12:])
+    assert torch.equal(before[:, :12], after[:, :12]) and not torch.allclose(
+        before[:, 12:], after[:, 12:]
+    )

@@ -19,16 +19,36 @@ import soundfile
 from conftest import copy_corpus, write_manifest
 
 from common import demo
-from common.corpora import CHARACTERS_PER_SECOND, LIBRISPEECH_SCORED, LIBRISPEECH_TRAIN, MLS_LANGUAGES, Utterance, first_hours, languages_of, list_manifest, list_mls, list_subset, load_corpus, load_homophones, session_order, too_many_bad, trainable, untrainable
-from common.downloads import fetch_archive
-from common.flags import UserError
+from common.running.corpora import (
+    CHARACTERS_PER_SECOND,
+    LIBRISPEECH_SCORED,
+    LIBRISPEECH_TRAIN,
+    MLS_LANGUAGES,
+    Utterance,
+    first_hours,
+    languages_of,
+    list_manifest,
+    list_mls,
+    list_subset,
+    load_corpus,
+    load_homophones,
+    session_order,
+    too_many_bad,
+    trainable,
+    untrainable,
+)
+from common.running.downloads import fetch_archive
+from common.running.flags import UserError
 from common.text import normalise
 
 
 def made_up(n: int, seed: int = 0) -> list[Utterance]:
     """Durations like LibriSpeech's: 1 to 17 s, most of them long."""
     rng = random.Random(seed)
-    return [Utterance(f"u{i}", "", "x", 1 + 16 * rng.betavariate(3, 1.5), session=f"s{i // 20}") for i in range(n)]
+    return [
+        Utterance(f"u{i}", "", "x", 1 + 16 * rng.betavariate(3, 1.5), session=f"s{i // 20}")
+        for i in range(n)
+    ]
 
 
 @pytest.fixture
@@ -40,7 +60,10 @@ def data(tmp_path) -> Path:
     for name, count in (("train", 30), ("dev", 4), ("test", 4)):
         for i in range(count):
             soundfile.write(folder / f"{name}{i}.flac", noise, 16_000)
-        entries = [{"id": f"{name}-{i}", "audio_filepath": f"{name}{i}.flac", "text": "a word"} for i in range(count)]
+        entries = [
+            {"id": f"{name}-{i}", "audio_filepath": f"{name}{i}.flac", "text": "a word"}
+            for i in range(count)
+        ]
         write_lines(folder / f"{name}.jsonl", entries)
     return folder
 
@@ -71,19 +94,30 @@ def test_librispeech_layout_with_everything_wrong_that_can_be(root, tmp_path, ca
     corpus = load_corpus("librispeech", str(tmp_path))
     by_name = {u.id: u for u in corpus.train}
     assert by_name[names[0]].text == "don't say 'tis über the boys'"
-    assert not {names[1], names[2]} & set(by_name) and len(corpus.train) == 198 and by_name[names[3]].text == ""
+    assert (
+        not {names[1], names[2]} & set(by_name)
+        and len(corpus.train) == 198
+        and by_name[names[3]].text == ""
+    )
     assert set(corpus.missing["train"]) == {names[1], names[2]} and corpus.missing["dev"] == {}
     error = capsys.readouterr().err
-    assert "train: left out 2 of 200" in error and f"{names[1]}.flac cannot be read: no such file" in error
+    assert (
+        "train: left out 2 of 200" in error
+        and f"{names[1]}.flac cannot be read: no such file" in error
+    )
     assert f"{names[2]}.flac cannot be read: it is empty" in error
     first = by_name[names[0]]
-    assert first.speaker == names[0].split("-")[0] and first.session == "-".join(names[0].split("-")[:2])
+    assert first.speaker == names[0].split("-")[0] and first.session == "-".join(
+        names[0].split("-")[:2]
+    )
 
 
 def test_root_with_or_without_librispeech_in_it(root):
     inside = root / "demo-smoke" / "LibriSpeech"
     a, b = (load_corpus("librispeech", str(folder)) for folder in (inside, inside.parent))
-    assert a == b and set(a.tests) == {"test-clean", "test-other"} and a.homophones["sail"] == "sale"
+    assert (
+        a == b and set(a.tests) == {"test-clean", "test-other"} and a.homophones["sail"] == "sale"
+    )
 
 
 def test_missing_corpora_say_what_to_do(root, tmp_path):
@@ -92,7 +126,9 @@ def test_missing_corpora_say_what_to_do(root, tmp_path):
     with pytest.raises(UserError, match="train-clean-100.*--download"):
         load_corpus("librispeech", str(root / "demo-smoke"), hours=100)
     for name in ("librispech", "x" * 300):
-        with pytest.raises(UserError, match="no such folder, and not demo, demo-smoke, .*librispeech"):
+        with pytest.raises(
+            UserError, match="no such folder, and not demo, demo-smoke, .*librispeech"
+        ):
             load_corpus(name, str(tmp_path))
     (tmp_path / "LibriSpeech" / "train-clean-100").mkdir(parents=True)
     with pytest.raises(UserError, match=r"trans\.txt"):
@@ -100,21 +136,27 @@ def test_missing_corpora_say_what_to_do(root, tmp_path):
 
 
 def test_scoring_needs_no_training_data(root, tmp_path):
-    shutil.copytree(root / "demo-smoke" / "LibriSpeech" / "test-clean", tmp_path / "LibriSpeech" / "test-clean")
+    shutil.copytree(
+        root / "demo-smoke" / "LibriSpeech" / "test-clean", tmp_path / "LibriSpeech" / "test-clean"
+    )
     corpus = load_corpus("librispeech", str(tmp_path), hours=100, scoring=True)
     assert corpus.train == corpus.dev == [] and len(corpus.tests["test-clean"]) == 60
 
 
 def test_demo_worlds_by_name_and_no_more_of_them_than_scoring_needs(tmp_path, monkeypatch):
     built = []
-    monkeypatch.setattr(demo, "build", lambda folder, **options: built.append((folder, options)) or ["train-000"])
+    monkeypatch.setattr(
+        demo, "build", lambda folder, **options: built.append((folder, options)) or ["train-000"]
+    )
     for name in ("demo", "demo-smoke"):
         for options in ({}, {"hours": 7.2}, {"hours": 7.2, "scoring": True}):
             with pytest.raises(UserError, match=f"{name}/LibriSpeech lacks a"):
                 load_corpus(name, str(tmp_path), **options)
     hours = [demo.HOURS, 7.2, demo.SHARD_HOURS]
     assert built == [
-        (tmp_path / name, {"hours": h, "small": name == "demo-smoke"}) for name in ("demo", "demo-smoke") for h in hours
+        (tmp_path / name, {"hours": h, "small": name == "demo-smoke"})
+        for name in ("demo", "demo-smoke")
+        for h in hours
     ]
 
 
@@ -138,7 +180,9 @@ def test_a_line_of_a_list_ends_at_a_line_feed_alone(tmp_path):
     raw = json.dumps({"audio_filepath": "a.wav", "text": INSIDE}, ensure_ascii=False)
     for control in "\v\f\x1c\x1d\x1e\r":  # as they are, though JSON wants them escaped
         raw = raw.replace(json.dumps(control)[1:-1], control)
-    (tmp_path / "test.jsonl").write_bytes(f'{raw}{ending}{{"audio_filepath": "a", "text": "K"}}'.encode())
+    (tmp_path / "test.jsonl").write_bytes(
+        f'{raw}{ending}{{"audio_filepath": "a", "text": "K"}}'.encode()
+    )
     lists = [
         list_subset(tmp_path, "test-clean"),
         list_mls(tmp_path, "english"),
@@ -171,7 +215,10 @@ def test_hours_are_whole_sessions_and_the_same_for_a_seed():
 
 
 def test_the_order_of_a_session_is_that_of_time():
-    talk = [Utterance(n, "", "x", 1.0, at, session=s) for n, at, s in (("a", 5, "s"), ("b", 0, "t"), ("c", 2, "s"))]
+    talk = [
+        Utterance(n, "", "x", 1.0, at, session=s)
+        for n, at, s in (("a", 5, "s"), ("b", 0, "t"), ("c", 2, "s"))
+    ]
     assert session_order(talk) == {"c": (["c", "a"], 0), "a": (["c", "a"], 1), "b": (["b"], 0)}
 
 
@@ -194,10 +241,21 @@ def test_what_is_missing_is_counted_however_it_is_found(data, capsys):
         "train": [f"train-{i}" for i in range(6)], "dev": [], "test": ["test-0"],
     }  # fmt: skip
     reasons = list(corpus.missing["train"].values())
-    expected = ["no such file", "no audio file", "no audio after 1.50 s", "line 4: .*duration nan", "name", "regular"]
+    expected = [
+        "no such file",
+        "no audio file",
+        "no audio after 1.50 s",
+        "line 4: .*duration nan",
+        "name",
+        "regular",
+    ]
     assert all(re.search(words, reason) for words, reason in zip(expected, reasons, strict=True))
     error = capsys.readouterr().err
-    assert "train: left out 6 of 30" in error and "and 1 more" in error and "test: left out 1 of 4" in error
+    assert (
+        "train: left out 6 of 30" in error
+        and "and 1 more" in error
+        and "test: left out 1 of 4" in error
+    )
     assert "\x1b" not in error and "\0" not in error
 
 
@@ -205,7 +263,11 @@ def test_what_is_missing_is_counted_however_it_is_found(data, capsys):
 def test_more_than_ten_and_one_per_cent_missing_stop_the_run(layout, data, root, tmp_path):
     if layout == "librispeech":
         folder = copy_corpus(root, tmp_path)
-        audio, where, n = sorted(folder.glob("LibriSpeech/train-*/*/*/*.flac")), ("librispeech", str(folder)), 200
+        audio, where, n = (
+            sorted(folder.glob("LibriSpeech/train-*/*/*/*.flac")),
+            ("librispeech", str(folder)),
+            200,
+        )
     else:
         audio, where, n = sorted(data.glob("train*.flac")), (str(data), ""), 30
     for path in audio[:10]:
@@ -213,7 +275,9 @@ def test_more_than_ten_and_one_per_cent_missing_stop_the_run(layout, data, root,
     corpus = load_corpus(*where)
     assert len(corpus.missing["train"]) == 10 and len(corpus.train) == n - 10
     audio[10].unlink()
-    with pytest.raises(UserError, match=rf"11 of {n} utterances cannot be read(.|\n)*{audio[0].name}(.|\n)*no such"):
+    with pytest.raises(
+        UserError, match=rf"11 of {n} utterances cannot be read(.|\n)*{audio[0].name}(.|\n)*no such"
+    ):
         load_corpus(*where)
     assert load_corpus(*where, scoring=True).train == []
 
@@ -222,7 +286,10 @@ def test_too_many_bad():
     bad = {f"u{i}": f"u{i} is broken" for i in range(300)}
     too_many_bad(dict(list(bad.items())[:10]), 11)
     too_many_bad(bad, 30_000)
-    with pytest.raises(UserError, match=r"300 of 29999 utterances cannot be read(.|\n)*u99 is broken\n  and 200 more$"):
+    with pytest.raises(
+        UserError,
+        match=r"300 of 29999 utterances cannot be read(.|\n)*u99 is broken\n  and 200 more$",
+    ):
         too_many_bad(bad, 29_999)
 
 
@@ -236,7 +303,9 @@ def test_missing_utterances_outside_the_chosen_hours_do_not_count(data):
 
 
 @pytest.mark.parametrize("name", ["train", "dev", "test"])
-@pytest.mark.parametrize("how", ["empty manifest", "all files missing", "all lines bad", "no manifest"])
+@pytest.mark.parametrize(
+    "how", ["empty manifest", "all files missing", "all lines bad", "no manifest"]
+)
 def test_nothing_left_of_a_set(data, name, how):
     if how == "all files missing":
         for path in data.glob(f"{name}*.flac"):
@@ -248,7 +317,9 @@ def test_nothing_left_of_a_set(data, name, how):
         (data / f"{name}.jsonl").write_text("\n")
     else:
         (data / f"{name}.jsonl").unlink()
-    with pytest.raises(UserError, match=rf"{name}: nothing to learn from or to check it on|{name}\*?.jsonl"):
+    with pytest.raises(
+        UserError, match=rf"{name}: nothing to learn from or to check it on|{name}\*?.jsonl"
+    ):
         load_corpus(str(data), "")
     if name == "test":
         with pytest.raises(UserError, match="nothing to learn from or to check it on|no test set"):
@@ -258,7 +329,9 @@ def test_nothing_left_of_a_set(data, name, how):
 def test_nothing_to_score(data, root, tmp_path):
     for i in range(4):
         change_line(data / "test.jsonl", i, text="...!")
-    with pytest.raises(UserError, match="test: nothing to check it on, none of its 4 utterances has text"):
+    with pytest.raises(
+        UserError, match="test: nothing to check it on, none of its 4 utterances has text"
+    ):
         load_corpus(str(data), "", scoring=True)
     for name in ("train-000", "dev-clean"):
         shutil.copytree(root / "demo-smoke" / "LibriSpeech" / name, tmp_path / "LibriSpeech" / name)
@@ -273,9 +346,13 @@ def test_what_cannot_be_learnt_from_is_counted(capsys):
     others = {
         "without text": replace(good, text=""),
         "longer than --max-seconds 8": replace(good, duration=8.1),
-        f"with more than {CHARACTERS_PER_SECOND} characters a second": replace(good, text=longest + "x"),
+        f"with more than {CHARACTERS_PER_SECOND} characters a second": replace(
+            good, text=longest + "x"
+        ),
     }
-    assert {reason: untrainable(u, 8.0) for reason, u in others.items()} == {reason: reason for reason in others}
+    assert {reason: untrainable(u, 8.0) for reason, u in others.items()} == {
+        reason: reason for reason in others
+    }
     kept = [good, replace(good, text=longest), replace(good, duration=8.0)]
     assert trainable(kept, 8.0) == kept and capsys.readouterr().err == ""
     assert trainable([*others.values(), *kept, *others.values()], 8.0) == kept
@@ -283,7 +360,9 @@ def test_what_cannot_be_learnt_from_is_counted(capsys):
         "6 of 9 training utterances are left out, 2 without text, 2 longer than --max-seconds 8, "
         f"2 with more than {CHARACTERS_PER_SECOND} characters a second\n"
     )
-    with pytest.raises(UserError, match="nothing to learn from: 3 of 3 .* 1 longer than --max-seconds 8"):
+    with pytest.raises(
+        UserError, match="nothing to learn from: 3 of 3 .* 1 longer than --max-seconds 8"
+    ):
         trainable(list(others.values()), 8.0)
     with pytest.raises(UserError, match="longer than --max-seconds nan"):
         trainable(kept, math.nan)
@@ -297,10 +376,14 @@ def mls_of(mls_root: Path, folder: Path, *languages: str) -> Path:
     for language in languages:
         shutil.copytree(mls_root / "demo-mls-smoke" / f"mls_{language}", folder / f"mls_{language}")
         train = folder / f"mls_{language}" / "train"
-        names = [line.split("\t")[0] for line in (train / "transcripts.txt").read_text().splitlines()]
+        names = [
+            line.split("\t")[0] for line in (train / "transcripts.txt").read_text().splitlines()
+        ]
         for subset, some in {"9hr": names[:3], "1hr/0": names[3:4], "1hr/1": names[4:5]}.items():
             (train / "limited_supervision" / subset).mkdir(parents=True)
-            (train / "limited_supervision" / subset / "handles.txt").write_text("\n".join(some) + "\n")
+            (train / "limited_supervision" / subset / "handles.txt").write_text(
+                "\n".join(some) + "\n"
+            )
     return folder
 
 
@@ -312,7 +395,9 @@ def test_mls_layout(mls_root, tmp_path):
         assert u.id.rsplit("_", 1)[0] == u.session and u.session.startswith(f"{u.speaker}_")
         assert u.text == normalise(u.text)
     counts = Counter(u.language for u in demo_mls.train)
-    assert tuple(language for language, _ in counts.most_common()) == MLS_LANGUAGES  # in MLS's order
+    assert (
+        tuple(language for language, _ in counts.most_common()) == MLS_LANGUAGES
+    )  # in MLS's order
     assert {u.language for u in demo_mls.dev} == set(MLS_LANGUAGES)
     for name, utterances in demo_mls.tests.items():
         assert {u.language for u in utterances} == {name.removeprefix("test-")}
@@ -327,7 +412,9 @@ def test_mls_layout(mls_root, tmp_path):
     polish = load_corpus("mls", str(folder), languages=("polish",))
     few = load_corpus("mls", str(folder), hours=0.001, languages=("polish",))
     assert 0 < len(few.train) < len(polish.train)
-    with pytest.raises(UserError, match="--hours 0.001 has room for no utterance in (italian|polish)"):
+    with pytest.raises(
+        UserError, match="--hours 0.001 has room for no utterance in (italian|polish)"
+    ):
         load_corpus("mls", str(folder), hours=0.001)
 
 
@@ -380,12 +467,16 @@ def test_opus_is_read_where_it_is_unpacked(mls_root, tmp_path):
     (folder / "mls_polish").rename(folder / "mls_polish_opus")
     (flac,), (opus,) = (load_corpus("mls", str(f), languages=("polish",)).tests.values()
                         for f in (mls_root / "demo-mls-smoke", folder))  # fmt: skip
-    assert [(u.id, u.text, round(u.duration, 3)) for u in opus] == [(u.id, u.text, round(u.duration, 3)) for u in flac]
+    assert [(u.id, u.text, round(u.duration, 3)) for u in opus] == [
+        (u.id, u.text, round(u.duration, 3)) for u in flac
+    ]
 
 
 def test_languages_are_chosen_by_name(mls_root, data, tmp_path):
     polish = load_corpus("demo-mls-smoke", str(mls_root), languages=("polish",))
-    assert list(polish.tests) == ["test-polish"] and {u.language for u in polish.train + polish.dev} == {"polish"}
+    assert list(polish.tests) == ["test-polish"] and {
+        u.language for u in polish.train + polish.dev
+    } == {"polish"}
     for index, lang in enumerate(["nl", "pl", "pl", "nl"]):
         for name in ("train", "dev"):
             change_line(data / f"{name}.jsonl", index, lang=lang)
@@ -396,9 +487,13 @@ def test_languages_are_chosen_by_name(mls_root, data, tmp_path):
     shutil.copy(data / "test.jsonl", data / "test-pl.jsonl")
     change_line(data / "test-pl.jsonl", 0, lang="pl")
     corpus = load_corpus(str(data), "", languages=("pl",))
-    assert (len(corpus.train), len(corpus.dev), len(corpus.tests["test-pl"])) == (2, 2, 1) and len(corpus.tests) == 1
+    assert (len(corpus.train), len(corpus.dev), len(corpus.tests["test-pl"])) == (2, 2, 1) and len(
+        corpus.tests
+    ) == 1
     for where in ((str(data), ""), ("mls", str(mls_of(mls_root, tmp_path / "mls", "polish")))):
-        with pytest.raises(UserError, match=r"--languages klingon: the corpus has (nl, pl|polish)\."):
+        with pytest.raises(
+            UserError, match=r"--languages klingon: the corpus has (nl, pl|polish)\."
+        ):
             load_corpus(*where, languages=("klingon",))
     with pytest.raises(UserError, match="--languages klingon: the corpus has dutch, english"):
         load_corpus("demo-mls-smoke", str(mls_root), languages=("klingon",))
@@ -426,7 +521,9 @@ def test_a_language_does_not_vanish_from_manifests(data, name, how):
     wrong = f"{name} has no utterance in pl" if how == "no lines" else f"{name}: no utterance in pl"
     if name == "train" and how == "no text":
         utterances = load_corpus(str(data), "").train
-        with pytest.raises(UserError, match="nothing to learn from in pl: 10 of 30 .* without text"):
+        with pytest.raises(
+            UserError, match="nothing to learn from in pl: 10 of 30 .* without text"
+        ):
             trainable(utterances, 30.0)
         return
     for languages in ((), ("nl", "pl")):
@@ -448,7 +545,19 @@ def test_a_language_that_only_the_tests_have(data):
 
 
 def test_lang_is_a_name_and_no_path(data):
-    for lang in ("../../evil", "/tmp/x", "a/b", "..", ".", "a b", "x\x1b[2J", "x" * 300, ["nl"], 1.5, "nl\n"):
+    for lang in (
+        "../../evil",
+        "/tmp/x",
+        "a/b",
+        "..",
+        ".",
+        "a b",
+        "x\x1b[2J",
+        "x" * 300,
+        ["nl"],
+        1.5,
+        "nl\n",
+    ):
         change_line(data / "dev.jsonl", 2, lang=lang)
         with pytest.raises(UserError, match="dev.jsonl, line 3 has the lang .*no name") as caught:
             list_manifest(data / "dev.jsonl")
@@ -469,7 +578,9 @@ def test_where_languages_are_needed_it_is_said_what_a_line_needs(data):
     assert languages_of(load_corpus(str(data), "").dev) == ["nl", "pl"]
     change_line(data / "dev.jsonl", 1, lang=None)
     for languages in ((), ("pl",)):
-        with pytest.raises(UserError, match='1 of 38 .* no language, the first is dev-1.*a "lang", or none'):
+        with pytest.raises(
+            UserError, match='1 of 38 .* no language, the first is dev-1.*a "lang", or none'
+        ):
             load_corpus(str(data), "", languages=languages)
 
 
@@ -516,10 +627,15 @@ def test_archives_are_verified_before_they_are_unpacked(tmp_path):
 
 
 def test_archives_cannot_write_outside(tmp_path):
-    checksum = archive(tmp_path / "evil.tar.gz", {"../../escaped.txt": b"x", "LibriSpeech/dev-clean/a": b"x"})
+    checksum = archive(
+        tmp_path / "evil.tar.gz", {"../../escaped.txt": b"x", "LibriSpeech/dev-clean/a": b"x"}
+    )
     with pytest.raises(UserError, match="could not be fetched"):
         fetch_archive(
-            (tmp_path / "evil.tar.gz").as_uri(), checksum, tmp_path / "deep" / "root", "LibriSpeech/dev-clean"
+            (tmp_path / "evil.tar.gz").as_uri(),
+            checksum,
+            tmp_path / "deep" / "root",
+            "LibriSpeech/dev-clean",
         )
     assert not list(tmp_path.rglob("escaped.txt"))
 
@@ -548,13 +664,21 @@ def test_manifest(tmp_path, corpus):
         {"audio_filepath": "a b.flac", "text": "channel of a data frame", "channel": 0.0, "id": "tab\tand\x1b[31mred",
          "lang": "en"},
     ]  # fmt: skip
-    (tmp_path / "test.jsonl").write_bytes(("\ufeff" + "\r\n".join(map(json.dumps, lines)) + "\n\n").encode())
+    (tmp_path / "test.jsonl").write_bytes(
+        ("\ufeff" + "\r\n".join(map(json.dumps, lines)) + "\n\n").encode()
+    )
     corpus_here = load_corpus(str(tmp_path), "", scoring=True)
     first, second, third, fourth = corpus_here.tests["test"]
     assert third.duration == pytest.approx(first.duration - 0.5)
     assert first.text == "hello world" and first.duration == pytest.approx(corpus.train[0].duration)
-    assert second == Utterance("test-000002", str(tmp_path / "a b.flac"), "x", 0.5, 0.25, 0, "7", "s", "en")
-    assert (third.id, third.channel, third.session) == ("test-000004", None, str(tmp_path / "a b.flac"))
+    assert second == Utterance(
+        "test-000002", str(tmp_path / "a b.flac"), "x", 0.5, 0.25, 0, "7", "s", "en"
+    )
+    assert (third.id, third.channel, third.session) == (
+        "test-000004",
+        None,
+        str(tmp_path / "a b.flac"),
+    )
     assert (fourth.id, fourth.channel) == ("tab\\tand\\x1b[31mred", 0)
     assert list(corpus_here.missing["test"]) == ["test-000003"]
 
@@ -579,7 +703,20 @@ def test_a_broken_manifest_names_its_line(tmp_path, line):
 
 @pytest.mark.parametrize("key", ["duration", "offset", "channel"])
 @pytest.mark.parametrize(
-    "value", ["NaN", "Infinity", "-Infinity", "1e400", "-1", '"1"', '"x\\u001b"', "true", "[]", "{}", "1" + "0" * 400]
+    "value",
+    [
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "1e400",
+        "-1",
+        '"1"',
+        '"x\\u001b"',
+        "true",
+        "[]",
+        "{}",
+        "1" + "0" * 400,
+    ],
 )
 def test_numbers_that_make_no_sense_cost_one_utterance(tmp_path, key, value):
     line = '{"audio_filepath": "a.wav", "text": "x", "duration": 1'
@@ -593,14 +730,28 @@ def test_numbers_that_make_no_sense_cost_one_utterance(tmp_path, key, value):
 @pytest.mark.parametrize("key, value", [("duration", 0), ("channel", 0.5)])
 def test_other_numbers_that_make_no_sense(tmp_path, key, value):
     write_lines(tmp_path / "m.jsonl", [{"audio_filepath": "a.wav", "text": "x", key: value}])
-    assert f"line 1: there cannot be {key} {value}" in list_manifest(tmp_path / "m.jsonl")[1]["m-000001"]
+    assert (
+        f"line 1: there cannot be {key} {value}"
+        in list_manifest(tmp_path / "m.jsonl")[1]["m-000001"]
+    )
 
 
 @pytest.mark.parametrize(
-    "encoding, line", [("latin-1", 2), ("utf-16", 1), ("utf-16-le", 1), ("utf-16-be", 1), ("cp1252", 2), ("utf-32", 1)]
+    "encoding, line",
+    [
+        ("latin-1", 2),
+        ("utf-16", 1),
+        ("utf-16-le", 1),
+        ("utf-16-be", 1),
+        ("cp1252", 2),
+        ("utf-32", 1),
+    ],
 )
 def test_manifests_in_another_encoding_name_file_and_line(data, encoding, line):
-    entries = ['{"audio_filepath": "train0.flac", "text": "x"}', '{"audio_filepath": "train1.flac", "text": "naïve"}']
+    entries = [
+        '{"audio_filepath": "train0.flac", "text": "x"}',
+        '{"audio_filepath": "train1.flac", "text": "naïve"}',
+    ]
     (data / "train.jsonl").write_bytes("\n".join(entries).encode(encoding))
     with pytest.raises(UserError, match=rf"train.jsonl, line {line} is not UTF-8: save the file"):
         load_corpus(str(data), "")

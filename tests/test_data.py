@@ -10,16 +10,28 @@ import pytest
 import soundfile
 import torch
 
-from common.corpora import Utterance
-from common.data import MicroBatch, evaluation_batches, loader, make_batch, plan_epoch, read_one, sample_waves, say_once
 from common.features import read_audio
-from common.flags import RunConfig
+from common.running.batches import (
+    MicroBatch,
+    evaluation_batches,
+    loader,
+    make_batch,
+    plan_epoch,
+    read_one,
+    sample_waves,
+    say_once,
+)
+from common.running.corpora import Utterance
+from common.running.flags import RunConfig
 
 
 def made_up(n: int, seed: int = 0) -> list[Utterance]:
     """Durations like LibriSpeech's: 1 to 17 s, most of them long."""
     rng = random.Random(seed)
-    return [Utterance(f"u{i}", "", "x", 1 + 16 * rng.betavariate(3, 1.5), session=f"s{i // 20}") for i in range(n)]
+    return [
+        Utterance(f"u{i}", "", "x", 1 + 16 * rng.betavariate(3, 1.5), session=f"s{i // 20}")
+        for i in range(n)
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------------- the plan
@@ -34,16 +46,25 @@ def test_every_utterance_once_per_epoch_and_the_same_updates_for_all_ranks_and_m
     utterances = made_up(1500)
 
     def updates(batch_seconds, ranks):
-        plans = [plan_epoch(utterances, epoch, 1, 400, batch_seconds, rank, ranks) for rank in range(ranks)]
-        assert len({len(plan) for plan in plans}) == 1  # the same number of micro-batches on every rank
-        assert all([p.ends_update for p in plan] == [p.ends_update for p in plans[0]] for plan in plans)
+        plans = [
+            plan_epoch(utterances, epoch, 1, 400, batch_seconds, rank, ranks)
+            for rank in range(ranks)
+        ]
+        assert (
+            len({len(plan) for plan in plans}) == 1
+        )  # the same number of micro-batches on every rank
+        assert all(
+            [p.ends_update for p in plan] == [p.ends_update for p in plans[0]] for plan in plans
+        )
         for part in (part for plan in plans for part in plan):
             padded = len(part.utterances) * max((u.duration for u in part.utterances), default=0)
             assert len(part.utterances) == 1 or padded <= batch_seconds
         held: dict[int, set[str]] = {}
         for part in (part for plan in plans for part in plan):
             held.setdefault(part.update, set()).update(ids([part]))
-        assert sorted(name for update in held.values() for name in update) == sorted(u.id for u in utterances)
+        assert sorted(name for update in held.values() for name in update) == sorted(
+            u.id for u in utterances
+        )
         return held
 
     assert updates(500, 1) == updates(100, 1) == updates(60, 3) == updates(500, 4)
@@ -58,14 +79,28 @@ def test_updates_are_of_equal_length_and_in_another_order_every_epoch():
     first = [u.duration for part in plans[0] for u in part.utterances]
     assert first == sorted(first)
     assert ids(plans[1]) != ids(plans[2])
-    assert plan_epoch(utterances, 2, 1, 400, 1e9) == plans[2] != plan_epoch(utterances, 2, 7, 400, 1e9)
-    assert len({frozenset(ids([part])) for part in plans[1]} & {frozenset(ids([part])) for part in plans[2]}) == 0
+    assert (
+        plan_epoch(utterances, 2, 1, 400, 1e9) == plans[2] != plan_epoch(utterances, 2, 7, 400, 1e9)
+    )
+    assert (
+        len(
+            {frozenset(ids([part])) for part in plans[1]}
+            & {frozenset(ids([part])) for part in plans[2]}
+        )
+        == 0
+    )
 
 
 def test_languages_in_proportion_to_a_power_of_their_seconds():
     languages = {"a": 800, "b": 100, "c": 20}
-    utterances = [replace(u, id=f"{name}{u.id}", language=name) for name, n in languages.items() for u in made_up(n)]
-    seconds = {name: sum(u.duration for u in utterances if u.language == name) for name in languages}
+    utterances = [
+        replace(u, id=f"{name}{u.id}", language=name)
+        for name, n in languages.items()
+        for u in made_up(n)
+    ]
+    seconds = {
+        name: sum(u.duration for u in utterances if u.language == name) for name in languages
+    }
     for power in (0.5, 0.0):
         plan = plan_epoch(utterances, 3, 1, 400, 1e9, language_power=power)
         taken = [u for part in plan for u in part.utterances]
@@ -80,7 +115,9 @@ def test_languages_in_proportion_to_a_power_of_their_seconds():
         assert ids(plan) != ids(plan_epoch(utterances, 4, 1, 400, 1e9, language_power=power))
         halves = [plan_epoch(utterances, 3, 1, 400, 1e9, rank, 2, power) for rank in (0, 1)]
         assert Counter(ids(halves[0] + halves[1])) == counts
-    assert plan_epoch(utterances, 3, 1, 400, 1e9, language_power=1.0) == plan_epoch(utterances, 3, 1, 400, 1e9)
+    assert plan_epoch(utterances, 3, 1, 400, 1e9, language_power=1.0) == plan_epoch(
+        utterances, 3, 1, 400, 1e9
+    )
 
 
 def test_little_padding():
@@ -93,12 +130,18 @@ def test_little_padding():
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_scoring_sees_every_utterance_exactly_once(ranks):
     utterances = made_up(100)
-    seen = [name for rank in range(ranks) for name in ids(evaluation_batches(utterances, 60, rank, ranks))]
+    seen = [
+        name
+        for rank in range(ranks)
+        for name in ids(evaluation_batches(utterances, 60, rank, ranks))
+    ]
     assert sorted(seen) == sorted(u.id for u in utterances)
     assert evaluation_batches([], 60) == []
     plan = evaluation_batches([*utterances, Utterance("very long", "", "x", 900.0)], 60)
     assert all(len(p.utterances) * p.utterances[-1].duration <= 60 for p in plan[:-1])
-    assert len(plan) < 25 and ids(plan[-1:]) == ["very long"]  # one long recording does not make all batches small
+    assert len(plan) < 25 and ids(plan[-1:]) == [
+        "very long"
+    ]  # one long recording does not make all batches small
 
 
 # ---------------------------------------------------------------------------------------------------------- the loader
@@ -123,7 +166,10 @@ def utterances(tmp_path) -> list[Utterance]:
         soundfile.write(tmp_path / f"{i}.flac", torch.rand(1600 * (i + 1)).numpy() - 0.5, 16000)
     (tmp_path / "2.flac").write_bytes(b"no audio")
     texts = ["a", "bb", "c", "", "e" * 99, "f", "g", "h"]
-    return [Utterance(f"u{i}", str(tmp_path / f"{i}.flac"), text, (i + 1) / 10) for i, text in enumerate(texts)]
+    return [
+        Utterance(f"u{i}", str(tmp_path / f"{i}.flac"), text, (i + 1) / 10)
+        for i, text in enumerate(texts)
+    ]
 
 
 def encode(text: str) -> list[int]:
@@ -142,8 +188,19 @@ def read(config, utterances, **options):
 def test_batches_to_learn_from(config, utterances):
     batch = read(config, utterances, encode=encode, fits=fits)
     assert [u.id for u in batch.utterances] == ["u0", "u1", "u3", "u5", "u6", "u7"]
-    assert list(batch.bad) == ["u2"] and "2.flac cannot be read" in batch.bad["u2"] and batch.infeasible == 1
-    assert batch.samples.tolist() == [1600, 3200, 6400, 9600, 11200, 12800] and batch.waves.shape == (6, 12800)
+    assert (
+        list(batch.bad) == ["u2"]
+        and "2.flac cannot be read" in batch.bad["u2"]
+        and batch.infeasible == 1
+    )
+    assert batch.samples.tolist() == [
+        1600,
+        3200,
+        6400,
+        9600,
+        11200,
+        12800,
+    ] and batch.waves.shape == (6, 12800)
     assert batch.targets.tolist() == [[97, 0], [98, 98], [0, 0], [102, 0], [103, 0], [104, 0]]
     assert batch.target_lengths.tolist() == [1, 2, 0, 1, 1, 1]
     for wave, size, utterance in zip(batch.waves, batch.samples, batch.utterances, strict=True):
@@ -154,7 +211,11 @@ def test_batches_to_score(config, utterances):
     """Without labels, at the speed they were spoken at, and whatever their transcripts say."""
     batch = read(replace(config, speeds=(2.0,)), utterances)
     assert [u.id for u in batch.utterances] == ["u0", "u1", "u3", "u4", "u5", "u6", "u7"]
-    assert batch.targets.shape == (7, 0) and not batch.target_lengths.any() and batch.samples[0] == 1600
+    assert (
+        batch.targets.shape == (7, 0)
+        and not batch.target_lengths.any()
+        and batch.samples[0] == 1600
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -194,11 +255,18 @@ def test_what_is_drawn_depends_on_the_utterance_and_the_epoch_alone(config, utte
 
     def samples(config, plan):
         batches = [*loader(plan, config, encode, fits)]
-        return {(b.plan.epoch, u.id): n for b in batches for u, n in zip(b.utterances, b.samples.tolist(), strict=True)}
+        return {
+            (b.plan.epoch, u.id): n
+            for b in batches
+            for u, n in zip(b.utterances, b.samples.tolist(), strict=True)
+        }
 
     def all_of(seconds, ranks, config=config):
         plans = [
-            part for e in range(4) for r in range(ranks) for part in plan_epoch(utterances, e, 1, 2, seconds, r, ranks)
+            part
+            for e in range(4)
+            for r in range(ranks)
+            for part in plan_epoch(utterances, e, 1, 2, seconds, r, ranks)
         ]
         return samples(config, plans)
 
@@ -223,7 +291,9 @@ def test_an_update_may_be_a_random_sample():
     plans = [plan_epoch(utterances, epoch, 1, 400, 1e9, by_length=False) for epoch in (0, 1)]
     assert ids(plans[0]) != ids(plans[1])
     for name, plan in (("random", plans[0]), ("sorted", plan_epoch(utterances, 0, 1, 400, 1e9))):
-        assert sorted(u.id for part in plan for u in part.utterances) == sorted(u.id for u in utterances)
+        assert sorted(u.id for part in plan for u in part.utterances) == sorted(
+            u.id for u in utterances
+        )
         means[name] = [fmean(u.duration for u in part.utterances) for part in plan]
     assert stdev(means["random"]) < stdev(means["sorted"]) / 3
 
@@ -231,7 +301,9 @@ def test_an_update_may_be_a_random_sample():
 def test_batches_come_in_the_order_of_the_plan(config, utterances):
     plan = plan_epoch(utterances, 1, 1, 0.5, 0.3)
     for workers in (0, 2):
-        assert [batch.plan for batch in loader(plan, replace(config, workers=workers), encode, fits)] == plan
+        assert [
+            batch.plan for batch in loader(plan, replace(config, workers=workers), encode, fits)
+        ] == plan
 
 
 def test_one_utterance(config, utterances):
@@ -242,10 +314,19 @@ def test_one_utterance(config, utterances):
 
 def test_a_sample_of_waves(config, utterances):
     first, again, other = (
-        [len(wave) for wave in sample_waves(utterances, replace(config, seed=seed), 4)] for seed in (1, 1, 2)
+        [len(wave) for wave in sample_waves(utterances, replace(config, seed=seed), 4)]
+        for seed in (1, 1, 2)
     )
     assert first == again != other and 3 <= len(first) <= 4
-    assert sorted(map(len, sample_waves(utterances, config))) == [1600, 3200, 6400, 8000, 9600, 11200, 12800]
+    assert sorted(map(len, sample_waves(utterances, config))) == [
+        1600,
+        3200,
+        6400,
+        8000,
+        9600,
+        11200,
+        12800,
+    ]
 
 
 def test_nothing_to_put_together():

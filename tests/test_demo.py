@@ -20,15 +20,33 @@ import soundfile
 import torch
 
 from common import demo
-from common.corpora import MLS_LANGUAGES, load_corpus
-from common.demo import SHARD, SIZES, build, build_model, grammar, languages, multilingual, plan_utterances
+from common.demo import (
+    SHARD,
+    SIZES,
+    build,
+    build_model,
+    grammar,
+    languages,
+    multilingual,
+    plan_utterances,
+)
 from common.demo.__main__ import main, read
 from common.demo.building import run_speech, speak
 from common.demo.speakers import ACCENTS, NEW_SPEAKERS, SPEAKERS
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
-from common.demo.words import CUES, ONE_HOMOPHONE, PAIRS, SCENES, SECOND, TWIN, TWO_HOMOPHONES, USUAL
-from common.flags import UserError
+from common.demo.words import (
+    CUES,
+    ONE_HOMOPHONE,
+    PAIRS,
+    SCENES,
+    SECOND,
+    TWIN,
+    TWO_HOMOPHONES,
+    USUAL,
+)
+from common.running.corpora import MLS_LANGUAGES, load_corpus
+from common.running.flags import UserError
 from common.text import WordPiece, normalise
 
 HELD_OUT, TRAINING = ["dev-clean", "test-clean", "test-other"], ["train-000", "train-001"]
@@ -63,7 +81,9 @@ def tiny(monkeypatch):
 def test_the_world_is_as_large_as_promised():
     assert len(CUES) >= 240 and len(PAIRS) >= 20 and len(SPEAKERS + NEW_SPEAKERS) >= 40
     assert {s.voice for s in SPEAKERS}.isdisjoint(s.voice for s in NEW_SPEAKERS)
-    assert sum(len(words) for slots in SCENES.values() for words in slots.values()) == len(CUES)  # a scene for each
+    assert sum(len(words) for slots in SCENES.values() for words in slots.values()) == len(
+        CUES
+    )  # a scene for each
     assert SIZES[False]["text"] >= 20 * SHARD * demo.HOURS / demo.SHARD_HOURS
     for subset in ("test-clean", "test-other"):
         spoken = " ".join(sentences(subset, SIZES[False][subset])).split()
@@ -75,28 +95,55 @@ def test_only_the_scene_tells_twins_apart():
         assert {USUAL[a], SECOND[a]}.isdisjoint({USUAL[b], SECOND[b]})
     words = " ".join(sentences("train-000", 700)).split()
     counts = [(words.count(a), words.count(b)) for a, b in PAIRS]
-    assert sum(map(max, counts)) / sum(map(sum, counts)) <= 0.65  # right by always choosing the more frequent twin
+    assert (
+        sum(map(max, counts)) / sum(map(sum, counts)) <= 0.65
+    )  # right by always choosing the more frequent twin
     text = " ".join(sentences("text", 5000)).split()
     assert all(0.6 < text.count(a) / text.count(b) < 1.6 for a, b in PAIRS)
 
 
 def test_twins_have_equal_phonemes_in_every_sentence_pattern_and_accent():
-    fillers = {"d": "the", "person": "baker", "verb": "waited", "place": "garden", "adjective": "old"}
+    fillers = {
+        "d": "the",
+        "person": "baker",
+        "verb": "waited",
+        "place": "garden",
+        "adjective": "old",
+    }
     carriers, questions = [], []
-    for accent, pattern, (a, b) in itertools.product(ACCENTS, ONE_HOMOPHONE + TWO_HOMOPHONES, PAIRS):
+    for accent, pattern, (a, b) in itertools.product(
+        ACCENTS, ONE_HOMOPHONE + TWO_HOMOPHONES, PAIRS
+    ):
         carriers.append((accent, pattern, a))
         questions += [(accent, pattern.format(h=word, **fillers)) for word in (a, b)]
     phonemes = json.loads(run_speech({"phonemes": questions}))
-    wrong = [c for c, left, right in zip(carriers, phonemes[::2], phonemes[1::2], strict=True) if left != right]
+    wrong = [
+        c
+        for c, left, right in zip(carriers, phonemes[::2], phonemes[1::2], strict=True)
+        if left != right
+    ]
     assert not wrong and len(set(phonemes)) > len(PAIRS) * len(ONE_HOMOPHONE + TWO_HOMOPHONES)
 
 
 def test_twins_sound_identical_from_fresh_processes(tmp_path):
-    how = {"pitch": 50, "rate": 180, "snr": 20, "level": -25, "reverberation": 0.2, "noise": 1, "frames": 1}
+    how = {
+        "pitch": 50,
+        "rate": 180,
+        "snr": 20,
+        "level": -25,
+        "reverberation": 0.2,
+        "noise": 1,
+        "frames": 1,
+    }
     spoken = []
     for side in (0, 1):
         job = [
-            how | {"path": f"{tmp_path}/{side}-{i}.flac", "voice": voice, "text": f"the cook had the {pair[side]}"}
+            how
+            | {
+                "path": f"{tmp_path}/{side}-{i}.flac",
+                "voice": voice,
+                "text": f"the cook had the {pair[side]}",
+            }
             for i, (voice, pair) in enumerate(itertools.product(ACCENTS, PAIRS))
         ]
         run_speech({"utterances": job})
@@ -116,9 +163,14 @@ def test_version_1_is_frozen(world):
     """What is said, by whom and how it is recorded: results in RESULTS.md are of the world with this digest."""
     assert demo.VERSION == 1
     pieces = (world / "bert-a" / "vocab.txt").read_text().split()
-    subsets = {"train-000": SHARD, "train-001": SHARD} | {subset: SIZES[True][subset] for subset in HELD_OUT}
+    subsets = {"train-000": SHARD, "train-001": SHARD} | {
+        subset: SIZES[True][subset] for subset in HELD_OUT
+    }
     planned = [plan_utterances(0, subset, count, pieces) for subset, count in subsets.items()]
-    texts = [(world / name).read_text() for name in ("text.txt", "bert-a/vocab.txt", "LibriSpeech/homophones.txt")]
+    texts = [
+        (world / name).read_text()
+        for name in ("text.txt", "bert-a/vocab.txt", "LibriSpeech/homophones.txt")
+    ]
     state = hashlib.sha256(json.dumps([texts, sentences("text-b", 1500), planned]).encode())
     assert state.hexdigest()[:16] == "62b25bd1e2abce54"
 
@@ -128,7 +180,11 @@ def test_layout_is_librispeech(world):
         lines = 0
         for transcript in (world / "LibriSpeech" / subset).glob("*/*/*.trans.txt"):
             speaker, chapter = transcript.parts[-3:-1]
-            assert transcript.name == f"{speaker}-{chapter}.trans.txt" and speaker.isdigit() and chapter.isdigit()
+            assert (
+                transcript.name == f"{speaker}-{chapter}.trans.txt"
+                and speaker.isdigit()
+                and chapter.isdigit()
+            )
             for i, line in enumerate(transcript.read_text().splitlines()):
                 name, text = line.split(" ", 1)
                 assert name == f"{speaker}-{chapter}-{i:04d}" and text == text.upper()
@@ -139,14 +195,20 @@ def test_layout_is_librispeech(world):
     pairs = (world / "LibriSpeech" / "homophones.txt").read_text().splitlines()
     assert pairs == [f"{a} {b}" for a, b in PAIRS]
     text = (world / "text.txt").read_text()
-    assert "\n\n" in text and sum(map(bool, text.splitlines())) == SIZES[True]["text"] and text == text.lower()
+    assert (
+        "\n\n" in text
+        and sum(map(bool, text.splitlines())) == SIZES[True]["text"]
+        and text == text.lower()
+    )
 
 
 def test_every_utterance_has_a_frame_for_every_label(world):
     tokenizer = WordPiece.from_vocabulary((world / "bert-a" / "vocab.txt").read_text().split())
     for group in (TRAINING, HELD_OUT):
         corpus = [u for subset in group for u in read(world / "LibriSpeech" / subset)]
-        ratios = [frames(samples) / frames_needed(tokenizer.encode(text)) for text, samples in corpus]
+        ratios = [
+            frames(samples) / frames_needed(tokenizer.encode(text)) for text, samples in corpus
+        ]
         assert min(ratios) >= 1 and 1.6 <= statistics.median(ratios) <= 2
 
 
@@ -156,11 +218,16 @@ def test_speech_is_neither_clipped_nor_silent_and_speakers_differ(world):
         for path in sorted((world / "LibriSpeech" / subset).rglob("*.flac")):
             samples, _ = soundfile.read(path)
             assert np.abs(samples).max() < 0.96 and -36 < 20 * np.log10(samples.std()) < -18
-            windows = np.lib.stride_tricks.sliding_window_view(samples, 512)[::256] * np.hanning(512)
+            windows = np.lib.stride_tricks.sliding_window_view(samples, 512)[::256] * np.hanning(
+                512
+            )
             spectrum = np.log(np.abs(np.fft.rfft(windows)).mean(0))[:64]
             spectra.setdefault(path.parts[-3], []).append(spectrum - spectrum.mean())
     means = [np.mean(of_one, 0) for of_one in spectra.values()]
-    assert len(means) > 30 and min(np.abs(a - b).max() for a, b in itertools.combinations(means, 2)) > 0.1
+    assert (
+        len(means) > 30
+        and min(np.abs(a - b).max() for a, b in itertools.combinations(means, 2)) > 0.1
+    )
 
 
 def test_growing_keeps_what_exists(tiny, tmp_path):
@@ -170,7 +237,9 @@ def test_growing_keeps_what_exists(tiny, tmp_path):
     assert first == grown[: len(first)] == ["train-000"] and grown == TRAINING
     after = contents(tmp_path)
     assert after.items() > before.items() and not any("partial" in path for path in after)
-    assert build(tmp_path, hours=0.05, small=True, progress=False) == first  # less: nothing is built or removed
+    assert (
+        build(tmp_path, hours=0.05, small=True, progress=False) == first
+    )  # less: nothing is built or removed
     assert contents(tmp_path) == after
 
 
@@ -181,7 +250,9 @@ def test_seed_decides_every_byte(world, tmp_path):
         planned = plan_utterances(seed, "train-001", 100, pieces)[:30]
         for u in planned:
             (tmp_path / str(seed) / u["path"]).parent.mkdir(parents=True, exist_ok=True)
-        run_speech({"utterances": [u | {"path": str(tmp_path / str(seed) / u["path"])} for u in planned]})
+        run_speech(
+            {"utterances": [u | {"path": str(tmp_path / str(seed) / u["path"])} for u in planned]}
+        )
         shards[seed] = contents(tmp_path / str(seed))
     built = contents(world / "LibriSpeech" / "train-001")
     assert len(shards[0]) == 30 and shards[0].items() <= built.items()
@@ -206,7 +277,10 @@ def test_killed_build_leaves_nothing_half_written(tiny, tmp_path):
 
 def test_two_builds_at_once(tiny, tmp_path):
     command = tiny + "demo.build(sys.argv[1], 0.05, small=True, progress=False)"
-    both = [subprocess.Popen([sys.executable, "-c", command, str(tmp_path / "both")], cwd=ROOT) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", command, str(tmp_path / "both")], cwd=ROOT)
+        for _ in range(2)
+    ]
     build(tmp_path / "alone", 0.05, small=True, progress=False)
     assert [process.wait() for process in both] == [0, 0]
     assert contents(tmp_path / "both") == contents(tmp_path / "alone")
@@ -228,7 +302,11 @@ def test_command_line(world, capsys):
     command = ["--hours", "0.1", "--small", "--out", str(world)]
     main(command)
     out = capsys.readouterr().out
-    assert re.search(r"train +200 +6\.\d", out) and "25 homophone pairs" in out and f"it is in {world}" in out
+    assert (
+        re.search(r"train +200 +6\.\d", out)
+        and "25 homophone pairs" in out
+        and f"it is in {world}" in out
+    )
     with pytest.raises(SystemExit, match="error: .* another demo world"):
         main([*command, "--seed", "1"])
 
@@ -239,18 +317,26 @@ def test_vocabulary(world, monkeypatch):
 
     tokenizer = AutoTokenizer.from_pretrained(world / "bert-a")
     pieces = (world / "bert-a" / "vocab.txt").read_text().split()
-    assert len(tokenizer) == len(pieces) == len(set(pieces)) and tokenizer.mask_token_id == pieces.index("[MASK]")
+    assert len(tokenizer) == len(pieces) == len(
+        set(pieces)
+    ) and tokenizer.mask_token_id == pieces.index("[MASK]")
     assert all(tokenizer.tokenize(word) == [word] for word in TWIN)
     text = [line for line in (world / "text.txt").read_text().splitlines() if line]
-    assert tokenizer.unk_token_id not in {i for ids in tokenizer(text[:300])["input_ids"] for i in ids}
+    assert tokenizer.unk_token_id not in {
+        i for ids in tokenizer(text[:300])["input_ids"] for i in ids
+    }
     foreign = "the jazz quiz didn't vex my foxglove"
     expected, ours = tokenizer.tokenize(foreign), WordPiece.from_vocabulary(pieces)
-    assert [p for p in expected if p != "'"] == [p for w in foreign.replace("'", " ").split() for p in ours.split(w)]
+    assert [p for p in expected if p != "'"] == [
+        p for w in foreign.replace("'", " ").split() for p in ours.split(w)
+    ]
 
 
 def test_importing_the_builder_is_light():
     code = "import common.demo, sys; print({'torch', 'transformers', 'espeakng_loader', 'numpy'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "set()"
 
 
@@ -262,12 +348,24 @@ def test_the_grammars_are_small_and_their_phrases_normalised():
     assert list(multilingual.TRAIN.values()) == sorted(multilingual.TRAIN.values(), reverse=True)
     voices = set()
     for name, language in languages.LANGUAGES.items():
-        groups = [language.persons, language.places, language.times, *itertools.chain.from_iterable(language.scenes)]
+        groups = [
+            language.persons,
+            language.places,
+            language.times,
+            *itertools.chain.from_iterable(language.scenes),
+        ]
         assert [len(group) for group in groups] == [16, 12, 6, *[4] * 8]
         phrases = list(itertools.chain.from_iterable(groups))
-        assert len(set(phrases)) == len(phrases) == 66 and all(normalise(phrase) == phrase for phrase in phrases)
-        known, new = multilingual.speakers_of(name, new=False), multilingual.speakers_of(name, new=True)
-        assert {s.voice for s in known}.isdisjoint(s.voice for s in new) and len({s.id for s in known + new}) == 64
+        assert len(set(phrases)) == len(phrases) == 66 and all(
+            normalise(phrase) == phrase for phrase in phrases
+        )
+        known, new = (
+            multilingual.speakers_of(name, new=False),
+            multilingual.speakers_of(name, new=True),
+        )
+        assert {s.voice for s in known}.isdisjoint(s.voice for s in new) and len(
+            {s.id for s in known + new}
+        ) == 64
         voices |= {s.id for s in known + new}
     assert len(voices) == 8 * 64
 
@@ -277,7 +375,12 @@ def test_no_held_out_sentence_of_any_language_was_ever_seen(mls_root):
         drawn = {split: list(itertools.chain.from_iterable(languages.take(0, split, language, 200)))
                  for split in ("dev", "test")}  # fmt: skip
         assert len(set(drawn["dev"] + drawn["test"])) == 400
-        seen = {s for split in ("train", "text") for d in languages.take(0, split, language, 6000) for s in d}
+        seen = {
+            s
+            for split in ("train", "text")
+            for d in languages.take(0, split, language, 6000)
+            for s in d
+        }
         assert seen.isdisjoint(drawn["dev"] + drawn["test"])
     world = mls_root / "demo-mls-smoke"
     text = [line for line in (world / "text.txt").read_text().splitlines() if line]
@@ -304,8 +407,14 @@ def test_the_multilingual_layout_is_that_of_openslr(mls_root):
         for name, address, start, end in segments:
             speaker, book, number = name.split("_")
             info = soundfile.info(subset / "audio" / speaker / book / f"{name}.flac")
-            assert abs(float(end) - float(start) - info.duration) < 0.011 and address.endswith(f"{book}.mp3")
-            assert number.isdigit() and (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
+            assert abs(float(end) - float(start) - info.duration) < 0.011 and address.endswith(
+                f"{book}.mp3"
+            )
+            assert number.isdigit() and (info.samplerate, info.channels, info.subtype) == (
+                16000,
+                1,
+                "PCM_16",
+            )
             assert 2 < info.duration < 9
         assert len(list(subset.rglob("*.flac"))) == len(rows)
 
@@ -313,7 +422,9 @@ def test_the_multilingual_layout_is_that_of_openslr(mls_root):
 def test_command_line_of_the_multilingual_world(mls_root, capsys):
     main(["--world", "mls", "--small", "--out", str(mls_root / "demo-mls-smoke")])
     out = capsys.readouterr().out
-    assert re.search(r"english +30, 2\.\d +4, 0\.\d +6, 0\.\d\n", out) and len(out.splitlines()) == 10
+    assert (
+        re.search(r"english +30, 2\.\d +4, 0\.\d +6, 0\.\d\n", out) and len(out.splitlines()) == 10
+    )
     with pytest.raises(SystemExit, match="error: .* another demo world"):
         main(["--world", "mls", "--out", str(mls_root / "demo-mls-smoke")])
 
@@ -322,7 +433,12 @@ def test_a_language_is_built_alone_with_the_same_bytes(mls_root, tmp_path):
     assert multilingual.build(tmp_path, ["polish"], small=True, progress=False) == ["polish"]
     built = contents(tmp_path)
     assert built.items() <= contents(mls_root / "demo-mls-smoke").items()
-    assert {path.split("/")[0] for path in built} == {"mls_polish", "text.txt", "english.txt", "world.json"}
+    assert {path.split("/")[0] for path in built} == {
+        "mls_polish",
+        "text.txt",
+        "english.txt",
+        "world.json",
+    }
     with pytest.raises(UserError, match="no klingon: it has english"):
         multilingual.build(tmp_path, ["klingon"], small=True)
     with pytest.raises(UserError, match="another demo world"):
@@ -341,7 +457,9 @@ def test_models_are_hugging_face_folders(root):
         before = (folder / "model.safetensors").stat().st_mtime_ns
         assert build_model(root / "demo-smoke", name, small=True) == folder  # built once
         assert (folder / "model.safetensors").stat().st_mtime_ns == before
-        model = (AutoModelForCausalLM if name == "lm" else AutoModelForMaskedLM).from_pretrained(folder)
+        model = (AutoModelForCausalLM if name == "lm" else AutoModelForMaskedLM).from_pretrained(
+            folder
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         assert len(tokenizer) == model.config.vocab_size
         if name == "lm":
@@ -359,16 +477,22 @@ def test_the_full_teacher_has_eight_layers_and_grows(root):
     recipe = pretraining.RECIPES["bert-a"]._replace(dim=16, steps=6, grow=4, tokens=100)
     vocabulary = (root / "demo-smoke" / "bert-a" / "vocab.txt").read_text().split()
     conversations = pretraining.read_conversations(root / "demo-smoke" / "text.txt", vocabulary)
-    model = pretraining.train("bert-a", recipe, len(vocabulary), conversations, random.Random(0), progress=False)
+    model = pretraining.train(
+        "bert-a", recipe, len(vocabulary), conversations, random.Random(0), progress=False
+    )
     assert len(model.bert.encoder.layer) == 8
     shallow = pretraining.bert(recipe._replace(layers=4), 20)
     deep = pretraining.stack(shallow, pretraining.bert(recipe, 20))
     for i, layer in enumerate(deep.bert.encoder.layer):
-        for one, two in zip(layer.parameters(), shallow.bert.encoder.layer[i % 4].parameters(), strict=True):
+        for one, two in zip(
+            layer.parameters(), shallow.bert.encoder.layer[i % 4].parameters(), strict=True
+        ):
             assert torch.equal(one, two)
 
 
-def test_the_multilingual_models_share_a_tokenizer_that_writes_every_text_as_it_is(mls_root, mls_model):
+def test_the_multilingual_models_share_a_tokenizer_that_writes_every_text_as_it_is(
+    mls_root, mls_model
+):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from common.demo import llama
@@ -378,12 +502,25 @@ def test_the_multilingual_models_share_a_tokenizer_that_writes_every_text_as_it_
     texts += [u.text for u in load_corpus("demo-mls-smoke", str(mls_root)).dev]
     ids = tokenizer(texts)["input_ids"]
     assert [tokenizer.decode(row, skip_special_tokens=True) for row in ids] == texts
-    special = [tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    special = [
+        tokenizer.unk_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    ]
     assert special == [0, 1, 2, 3] and min(min(row) for row in ids) > 3 and tokenizer.is_fast
     for name in ("lm-s", "lm-english"):
         model = AutoModelForCausalLM.from_pretrained(mls_model(name))
-        assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(mls_model(name))) == llama.PIECES
-        assert (model.config.bos_token_id, model.config.eos_token_id, model.config.pad_token_id) == (1, 2, 3)
+        assert (
+            model.config.vocab_size
+            == len(AutoTokenizer.from_pretrained(mls_model(name)))
+            == llama.PIECES
+        )
+        assert (
+            model.config.bos_token_id,
+            model.config.eos_token_id,
+            model.config.pad_token_id,
+        ) == (1, 2, 3)
     with pytest.raises(UserError, match="it has lm-m, lm-s, lm-l"):
         multilingual.build_model(mls_root / "demo-mls-smoke", "lm", small=True)
 
@@ -396,9 +533,13 @@ def test_texts_read_again():
     stretched = [pretraining.stretch(text, [99], 0, rng) for _ in range(200)]
     kept = [[i for i, _ in itertools.groupby(i for i in ids if i)] for ids in stretched]
     assert statistics.mean(map(len, stretched)) == pytest.approx(50 * 0.95 * 1.9, rel=0.03)
-    assert statistics.mean(i == 99 for ids in kept for i in ids) == pytest.approx(0.05 / 0.95, rel=0.3)
+    assert statistics.mean(i == 99 for ids in kept for i in ids) == pytest.approx(
+        0.05 / 0.95, rel=0.3
+    )
     assert statistics.mean(len(ids) for ids in kept) == pytest.approx(47.5, rel=0.02)
-    assert all([i for i in ids if i != 99] == sorted(i for i in ids if i != 99) for ids in kept)  # in order
+    assert all(
+        [i for i in ids if i != 99] == sorted(i for i in ids if i != 99) for ids in kept
+    )  # in order
 
 
 def test_no_loss_at_what_is_read(mls_model):
@@ -412,7 +553,9 @@ def test_no_loss_at_what_is_read(mls_model):
     log_probs = [model(torch.tensor([ids])).logits[0].log_softmax(-1) for _, ids in rows]
     expected = [-log_probs[0][i][x] for i, x in ((3, 10), (4, 11), (5, 2))]
     expected += [-log_probs[1][i][x] for i, x in ((0, 12), (1, 2))]
-    assert pretraining.causal_loss(model, rows).item() == pytest.approx(sum(expected).item() / 5, rel=1e-5)
+    assert pretraining.causal_loss(model, rows).item() == pytest.approx(
+        sum(expected).item() / 5, rel=1e-5
+    )
 
 
 def test_a_causal_model_of_any_family_is_trained():
@@ -426,7 +569,9 @@ def test_a_causal_model_of_any_family_is_trained():
     rows = [(0, [2, *text, 3]) for text in texts]
     losses = []
     for steps in (0, 40):
-        model = pretraining.train_causal(config, texts, steps, seed=1, again=0.5, blank=1, tokens=60, lr=1e-2)
+        model = pretraining.train_causal(
+            config, texts, steps, seed=1, again=0.5, blank=1, tokens=60, lr=1e-2
+        )
         losses.append(pretraining.causal_loss(model, rows).item())
         assert type(model).__name__ == "GPTNeoXForCausalLM" and not model.training
     assert losses[1] < 0.5 < losses[0]
@@ -443,7 +588,9 @@ def test_pretraining_teaches(root, tmp_path):
     untrained = AutoModelForMaskedLM.from_config(trained.config).eval()
     dev = read(root / "demo-smoke" / "LibriSpeech" / "dev-clean")
     (tmp_path / "dev.txt").write_text("\n".join(text for text, _ in dev))
-    sentences = pretraining.read_conversations(tmp_path / "dev.txt", (folder / "vocab.txt").read_text().split())
+    sentences = pretraining.read_conversations(
+        tmp_path / "dev.txt", (folder / "vocab.txt").read_text().split()
+    )
     ids = pretraining.draw(sentences, 2000, random.Random(0), whole=False)
     losses = []
     for model in (trained, untrained):
@@ -470,9 +617,13 @@ def test_the_seed_decides_every_byte_of_a_model(root, tmp_path):
 def test_a_killed_pretraining_leaves_no_model(tmp_path):
     code = "from common import demo; demo.build_model('demo-smoke', 'lm', small=True)"
     process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
     )
-    while not (tmp_path / "demo-smoke" / "bert-a" / "vocab.txt").exists() and process.poll() is None:
+    while (
+        not (tmp_path / "demo-smoke" / "bert-a" / "vocab.txt").exists() and process.poll() is None
+    ):
         time.sleep(0.01)
     time.sleep(2)  # it is importing or training
     process.kill()
@@ -484,7 +635,9 @@ def test_a_killed_pretraining_leaves_no_model(tmp_path):
 def test_a_build_that_is_terminated_clears_up(tiny, tmp_path):
     """SIGTERM, as a batch system sends it: as Ctrl-C, and no process goes on speaking."""
     command = tiny + "demo.build(sys.argv[1], 0.2, small=True, progress=False)"
-    process = subprocess.Popen([sys.executable, "-c", command, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE
+    )
     while process.poll() is None and not any(tmp_path.glob(".building-*/*/*/*")):
         time.sleep(0.01)
     process.terminate()

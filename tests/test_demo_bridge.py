@@ -8,20 +8,27 @@ import re
 import torch
 from transformers import AutoTokenizer, GPTNeoXForCausalLM, HubertModel
 
-from common.corpora import load_corpus
 from common.demo import spontaneous
 from common.demo.gpt import spoken
 from common.demo.grammar import split_of
 from common.demo.hubert import Recipe, configuration, k_means, loss_of, targets_of
 from common.demo.words import CUES, DETERMINERS, ONE_HOMOPHONE, TWIN, TWO_HOMOPHONES
 from common.features import LogMel, read_audio
+from common.running.corpora import load_corpus
 
 
 def test_how_people_talk(tmp_path):
     """Other words, nothing of dev or test in train, the same bytes when built again, and manifests that can be read."""
-    planned = {subset: spontaneous.plan(0, subset, count) for subset, count in spontaneous.SIZES[False].items()}
+    planned = {
+        subset: spontaneous.plan(0, subset, count)
+        for subset, count in spontaneous.SIZES[False].items()
+    }
     new = {word for slots in spontaneous.NEW.values() for word in slots.replace("/", " ").split()}
-    known = set(CUES) | set(TWIN) | set(re.findall(r"[a-z']+", " ".join(DETERMINERS + ONE_HOMOPHONE + TWO_HOMOPHONES)))
+    known = (
+        set(CUES)
+        | set(TWIN)
+        | set(re.findall(r"[a-z']+", " ".join(DETERMINERS + ONE_HOMOPHONE + TWO_HOMOPHONES)))
+    )
     assert len(new) == 60 and not new & known
     plain = {subset: {u["plain"] for u in some} for subset, some in planned.items()}
     assert not plain["train"] & (plain["dev"] | plain["test"]) and not plain["dev"] & plain["test"]
@@ -32,11 +39,17 @@ def test_how_people_talk(tmp_path):
     assert abs(others / (cues + others) - spontaneous.NEW_SHARE) < 0.03
     for folder in (tmp_path / "a", tmp_path / "b"):
         spontaneous.build(folder, small=True, progress=False)
-    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
-    assert len(files) == 72 + 5 and all(filecmp.cmp(tmp_path / "a" / f, tmp_path / "b" / f, False) for f in files)
+    files = sorted(
+        path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()
+    )
+    assert len(files) == 72 + 5 and all(
+        filecmp.cmp(tmp_path / "a" / f, tmp_path / "b" / f, False) for f in files
+    )
     corpus = load_corpus(str(tmp_path / "a"), "")
     assert (len(corpus.train), len(corpus.dev), len(corpus.tests["test"])) == (40, 12, 20)
-    assert [u.text for u in corpus.tests["test"]] == [u["text"] for u in spontaneous.plan(0, "test", 20)]
+    assert [u.text for u in corpus.tests["test"]] == [
+        u["text"] for u in spontaneous.plan(0, "test", 20)
+    ]
 
 
 def test_gpt_reads_how_people_talk_but_no_held_out_sentence():
@@ -59,7 +72,10 @@ def test_hubert_of_the_world(model):
     mask = torch.ones(2, 9000, dtype=torch.long)
     mask[1, 5000:], waves[1, 5000:] = 0, 0
     with torch.no_grad():
-        together, alone = network(waves, mask).last_hidden_state, network(waves[1:, :5000]).last_hidden_state
+        together, alone = (
+            network(waves, mask).last_hidden_state,
+            network(waves[1:, :5000]).last_hidden_state,
+        )
     torch.testing.assert_close(together[1, : alone.shape[1]], alone[0], atol=1e-5, rtol=1e-4)
 
 
@@ -93,8 +109,13 @@ def test_masked_prediction_of_clusters(root):
 
 def test_the_pieces_of_gpt_spell_every_text(root, model):
     tokenizer = AutoTokenizer.from_pretrained(model("gpt"))
-    lines = (root / "demo-smoke" / "text.txt").read_text().split("\n")[:500] + ["the boys' didn't 'tis", "zwq"]
-    for ids, line in zip(tokenizer(lines, add_special_tokens=False)["input_ids"], lines, strict=True):
+    lines = (root / "demo-smoke" / "text.txt").read_text().split("\n")[:500] + [
+        "the boys' didn't 'tis",
+        "zwq",
+    ]
+    for ids, line in zip(
+        tokenizer(lines, add_special_tokens=False)["input_ids"], lines, strict=True
+    ):
         assert tokenizer.decode(ids) == line and tokenizer.unk_token_id not in ids
     network = GPTNeoXForCausalLM.from_pretrained(model("gpt"))
     assert (network.config.bos_token_id, network.config.eos_token_id) == (

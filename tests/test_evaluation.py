@@ -10,14 +10,14 @@ import soundfile
 import torch
 from torch import nn
 
-from common.corpora import Corpus, Utterance
-from common.data import read_one
 from common.features import read_audio
-from common.flags import RunConfig, UserError
-from common.place import Place
 from common.running import decoding, evaluation, transcription
+from common.running.batches import read_one
+from common.running.corpora import Corpus, Utterance
 from common.running.decoding import Transcript, Word
+from common.running.flags import RunConfig, UserError
 from common.running.options import Search
+from common.running.process import Place
 
 CPU = Place(0, 1, torch.device("cpu"))
 WORDS = ["", "the", "night", "knight", "rides", "home", "sea", "see"]
@@ -42,7 +42,11 @@ class Echo(nn.Module):
     def __init__(self, has_times: bool = True, lm=lambda *_: object(), own: Search | None = None):
         super().__init__()
         self.decodes = decoding.Decoding(("greedy", "beam"), lm, own or Search())
-        self.weight, self.has_times, self.tokenizer = nn.Parameter(torch.ones(3)), has_times, "its tokenizer"
+        self.weight, self.has_times, self.tokenizer = (
+            nn.Parameter(torch.ones(3)),
+            has_times,
+            "its tokenizer",
+        )
 
     def transcribe(self, batch, place, beam=None, lm=None, lm_weight=0.0, bonus=1.0):
         assert not self.training and torch.is_inference_mode_enabled()
@@ -55,7 +59,9 @@ class Echo(nn.Module):
             words = [Word(WORDS[levels[a]], 0.1 * (a - 1), 0.1 * (b - 1)) for a, b in spans]
             words = words[: len(words) - (bonus < 1)]
             text = " ".join(word.text for word in words)
-            found.append(Transcript(text, words if self.has_times else None, {"pieces": 1, "lm": lm_weight}))
+            found.append(
+                Transcript(text, words if self.has_times else None, {"pieces": 1, "lm": lm_weight})
+            )
         return found
 
 
@@ -63,7 +69,9 @@ class Echo(nn.Module):
 def say(tmp_path):
     def spoken(name: str, text: str) -> Utterance:
         """0.3 s a word, with 0.2 s of silence behind it."""
-        parts = [np.r_[np.full(4800, WORDS.index(word) / 10), np.zeros(3200)] for word in text.split()]
+        parts = [
+            np.r_[np.full(4800, WORDS.index(word) / 10), np.zeros(3200)] for word in text.split()
+        ]
         soundfile.write(tmp_path / f"{name}.flac", np.concatenate(parts), 16000)
         return Utterance(name, str(tmp_path / f"{name}.flac"), text, 0.5 * len(parts))
 
@@ -79,9 +87,16 @@ def config(tmp_path):
 def corpus(say):
     """One homophone of three is the wrong one in `test`, and one word too many."""
     wrong = replace(say("b", "the sea sea home"), text="the see home")
-    tests = {"test": [say("a", "the knight rides"), wrong, say("c", "night")], "test-more": [say("d", "home")]}
+    tests = {
+        "test": [say("a", "the knight rides"), wrong, say("c", "night")],
+        "test-more": [say("d", "home")],
+    }
     return Corpus(
-        [], [say("e", "the night"), say("f", "home the sea")], tests, TWINS, {"test": {"x": "why"}, "dev": {}}
+        [],
+        [say("e", "the night"), say("f", "home the sea")],
+        tests,
+        TWINS,
+        {"test": {"x": "why"}, "dev": {}},
     )
 
 
@@ -97,16 +112,27 @@ def test_long_recordings_are_cut_at_pauses(say, config):
     assert once.text == pieces.text == long.text.strip() and len(once.words) == 60
     assert [word.text for word in pieces.words] == [word.text for word in once.words]
     for ours, other in zip(pieces.words, once.words, strict=True):
-        assert ours.start == pytest.approx(other.start, abs=0.101) and ours.end == pytest.approx(other.end, abs=0.101)
+        assert ours.start == pytest.approx(other.start, abs=0.101) and ours.end == pytest.approx(
+            other.end, abs=0.101
+        )
     assert once.counts["pieces"] == 1 and 30 / 4.1 < pieces.counts["pieces"] < 60 / 4.1
     together = decoding.decode(Echo(), [long, short], replace(cut, batch_seconds=99), CPU)
-    assert together == {"long": pieces, "short": decoding.decode(Echo(), [short], cut, CPU)["short"]}
+    assert together == {
+        "long": pieces,
+        "short": decoding.decode(Echo(), [short], cut, CPU)["short"],
+    }
 
 
 def test_pieces_without_times_or_words():
-    parts = [Transcript("a b", None, {"n": 1}), Transcript("", None, {}), Transcript("c", None, {"n": 2})]
+    parts = [
+        Transcript("a b", None, {"n": 1}),
+        Transcript("", None, {}),
+        Transcript("c", None, {"n": 2}),
+    ]
     assert decoding.join(parts, [0.0, 1.0, 2.0]) == Transcript("a b c", None, {"n": 3})
-    assert decoding.join([Transcript("", []), Transcript("a", [Word("a", 0, 1)])], [0, 5]).words == [Word("a", 5, 6)]
+    assert decoding.join(
+        [Transcript("", []), Transcript("a", [Word("a", 0, 1)])], [0, 5]
+    ).words == [Word("a", 5, 6)]
 
 
 def test_every_utterance_is_decoded_once(say, config, capsys):
@@ -133,11 +159,16 @@ def test_channels_that_cancel_each_other_are_scored_counted_and_said_once(corpus
 
 
 def test_dev_scores(corpus, config):
-    assert evaluation.dev_scores(Echo(), corpus, config, CPU) == {"dev": 0.0, "dev_homophone_error": 0.0}
+    assert evaluation.dev_scores(Echo(), corpus, config, CPU) == {
+        "dev": 0.0,
+        "dev_homophone_error": 0.0,
+    }
     other = replace(corpus.dev[0], text="the knight")
     found = evaluation.dev_scores(Echo(), replace(corpus, dev=[other, corpus.dev[1]]), config, CPU)
     assert found == {"dev": pytest.approx(20), "dev_homophone_error": pytest.approx(50)}
-    assert evaluation.dev_scores(Echo(), replace(corpus, homophones={}), config, CPU) == {"dev": 0.0}
+    assert evaluation.dev_scores(Echo(), replace(corpus, homophones={}), config, CPU) == {
+        "dev": 0.0
+    }
     unreadable = [replace(u, audio=__file__) for u in corpus.dev]
     with pytest.raises(UserError, match="none of the 2 dev utterances could be read"):
         evaluation.dev_scores(Echo(), replace(corpus, dev=unreadable), config, CPU)
@@ -151,23 +182,36 @@ def test_several_languages_count_equally(say, config, capsys):
     assert evaluation.dev_scores(Echo(), corpus, config, CPU) == {"dev": 25.0}
     result = {"method": "echo"} | evaluation.evaluate(Echo(), corpus, config, CPU)
     assert result["wer"] == {"test-dutch": 50.0, "test-polish": 0.0} and result["wer_mean"] == 25.0
-    assert result["cer"] == {"test-dutch": 57.14, "test-polish": 0.0} and result["cer_mean"] == 28.57
+    assert (
+        result["cer"] == {"test-dutch": 57.14, "test-polish": 0.0} and result["cer_mean"] == 28.57
+    )
     capsys.readouterr()
     evaluation.compare_methods([config, config], [result, result])
     table = [line.split() for line in capsys.readouterr().out.splitlines() if line]
-    assert table == [["mean", "WER", "test-dutch", "WER", "test-polish", "WER"], *[["echo", "25.0", "50.0", "0.0"]] * 2]
+    assert table == [
+        ["mean", "WER", "test-dutch", "WER", "test-polish", "WER"],
+        *[["echo", "25.0", "50.0", "0.0"]] * 2,
+    ]
     alone = evaluation.evaluate(Echo(), replace(corpus, tests={"test": polish}), config, CPU)
     assert "wer_mean" not in alone
 
 
 # --------------------------------------------------------------------------------------- choosing where no spaces are
 
-JAPANESE = ["今日は天気がいいですね", "駅まで歩いて十分かかります", "来週の会議は木曜日です", "電車が遅れています"]
+JAPANESE = [
+    "今日は天気がいいですね",
+    "駅まで歩いて十分かかります",
+    "来週の会議は木曜日です",
+    "電車が遅れています",
+]
 
 
 def japanese(language: str = "") -> tuple[list[Utterance], dict[str, str], dict[str, str]]:
     """Dev utterances; answers of which one character each is wrong; and answers that are all wrong."""
-    dev = [Utterance(f"{language}{i}", "", text, 1.0, language=language) for i, text in enumerate(JAPANESE)]
+    dev = [
+        Utterance(f"{language}{i}", "", text, 1.0, language=language)
+        for i, text in enumerate(JAPANESE)
+    ]
     return dev, {u.id: u.text[:-1] + "よ" for u in dev}, {u.id: "あああ" for u in dev}
 
 
@@ -188,7 +232,9 @@ def test_every_language_is_counted_in_its_own_way():
     one = Utterance("one", "", "donaudampfschifffahrtsgesellschaft", 1.0, language="english")
     letters = sum(map(len, JAPANESE))
     found = nearly | {"en": "the night rides", "one": one.text[:-1]}
-    assert evaluation.mean_error([*dev, english], found) == pytest.approx((100 * 4 / letters + 25) / 2)
+    assert evaluation.mean_error([*dev, english], found) == pytest.approx(
+        (100 * 4 / letters + 25) / 2
+    )
     # What was decoded does not decide it, but all references: here the one long word is a word.
     assert evaluation.mean_error([english, one], {"one": one.text[:-1]}) == 100
 
@@ -205,9 +251,16 @@ def test_a_search_is_tuned_by_characters_and_this_is_said_once(config, monkeypat
     corpus = Corpus([], dev, {}, {})
     searches = [dict(lm_weight=weight, bonus=0.0) for weight in answers]
     assert evaluation.tune(None, corpus, config, CPU, searches) == {"lm_weight": 0.6, "bonus": 0.0}
-    assert evaluation.dev_scores(None, corpus, config, CPU)["dev"] > evaluation.mean_error(dev, nearly)
+    assert evaluation.dev_scores(None, corpus, config, CPU)["dev"] > evaluation.mean_error(
+        dev, nearly
+    )
     said = capsys.readouterr().err
-    assert said.count("no spaces between words: epochs and searches are chosen by errors in characters") == 1
+    assert (
+        said.count(
+            "no spaces between words: epochs and searches are chosen by errors in characters"
+        )
+        == 1
+    )
     assert said.count("dev CER ") == 3 and "WER" not in said
 
 
@@ -220,7 +273,10 @@ def test_searches(config):
     assert decoding.searches(config, echo, CPU) == [{}]
     beam = replace(config, decode="beam")
     without = decoding.searches(beam, echo, CPU)
-    assert without == [dict(beam=4, lm=None, lm_weight=0.0, bonus=bonus) for bonus in (0.0, 1.0)] and not built
+    assert (
+        without == [dict(beam=4, lm=None, lm_weight=0.0, bonus=bonus) for bonus in (0.0, 1.0)]
+        and not built
+    )
     found = decoding.searches(replace(beam, lm="demo/lm", root="r"), echo, CPU)
     assert built == [("demo/lm", "--lm", "r", "its tokenizer", CPU.device)]  # once
     pairs = [(search["lm_weight"], search["bonus"]) for search in found]
@@ -241,7 +297,9 @@ def test_what_a_recogniser_cannot_do(config):
 
 def test_tuning_takes_the_best_and_says_all(corpus, config, capsys):
     searches = [{"lm_weight": 0.5, "bonus": bonus} for bonus in (0.0, 1.0, 2.0)]
-    assert evaluation.tune(Echo(), corpus, config, CPU, searches) == searches[1]  # of equal ones the first
+    assert (
+        evaluation.tune(Echo(), corpus, config, CPU, searches) == searches[1]
+    )  # of equal ones the first
     shown = [line for line in capsys.readouterr().err.splitlines() if "dev WER" in line]
     assert len(shown) == 3 and shown[0] == "dev WER 40.0 % with --lm-weight 0.5 --bonus 0"
     nothing = replace(corpus, dev=[])
@@ -257,11 +315,23 @@ def test_scores_of_every_test_set(corpus, config, tmp_path, capsys):
     found = evaluation.evaluate(Echo(), corpus, config, CPU)
     assert found["wer"] == {"test": pytest.approx(100 * 2 / 7, abs=0.01), "test-more": 0.0}
     assert found["homophone_error"] == {"test": pytest.approx(100 / 3, abs=0.01), "test-more": 0.0}
-    assert found["not_scored"] == 1 and found["missing"] == {"test": 1} and found["normaliser"] == "basic"
-    assert found["params"] == 3 and found["rtf"] > 0 and found["pieces"] == 4 and "greedy_rtf" not in found
+    assert (
+        found["not_scored"] == 1
+        and found["missing"] == {"test": 1}
+        and found["normaliser"] == "basic"
+    )
+    assert (
+        found["params"] == 3
+        and found["rtf"] > 0
+        and found["pieces"] == 4
+        and "greedy_rtf" not in found
+    )
     json.dumps(found)
     out = capsys.readouterr().out
-    assert "WER 28.57 % of 7 words (1 wrong, 0 missing, 1 too many)" in out.replace("  ", " ") and "chance" in out
+    assert (
+        "WER 28.57 % of 7 words (1 wrong, 0 missing, 1 too many)" in out.replace("  ", " ")
+        and "chance" in out
+    )
     assert out.count("REF: ") == 1  # those with errors
     assert (tmp_path / "out" / "hyp_test.txt").read_text().count("REF: ") == 3
     rows = evaluation.read_hypotheses(tmp_path / "out" / "hyp_test.tsv")
@@ -270,14 +340,23 @@ def test_scores_of_every_test_set(corpus, config, tmp_path, capsys):
         ["b", "the see home", "the sea sea home"],
         ["c", "night", "night"],
     ]
-    assert (tmp_path / "out" / "hyp_test-more.tsv").read_text().startswith("id\treference\thypothesis\n")
+    assert (
+        (tmp_path / "out" / "hyp_test-more.tsv")
+        .read_text()
+        .startswith("id\treference\thypothesis\n")
+    )
 
 
 def test_scores_of_a_tuned_search(corpus, config):
     """RESULT says which it was, and how long the greedy one takes."""
     beam = replace(config, decode="beam", lm="demo/lm", lm_weight=(0.5,))
     found = evaluation.evaluate(Echo(), corpus, beam, CPU)
-    assert (found["lm"], found["lm_weight"], found["bonus"], found["beam"]) == ("demo/lm", 0.5, 1.0, 4)
+    assert (found["lm"], found["lm_weight"], found["bonus"], found["beam"]) == (
+        "demo/lm",
+        0.5,
+        1.0,
+        4,
+    )
     assert found["greedy_rtf"] > 0 and found["wer"]["test-more"] == 0
     json.dumps(found)
 
@@ -303,18 +382,32 @@ def test_methods_side_by_side(corpus, config, tmp_path, capsys):
     """Their errors below each other, and sentences that they made different."""
     configs, results = [], []
     for method, has_last in (("short", 0.0), ("whole", 1.0)):
-        configs.append(replace(config, method=method, out=str(tmp_path / method), decode="beam", bonus=(has_last,)))
+        configs.append(
+            replace(
+                config, method=method, out=str(tmp_path / method), decode="beam", bonus=(has_last,)
+            )
+        )
         result = {"method": method} | evaluation.evaluate(Echo(), corpus, configs[-1], CPU)
         results.append(evaluation.report(result, configs[-1], CPU))
         assert json.loads((tmp_path / method / "result.json").read_text()) == result
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("RESULT {") for line in lines) == 2
-    assert evaluation.compare_methods(configs, results) == {"short": results[0], "whole": results[1]}
+    assert evaluation.compare_methods(configs, results) == {
+        "short": results[0],
+        "whole": results[1],
+    }
     out = capsys.readouterr().out
     table = [line.split() for line in out.splitlines() if line[:5] in ("short", "whole")]
-    assert table[0] == ["short", "57.1", "50.0", "100.0", "0.0"] and table[1][:3] == ["whole", "28.6", "33.3"]
+    assert table[0] == ["short", "57.1", "50.0", "100.0", "0.0"] and table[1][:3] == [
+        "whole",
+        "28.6",
+        "33.3",
+    ]
     assert out.count("REF: ") == 3 and "short         HYP: the knight *****\n" in out
-    assert evaluation.compare_methods(configs[:1], results[:1]) == results[0] and capsys.readouterr().out == ""
+    assert (
+        evaluation.compare_methods(configs[:1], results[:1]) == results[0]
+        and capsys.readouterr().out == ""
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- transcribing
@@ -331,7 +424,11 @@ def test_files_are_transcribed_in_their_order(say, config, tmp_path, capsys):
     assert all(len(line.split("\t")) == 2 for line in out) and out[0].startswith(b.audio)
     transcription.transcribe_files(Echo(), files, replace(config, times=True), CPU)
     timed = capsys.readouterr().out.splitlines()
-    assert timed[0] == f"{b.audio}\t0.00\t0.30\thome" and len(timed) == 5 and timed[4].endswith("\t0.50\t0.80\tnight")
+    assert (
+        timed[0] == f"{b.audio}\t0.00\t0.30\thome"
+        and len(timed) == 5
+        and timed[4].endswith("\t0.50\t0.80\tnight")
+    )
 
 
 def test_what_cannot_be_transcribed(say, config, tmp_path, capsys):
@@ -341,7 +438,9 @@ def test_what_cannot_be_transcribed(say, config, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out.endswith("a.flac\tthe\n") and captured.err.count("error: ") == 2
     with pytest.raises(UserError, match="no word times: leave --times out"):
-        transcription.transcribe_files(Echo(has_times=False), files[1:2], replace(config, times=True), CPU)
+        transcription.transcribe_files(
+            Echo(has_times=False), files[1:2], replace(config, times=True), CPU
+        )
 
 
 def test_transcribing_needs_one_search(config):
@@ -356,7 +455,9 @@ def test_a_recording_is_transcribed_as_it_is_scored(say, config):
     long = say("long", "the night rides home sea " * 12)
     cut = replace(config, cut_seconds=4.1)
     wave = decoding.batch_of(read_audio(long.audio))
-    assert decoding.recognise(Echo(), wave, cut, CPU) == [decoding.decode(Echo(), [long], cut, CPU)["long"]]
+    assert decoding.recognise(Echo(), wave, cut, CPU) == [
+        decoding.decode(Echo(), [long], cut, CPU)["long"]
+    ]
 
 
 def test_two_recordings_of_one_name_have_subtitles_of_their_own(say, config, tmp_path, capsys):
@@ -366,5 +467,8 @@ def test_two_recordings_of_one_name_have_subtitles_of_their_own(say, config, tmp
     soundfile.write(wav, wave, rate)
     transcription.transcribe_files(Echo(), [flac, wav, other], replace(config, srt=True), CPU)
     assert {path.name for path in tmp_path.glob("*.srt")} == {"x.flac.srt", "x.wav.srt", "y.srt"}
-    assert "the night" in (tmp_path / "x.flac.srt").read_text() and "home" in (tmp_path / "x.wav.srt").read_text()
+    assert (
+        "the night" in (tmp_path / "x.flac.srt").read_text()
+        and "home" in (tmp_path / "x.wav.srt").read_text()
+    )
     assert transcription.subtitle_files(["a/x.wav", "b/x.flac"])["a/x.wav"].name == "x.srt"

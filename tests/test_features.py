@@ -7,17 +7,35 @@ import pytest
 import torch
 import torchaudio
 
-from common.features import HOP, SAMPLE_RATE, WINDOW, AudioError, LogMel, change_speed, mix_utterances, num_frames, spec_augment, split_at_pauses
+from common.features import (
+    HOP,
+    SAMPLE_RATE,
+    WINDOW,
+    AudioError,
+    LogMel,
+    change_speed,
+    mix_utterances,
+    num_frames,
+    spec_augment,
+    split_at_pauses,
+)
 
 
 def tone(seconds: float, rate: int = SAMPLE_RATE, hertz: float = 440.0) -> np.ndarray:
-    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate).astype(np.float32)
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate).astype(
+        np.float32
+    )
 
 
 def test_number_of_frames():
     for samples in [1, 399, 400, 401, 559, 560, 16000, 16079, 16080, 16081]:
         features, frames = LogMel()(torch.randn(1, samples), torch.tensor([samples]))
-        assert features.shape[1] == frames.item() == num_frames(samples) == (max(samples, 400) - 400) // 160 + 1
+        assert (
+            features.shape[1]
+            == frames.item()
+            == num_frames(samples)
+            == (max(samples, 400) - 400) // 160 + 1
+        )
 
 
 def test_filter_bank_against_torchaudio():
@@ -26,7 +44,9 @@ def test_filter_bank_against_torchaudio():
         SAMPLE_RATE, n_fft=WINDOW, hop_length=HOP, f_min=20.0, f_max=7600.0, n_mels=80, center=False,
         window_fn=torch.hann_window, wkwargs={"periodic": False},
     )(wave)  # fmt: skip
-    assert torch.allclose(LogMel().log_mel(wave), expected.clamp(min=1e-10).log().transpose(1, 2), atol=1e-4)
+    assert torch.allclose(
+        LogMel().log_mel(wave), expected.clamp(min=1e-10).log().transpose(1, 2), atol=1e-4
+    )
 
 
 def test_alone_is_as_in_a_padded_batch():
@@ -48,7 +68,10 @@ def test_statistics_normalise():
     features = torch.cat([frontend(w[None], torch.tensor([16000]))[0][0] for w in waves])
     assert features.mean(0).abs().max() < 1e-3
     assert (features.std(0) - 1).abs().max() < 0.02
-    assert set(frontend.state_dict()) == {"mean", "std"}  # what a checkpoint must carry, and no more
+    assert set(frontend.state_dict()) == {
+        "mean",
+        "std",
+    }  # what a checkpoint must carry, and no more
 
 
 def test_no_audio_to_normalise_by():
@@ -121,7 +144,12 @@ def test_mixing_adds_power_where_both_speak():
     assert mix_utterances(x, frames, 0.0, frontend) is x
     found, power = mix_utterances(x, frames, 1.0, frontend), lambda z: (z * 2 - 3).exp()
     assert torch.equal(found[:, 2:], x[:, 2:])  # one of the two is silent there
-    assert torch.allclose(power(found[:, :2]), power(x[:, :2]) + 0.4 * power(x[:, :2].flip(0)), rtol=1e-3)
+    assert torch.allclose(
+        power(found[:, :2]), power(x[:, :2]) + 0.4 * power(x[:, :2].flip(0)), rtol=1e-3
+    )
     assert torch.equal(mix_utterances(x[:1], frames[:1], 1.0, frontend), x[:1])
-    shares = [(mix_utterances(x, frames, 0.3, frontend) != x).any((1, 2)).float().mean() for _ in range(300)]
+    shares = [
+        (mix_utterances(x, frames, 0.3, frontend) != x).any((1, 2)).float().mean()
+        for _ in range(300)
+    ]
     assert torch.stack(shares).mean().item() == pytest.approx(0.3, abs=0.06)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from common.files import atomic_file, read_log, write_atomically
-from common.flags import UserError
+from common.running.files import atomic_file, read_log, write_atomically
+from common.running.flags import UserError
 
 
 @contextmanager
@@ -33,7 +33,10 @@ def test_written_at_once(tmp_path):
 def test_what_fails_inside_changes_nothing(tmp_path):
     write_atomically(tmp_path / "a", "before")
     for error in (ValueError("no"), RuntimeError("no"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), atomic_file(tmp_path / "a") as file:  # as it was raised: no fault of the disk
+        with (
+            pytest.raises(type(error)),
+            atomic_file(tmp_path / "a") as file,
+        ):  # as it was raised: no fault of the disk
             file.write(b"half")
             raise error
         assert (tmp_path / "a").read_text() == "before" and os.listdir(tmp_path) == ["a"]
@@ -80,10 +83,16 @@ def test_two_writers_at_once(tmp_path):
         os.waitpid(child, 0)
     done.set()
     watcher.join()
-    assert (tmp_path / "x").read_bytes() in contents and seen <= set(contents) and os.listdir(tmp_path) == ["x"]
+    assert (
+        (tmp_path / "x").read_bytes() in contents
+        and seen <= set(contents)
+        and os.listdir(tmp_path) == ["x"]
+    )
 
 
-@pytest.mark.parametrize("size", [100, 100_000, 1_000_000, 3_000_000])  # bytes, where the disk is full
+@pytest.mark.parametrize(
+    "size", [100, 100_000, 1_000_000, 3_000_000]
+)  # bytes, where the disk is full
 def test_a_full_disk_is_one_sentence(tmp_path, size):
     """torch.save tells of it in an error of its own."""
     write_atomically(tmp_path / "last.pt", "before")
@@ -94,7 +103,9 @@ def test_a_full_disk_is_one_sentence(tmp_path, size):
         complaint = pytest.raises(UserError, match=r"last\.pt cannot be written .*free some space")
         with largest_file(size), complaint, atomic_file(tmp_path / "last.pt") as file:
             write(file)
-        assert (tmp_path / "last.pt").read_text() == "before" and os.listdir(tmp_path) == ["last.pt"]
+        assert (tmp_path / "last.pt").read_text() == "before" and os.listdir(tmp_path) == [
+            "last.pt"
+        ]
 
 
 def test_folders_that_cannot_be_written(tmp_path):

@@ -12,9 +12,24 @@ from typing import Annotated, Literal
 import pytest
 from conftest import REPOSITORY, run_script
 
-from common.flags import Count, Positive, Range, Real, RunConfig, Share, UserError, check_command_line, config_as_dict, differences, load_config, parse
+from common.running.flags import (
+    Count,
+    Positive,
+    Range,
+    Real,
+    RunConfig,
+    Share,
+    UserError,
+    check_command_line,
+    config_as_dict,
+    differences,
+    load_config,
+    parse,
+)
 
-DOC = "Title of a paper.\n\nRun\n---\n    python test_flags.py\n\nNotes\n-----\n    not in the help\n"
+DOC = (
+    "Title of a paper.\n\nRun\n---\n    python test_flags.py\n\nNotes\n-----\n    not in the help\n"
+)
 
 
 @dataclass(frozen=True)
@@ -27,11 +42,11 @@ class Config(RunConfig):
     teachers: tuple[str, ...] = ("bert",)  # names
     lam: Share | None = None  # weight
     offset: Real = 0.0  # any number
-    context: int = (
-        0  # tokens of the utterances before it and behind it, in so many words that the formatter has to wrap the line
-    )
+    context: int = 0  # tokens of the utterances before it and behind it, in so many words that the formatter has to wrap the line
     ramp: float = 0.1  # seconds
-    smoothing: Annotated[float, Range("a share, below 1", lambda x: 0 <= x < 1)] = 0.1  # a range of the script's own
+    smoothing: Annotated[float, Range("a share, below 1", lambda x: 0 <= x < 1)] = (
+        0.1  # a range of the script's own
+    )
     # -- model --
     factor: Literal[4, 8] = 4  # of a kind
     kernel: Count = 31  # odd
@@ -55,7 +70,14 @@ class Config(RunConfig):
 
 
 PRESETS = {
-    "smoke": {"data": "demo-smoke", "taps": (1,), "lr": 0.5, "workers": 0, "save_steps": 7, "methods": ("a", "b")},
+    "smoke": {
+        "data": "demo-smoke",
+        "taps": (1,),
+        "lr": 0.5,
+        "workers": 0,
+        "save_steps": 7,
+        "methods": ("a", "b"),
+    },
     "demo": {"lr": 0.1},
 }
 
@@ -96,10 +118,19 @@ def refused(capsys, *argv) -> str:
 
 def test_presets_follow_the_data(tmp_path, monkeypatch):
     assert (read().preset, read().lr, read().taps) == ("demo", 0.1, (6, 12))
-    assert (read("--data", "librispeech").preset, read("--data", "librispeech").lr) == ("full", 1e-3)
+    assert (read("--data", "librispeech").preset, read("--data", "librispeech").lr) == (
+        "full",
+        1e-3,
+    )
     assert read("--data", "mydata").preset == read("--data", "demo-mine").preset == "full"
-    for argv in (["--preset", "smoke"], ["--data", "demo-smoke"], ["--data", "demo-smoke", "--preset", "auto"]):
-        assert [(c.preset, c.data, c.lr, c.taps) for c in read_all(*argv)] == [("smoke", "demo-smoke", 0.5, (1,))] * 2
+    for argv in (
+        ["--preset", "smoke"],
+        ["--data", "demo-smoke"],
+        ["--data", "demo-smoke", "--preset", "auto"],
+    ):
+        assert [(c.preset, c.data, c.lr, c.taps) for c in read_all(*argv)] == [
+            ("smoke", "demo-smoke", 0.5, (1,))
+        ] * 2
     config = read("--preset", "smoke", "--lr", "0.2", "--data", "mydata", "--method", "a")
     assert (config.lr, config.data, config.taps, config.workers) == (0.2, "mydata", (1,), 0)
     monkeypatch.chdir(tmp_path)
@@ -109,7 +140,19 @@ def test_presets_follow_the_data(tmp_path, monkeypatch):
 
 
 def test_values():
-    config = read("--taps", 3, 6, "--method=b", "--hours", "100", "--max-steps", 5, "--offset", "-2.5", "--norm")
+    config = read(
+        "--taps",
+        3,
+        6,
+        "--method=b",
+        "--hours",
+        "100",
+        "--max-steps",
+        5,
+        "--offset",
+        "-2.5",
+        "--norm",
+    )
     assert (config.taps, config.method, config.hours, config.max_steps) == ((3, 6), "b", 100.0, 5)
     assert (config.offset, config.norm, config.lam) == (-2.5, True, None)
     assert read("--bonus", "-0.5", "0", "1e-1", "--lam", 1).bonus == (-0.5, 0.0, 0.1)
@@ -123,7 +166,9 @@ def test_the_folder_of_a_run():
     assert read("--method", "b").out == "runs/test_flags-demo-b-s1"
     assert read("--data", "x/y/", "--seed", 3).out == "runs/test_flags-y-a-s3"
     assert read("--data", ".").out == "runs/test_flags-data-a-s1"
-    assert [c.out for c in read_all("--preset", "smoke")] == [f"runs/test_flags-demo-smoke-a+b-s1/{m}" for m in "ab"]
+    assert [c.out for c in read_all("--preset", "smoke")] == [
+        f"runs/test_flags-demo-smoke-a+b-s1/{m}" for m in "ab"
+    ]
     assert read("--out", "x/y").out == "x/y" and read("--out", "auto").out == read().out
 
 
@@ -167,8 +212,14 @@ def test_several_methods():
         ("--kernel 4", "--kernel must be odd."),
         ("--heads 3", "--heads must divide --dim."),
         ("--warmup 1", "--warmup is a share of the run, below 1, for --schedule one-cycle."),
-        ("--schedule inverse-sqrt", "--warmup is a number of updates, at least 1, for --schedule inverse-sqrt."),
-        ("--method a c --context 2", "--context goes with --method a or b."),  # the script's own check, of the second
+        (
+            "--schedule inverse-sqrt",
+            "--warmup is a number of updates, at least 1, for --schedule inverse-sqrt.",
+        ),
+        (
+            "--method a c --context 2",
+            "--context goes with --method a or b.",
+        ),  # the script's own check, of the second
     ],
 )
 def test_wrong_command_lines(argv, message, capsys):
@@ -185,10 +236,16 @@ def test_wrong_command_lines(argv, message, capsys):
         *((f"--cut-seconds {x}", "at least 1") for x in (0, "0.001", "nan")),
         *((f"--lam {x}", "a share, from 0 to 1") for x in (-1, 1.1, "nan", "inf")),
         *((f"--smoothing {x}", "a share, below 1") for x in (1, "nan", "inf")),
-        *((f"--offset {x}", "between -1000000000 and 1000000000") for x in ("nan", "inf", "-2000000000")),
+        *(
+            (f"--offset {x}", "between -1000000000 and 1000000000")
+            for x in ("nan", "inf", "-2000000000")
+        ),
         ("--offset=-inf", "between -1000000000 and 1000000000"),
         *((f"--{flag} inf", "at most 1000000000") for flag in ("lr", "ramp", "hours")),
-        *((f"--{flag} 1000000001", "at most 1000000000") for flag in ("seed", "lr", "batch-seconds")),
+        *(
+            (f"--{flag} 1000000001", "at most 1000000000")
+            for flag in ("seed", "lr", "batch-seconds")
+        ),
         (f"--seed {10**30}", "at most 1000000000"),
         ("--seed " + "9" * 5000, "a whole number"),
         ("--ramp nan", "at least 0"),
@@ -202,23 +259,32 @@ def test_numbers_out_of_range(argv, range, capsys):
 
 
 def test_the_sentence_of_a_number_out_of_range(capsys):
-    assert refused(capsys, "--kernel", "0") == "python test_flags.py: error: --kernel must be at least 1, not 0."
+    assert (
+        refused(capsys, "--kernel", "0")
+        == "python test_flags.py: error: --kernel must be at least 1, not 0."
+    )
 
 
 def test_limits_themselves_are_in_range():
-    config = read("--lam", 0, "--seed", 0, "--workers", 0, "--max-steps", 1, "--offset", "1e9", "--ramp", 0)
+    config = read(
+        "--lam", 0, "--seed", 0, "--workers", 0, "--max-steps", 1, "--offset", "1e9", "--ramp", 0
+    )
     assert (config.lam, config.seed, config.offset) == (0.0, 0, 1e9)
     assert read("--lam", 1, "--seed", 10**9).seed == 10**9
 
 
-@pytest.mark.parametrize("flag", ["--checkpoint", "--out", "--root", "--data", "--lm", "--transcribe", "--teachers"])
+@pytest.mark.parametrize(
+    "flag", ["--checkpoint", "--out", "--root", "--data", "--lm", "--transcribe", "--teachers"]
+)
 def test_empty_names_are_not_absent_ones(flag, capsys):
     for empty in ("", " "):
         assert f"{flag} must be a name, not {empty!r}." in refused(capsys, flag, empty)
     assert "--teachers must be a name" in refused(capsys, "--teachers", "x", "")
 
 
-@pytest.mark.parametrize("device", ["mps", "gpu", "tpu", "cuda:", "cuda:x", "cuda:1 ", "CUDA", "cuda:-1"])
+@pytest.mark.parametrize(
+    "device", ["mps", "gpu", "tpu", "cuda:", "cuda:x", "cuda:1 ", "CUDA", "cuda:-1"]
+)
 def test_devices(device, capsys):
     assert "--device must be auto, cpu, cuda or cuda:N" in refused(capsys, "--device", device)
     for known in ("auto", "cpu", "cuda", "cuda:0", "cuda:12"):
@@ -226,7 +292,14 @@ def test_devices(device, capsys):
 
 
 def test_values_that_no_command_line_gave_are_checked():
-    for changes in ({"taps": (0,)}, {"taps": ()}, {"lr": float("nan")}, {"lr": "1"}, {"norm": 1}, {"method": ("a",)}):
+    for changes in (
+        {"taps": (0,)},
+        {"taps": ()},
+        {"lr": float("nan")},
+        {"lr": "1"},
+        {"norm": 1},
+        {"method": ("a",)},
+    ):
         with pytest.raises(UserError, match=f"--{next(iter(changes))} "):
             replace(read(), **changes).check()
     replace(read(), lr=1).check()  # a whole number is a number
@@ -236,7 +309,9 @@ def test_checks_ask_only_for_fields_that_are_there(tmp_path):
     RunConfig().check()
     assert parse(Small, {}, DOC, ["--seed", "2"])[0].out == "runs/test_flags-demo-a-s2"
     store(tmp_path, parse(Small, {}, DOC, [])[0])
-    assert parse(Small, {}, DOC, ["--checkpoint", str(tmp_path), "--transcribe", "a.wav", "--times"])[0].times
+    assert parse(
+        Small, {}, DOC, ["--checkpoint", str(tmp_path), "--transcribe", "a.wav", "--times"]
+    )[0].times
 
 
 def test_wrong_presets_are_found():
@@ -248,14 +323,34 @@ def test_wrong_presets_are_found():
 
 
 def test_a_checkpoint_brings_its_configuration(tmp_path):
-    store(tmp_path, read("--taps", 3, "--lr", "0.7", "--data", "librispeech", "--seed", 9, "--method", "b"))
+    store(
+        tmp_path,
+        read("--taps", 3, "--lr", "0.7", "--data", "librispeech", "--seed", 9, "--method", "b"),
+    )
     config = read("--checkpoint", tmp_path, "--data", "demo")
-    assert (config.taps, config.lr, config.preset, config.data, config.seed) == ((3,), 0.7, "full", "demo", 9)
-    assert config.out == str(tmp_path / "score-demo") and config.method == "b" and config.checkpoint == str(tmp_path)
-    assert read("--checkpoint", tmp_path, "--decode", "beam").out == str(tmp_path / "score-librispeech-beam")
+    assert (config.taps, config.lr, config.preset, config.data, config.seed) == (
+        (3,),
+        0.7,
+        "full",
+        "demo",
+        9,
+    )
+    assert (
+        config.out == str(tmp_path / "score-demo")
+        and config.method == "b"
+        and config.checkpoint == str(tmp_path)
+    )
+    assert read("--checkpoint", tmp_path, "--decode", "beam").out == str(
+        tmp_path / "score-librispeech-beam"
+    )
     assert read("--checkpoint", tmp_path, "--out", "x").out == "x"
-    assert read("--checkpoint", tmp_path, "--transcribe", "a,b.wav", "c.wav").transcribe == ("a,b.wav", "c.wav")
-    with pytest.raises(UserError, match=f"give one of {tmp_path}"):  # where several methods have a folder each
+    assert read("--checkpoint", tmp_path, "--transcribe", "a,b.wav", "c.wav").transcribe == (
+        "a,b.wav",
+        "c.wav",
+    )
+    with pytest.raises(
+        UserError, match=f"give one of {tmp_path}"
+    ):  # where several methods have a folder each
         read("--checkpoint", tmp_path.parent)
     smoke = store(tmp_path / "smoke", read_all("--preset", "smoke")[1])
     config = read("--checkpoint", smoke)  # what is not part of a run comes from the preset
@@ -263,11 +358,23 @@ def test_a_checkpoint_brings_its_configuration(tmp_path):
 
 
 def test_what_scoring_may_change(tmp_path):
-    store(tmp_path, read("--data", "librispeech", "--hours", 100, "--seed", 9, "--method", "b", "--lm-weight", 1))
+    store(
+        tmp_path,
+        read(
+            "--data", "librispeech", "--hours", 100, "--seed", 9, "--method", "b", "--lm-weight", 1
+        ),
+    )
     how = "--device cpu --workers 1 --batch-seconds 10 --cut-seconds 20 --save-steps 3 --precision bf16 --max-seconds 9"
-    what = "--data demo --root x --download --summary --decode beam --lm y --lm-weight 0.5 --bonus 1"
+    what = (
+        "--data demo --root x --download --summary --decode beam --lm y --lm-weight 0.5 --bonus 1"
+    )
     config = read("--checkpoint", tmp_path, *how.split(), *what.split())
-    assert (config.device, config.workers, config.batch_seconds, config.cut_seconds) == ("cpu", 1, 10.0, 20.0)
+    assert (config.device, config.workers, config.batch_seconds, config.cut_seconds) == (
+        "cpu",
+        1,
+        10.0,
+        20.0,
+    )
     assert (config.precision, config.max_seconds, config.root, config.lm) == ("bf16", 9.0, "x", "y")
     same = "--seed 9 --method b b --hours 100 --taps 6 12 --preset full --lr 0.001"  # equal values say nothing new
     assert read("--checkpoint", tmp_path, *same.split()).seed == 9
@@ -276,15 +383,25 @@ def test_what_scoring_may_change(tmp_path):
 
 def test_what_scoring_may_not_change(tmp_path, capsys):
     store(tmp_path, read())
-    sentence = refused(capsys, "--checkpoint", tmp_path, "--heads", 2, "--seed", 9, "--data", "x", "--hours", 2)
+    sentence = refused(
+        capsys, "--checkpoint", tmp_path, "--heads", 2, "--seed", 9, "--data", "x", "--hours", 2
+    )
     assert sentence.endswith(
         "error: --hours None -> 2.0, --seed 1 -> 9, --heads 4 -> 2: a finished run is scored as it was trained; "
         "leave these away or train anew."
     )
     assert "--method a -> b: " in refused(capsys, "--checkpoint", tmp_path, "--method", "b")
-    assert "--preset demo -> full: " in refused(capsys, "--checkpoint", tmp_path, "--preset", "full")
+    assert "--preset demo -> full: " in refused(
+        capsys, "--checkpoint", tmp_path, "--preset", "full"
+    )
     assert "--taps 6 12 -> 3: " in refused(capsys, "--checkpoint", tmp_path, "--taps", "3")
-    for flags in (["--norm"], ["--max-steps", "3"], ["--lam", "0.5"], ["--dim", "16"], ["--teachers", "x"]):
+    for flags in (
+        ["--norm"],
+        ["--max-steps", "3"],
+        ["--lam", "0.5"],
+        ["--dim", "16"],
+        ["--teachers", "x"],
+    ):
         assert f"{flags[0]} " in refused(capsys, "--checkpoint", tmp_path, *flags)
     assert "--checkpoint scores one run, not --method a b" in refused(
         capsys, "--checkpoint", tmp_path, "--method", "a", "b"
@@ -297,7 +414,10 @@ def test_transcribing_with_a_finished_run(tmp_path):
     assert read(*wav, "--times").times
     assert read(*wav, "--decode", "beam").decode == "beam"
     assert read(*wav, "--decode", "beam", "--lm", "x", "--lm-weight", 1).lm == "x"
-    assert read("--checkpoint", tmp_path, "--decode", "beam", "--lm", "x").lm_weight == (0.2, 0.4)  # scoring tries all
+    assert read("--checkpoint", tmp_path, "--decode", "beam", "--lm", "x").lm_weight == (
+        0.2,
+        0.4,
+    )  # scoring tries all
 
 
 # ------------------------------------------------------------------------------------------------------------- resume
@@ -309,8 +429,13 @@ def test_a_run_is_resumed(tmp_path):
     assert (again.taps, again.lr, again.method, again.data) == ((3,), 0.7, "b", "librispeech")
     assert again.resume and again.out == str(tmp_path)
     how = "--workers 1 --device cpu --batch-seconds 9 --decode beam --root x --method b --seed 1"
-    assert read("--resume", "--out", tmp_path, *how.split()).workers == 1  # how to compute may change
-    with pytest.raises(UserError, match=r"--seed 1 -> 2, --precision auto -> bf16, --lr 0.7 -> 0.9\).*another --out"):
+    assert (
+        read("--resume", "--out", tmp_path, *how.split()).workers == 1
+    )  # how to compute may change
+    with pytest.raises(
+        UserError,
+        match=r"--seed 1 -> 2, --precision auto -> bf16, --lr 0.7 -> 0.9\).*another --out",
+    ):
         read("--resume", "--out", tmp_path, "--lr", "0.9", "--seed", 2, "--precision", "bf16")
     with pytest.raises(UserError, match="--data librispeech -> demo"):
         read("--resume", "--out", tmp_path, "--data", "demo")
@@ -336,7 +461,10 @@ def test_several_methods_are_resumed_where_they_have_begun(tmp_path):
     assert b_again == replace(b, resume=True, workers=1)
     assert a_again == replace(a, workers=1)  # begins now, with the other's options
     store(tmp_path / "a", a)
-    assert [(c.method, c.resume) for c in read_all(*command, "--resume")] == [("b", True), ("a", True)]
+    assert [(c.method, c.resume) for c in read_all(*command, "--resume")] == [
+        ("b", True),
+        ("a", True),
+    ]
     with pytest.raises(UserError, match=f"{tmp_path / 'b'} holds a run .*--seed 3 -> 1"):
         read_all(*command, "--resume", "--seed", 1)
     with pytest.raises(UserError, match=f"give one of {tmp_path / 'a'}, {tmp_path / 'b'}"):
@@ -345,7 +473,9 @@ def test_several_methods_are_resumed_where_they_have_begun(tmp_path):
 
 def test_a_folder_that_holds_a_single_run_is_that_run(tmp_path):
     store(tmp_path, read("--method", "b", "--preset", "smoke"))
-    assert read("--resume", "--out", tmp_path, "--preset", "smoke").method == "b"  # though the preset has two
+    assert (
+        read("--resume", "--out", tmp_path, "--preset", "smoke").method == "b"
+    )  # though the preset has two
     with pytest.raises(UserError, match="--method b -> b a"):
         read_all("--method", "b", "a", "--resume", "--out", tmp_path)
 
@@ -355,11 +485,27 @@ def test_a_folder_that_holds_a_single_run_is_that_run(tmp_path):
 
 def test_what_belongs_to_a_run_follows_from_the_band():
     fields = set(config_as_dict(read()))
-    assert {"data", "hours", "preset", "seed", "max_steps", "precision", "method", "taps", "lr"} <= fields
-    assert not {"root", "download", "out", "resume", "checkpoint", "transcribe", "times", "summary"} & fields
+    assert {
+        "data",
+        "hours",
+        "preset",
+        "seed",
+        "max_steps",
+        "precision",
+        "method",
+        "taps",
+        "lr",
+    } <= fields
+    assert (
+        not {"root", "download", "out", "resume", "checkpoint", "transcribe", "times", "summary"}
+        & fields
+    )
     assert not {"device", "workers", "batch_seconds", "cut_seconds", "save_steps"} & fields
     assert not {"decode", "lm", "lm_weight", "bonus"} & fields
-    assert differences(read(), read("--seed", 2, "--workers", 1, "--taps", 3)) == ["--seed 1 -> 2", "--taps 6 12 -> 3"]
+    assert differences(read(), read("--seed", 2, "--workers", 1, "--taps", 3)) == [
+        "--seed 1 -> 2",
+        "--taps 6 12 -> 3",
+    ]
 
 
 def test_a_folder_is_the_same_however_it_is_written():
@@ -396,7 +542,9 @@ def test_a_stored_configuration_is_read_as_it_was(tmp_path):
 )
 def test_folders_that_hold_no_run(tmp_path, content):
     if content is not None:
-        (tmp_path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+        (tmp_path / "config.json").write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
     with pytest.raises(UserError, match=str(tmp_path)) as error:
         load_config(Config, tmp_path, PRESETS)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
@@ -432,7 +580,9 @@ def test_a_tampered_configuration(tmp_path, changes, reason):
     for argv in (["--checkpoint", tmp_path], ["--resume", "--out", tmp_path]):
         with pytest.raises(UserError) as error:
             read(*argv)
-        assert str(error.value).startswith(f"{tmp_path}/config.json is not a configuration of this script ({reason}")
+        assert str(error.value).startswith(
+            f"{tmp_path}/config.json is not a configuration of this script ({reason}"
+        )
         assert str(error.value).endswith("): use the script and version that wrote it.")
 
 
@@ -455,13 +605,32 @@ def test_every_option_is_explained(capsys):
         read("--help")
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
-    assert "Title of a paper." in text and "python test_flags.py" in text and "not in the help" not in text
+    assert (
+        "Title of a paper." in text
+        and "python test_flags.py" in text
+        and "not in the help" not in text
+    )
     assert "--taps INT [INT ...] layers, 50 % of them [6 12; smoke 1]" in text
     assert "--method {a,b,c} [NAME ...] the row [a; smoke a b]" in text
-    assert "--lr FLOAT peak [0.001; smoke 0.5; demo 0.1]" in text and "--factor {4,8} of a kind [4]" in text
+    assert (
+        "--lr FLOAT peak [0.001; smoke 0.5; demo 0.1]" in text
+        and "--factor {4,8} of a kind [4]" in text
+    )
     assert "--lam FLOAT weight --" in text and "--norm a switch optimisation:" in text
-    assert "--context INT tokens of the utterances before" in text and "has to wrap the line [0]" in text
-    bands = ["corpus:", "run:", "what to do:", "how to compute:", "data:", "method:", "model:", "optimisation:"]
+    assert (
+        "--context INT tokens of the utterances before" in text
+        and "has to wrap the line [0]" in text
+    )
+    bands = [
+        "corpus:",
+        "run:",
+        "what to do:",
+        "how to compute:",
+        "data:",
+        "method:",
+        "model:",
+        "optimisation:",
+    ]
     positions = [text.index(f" {band} --") for band in [*bands, "decoding:"]]
     assert positions == sorted(positions)
 
@@ -483,7 +652,10 @@ def test_a_wrong_folder_is_no_wrong_command_line(tmp_path, monkeypatch, capsys):
     [
         (KeyboardInterrupt(), "stopped."),
         (MemoryError(), "lower --batch-seconds"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "lower --batch-seconds"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "lower --batch-seconds",
+        ),
         (RuntimeError("DataLoader worker (pid 7) exited unexpectedly"), "lower --workers"),
         (RuntimeError("DataLoader timed out after 600 seconds"), "lower --workers"),
         (OSError(errno.ENOSPC, "No space left on device"), "look at the disk"),
@@ -499,14 +671,19 @@ def test_what_ends_a_script(error, said, monkeypatch, capsys):
 
 
 def test_help_answers_before_torch_is_imported():
-    code = "import sys, common.flags; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, common.running.flags; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
     code = (
         "import runpy, sys; sys.argv = ['interaed_kd.py', '--help']\n"
         "try: runpy.run_path('interaed_kd.py', run_name='__main__')\n"
         "except SystemExit: sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.DEVNULL).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.DEVNULL
+        ).returncode
+        == 0
+    )
 
 
 def test_exit_codes():
@@ -515,9 +692,13 @@ def test_exit_codes():
 
 
 def test_functions_are_short():
-    from common import flags
+    from common.running import flags
 
-    functions = [f for _, f in inspect.getmembers(flags, inspect.isfunction) if f.__module__ == flags.__name__]
+    functions = [
+        f
+        for _, f in inspect.getmembers(flags, inspect.isfunction)
+        if f.__module__ == flags.__name__
+    ]
     assert max(len(inspect.getsourcelines(f)[0]) for f in [*functions, RunConfig.check]) <= 60
 
 
@@ -530,7 +711,9 @@ def test_this_folder_and_its_parent_have_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "a" / "b")
     assert read("--out", ".").out == str(tmp_path / "a" / "b")
     assert read("--out", "..").out == str(tmp_path / "a")
-    assert [c.out for c in read_all("--out", ".", "--method", "a", "b")] == [str(tmp_path / "a/b" / x) for x in "ab"]
+    assert [c.out for c in read_all("--out", ".", "--method", "a", "b")] == [
+        str(tmp_path / "a/b" / x) for x in "ab"
+    ]
     assert read("--out", "x").out == "x" and read("--out", "./x").out == "x"
 
 
@@ -544,5 +727,7 @@ def test_help_without_docstrings(capsys):
 def test_a_script_goes_on_without_docstrings(tmp_path):
     """transformers needs its own, so the script is started again with them."""
     options = ["--preset", "smoke", "--summary"]
-    code, out, error = run_script(*options, script="hubert_gpt_bridge.py", launcher=["-OO"], cwd=tmp_path)
+    code, out, error = run_script(
+        *options, script="hubert_gpt_bridge.py", launcher=["-OO"], cwd=tmp_path
+    )
     assert code == 0 and "total" in out and "docstring" not in error, error

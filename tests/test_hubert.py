@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
-from common import hubert, published
-from common.flags import UserError
-from common.place import Place
+from common import hubert
+from common.running import published
+from common.running.flags import UserError
+from common.running.process import Place
 
 CPU = Place(0, 1, torch.device("cpu"))
 LARGE = dict(  # the form of facebook/hubert-large-ll60k, and small

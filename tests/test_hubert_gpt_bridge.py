@@ -20,13 +20,13 @@ from transformers.models.hubert.modeling_hubert import HubertFeedForward
 
 import hubert_gpt_bridge as script
 from common import lora, metrics, prompting
-from common.corpora import Corpus, Utterance
-from common.data import MicroBatch, make_batch
-from common.flags import UserError
-from common.place import Place, reseed
-from common.pretrained import CharacterModel, load_pieces, load_text
+from common.running.batches import MicroBatch, make_batch
+from common.running.corpora import Corpus, Utterance
+from common.running.flags import UserError
+from common.running.pretrained import CharacterModel, load_pieces, load_text
+from common.running.process import Place, reseed
+from common.running.weights import load_weights, save_weights
 from common.text import Characters, Pieces
-from common.weights import load_weights, save_weights
 from hubert_gpt_bridge import compress, compute_losses, total_loss, vectors_of
 
 CPU = Place(0, 1, torch.device("cpu"))
@@ -37,13 +37,18 @@ TINY = dict(
     num_conv_pos_embedding_groups=4, do_stable_layer_norm=True,
 )  # fmt: skip
 PUBLISHED_CNN = dict(
-    conv_dim=(4,) * 7, conv_kernel=(10, 3, 3, 3, 3, 2, 2), conv_stride=(5, 2, 2, 2, 2, 2, 2), num_feat_extract_layers=7
+    conv_dim=(4,) * 7,
+    conv_kernel=(10, 3, 3, 3, 3, 2, 2),
+    conv_stride=(5, 2, 2, 2, 2, 2, 2),
+    num_feat_extract_layers=7,
 )
 TEXTS = ["the king had flour", "a sail", "her son"]
 
 
 def read_config(options: str) -> script.Config:
-    return script.parse(script.Config, script.PRESETS, script.__doc__, f"--preset smoke {options}".split())[0]
+    return script.parse(
+        script.Config, script.PRESETS, script.__doc__, f"--preset smoke {options}".split()
+    )[0]
 
 
 @pytest.fixture
@@ -56,7 +61,9 @@ def made(model):
         tokenizer = Pieces(load_pieces(str(model("gpt")), "--gpt", ""))
         gpt = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
         llm = GPTNeoXForCausalLM(
-            GPTNeoXConfig(**gpt, vocab_size=tokenizer.size - 1, eos_token_id=4, initializer_range=0.2)
+            GPTNeoXConfig(
+                **gpt, vocab_size=tokenizer.size - 1, eos_token_id=4, initializer_range=0.2
+            )
         )
         characters = Characters.build(TEXTS) if config.bridge == "ctc" else None
         encoder = HubertModel(HubertConfig(**TINY | {"feat_extract_norm": "layer"} | sizes))
@@ -65,14 +72,23 @@ def made(model):
         waves = [torch.randn(round(16000 * s)) for s in seconds]
         labels = [tokenizer.encode(u.text) for u in utterances]
         batch = make_batch(waves, labels, utterances, {}, 0, MicroBatch([]))
-        return SimpleNamespace(config=config, recogniser=recogniser, llm=llm, tokenizer=tokenizer, batch=batch)
+        return SimpleNamespace(
+            config=config, recogniser=recogniser, llm=llm, tokenizer=tokenizer, batch=batch
+        )
 
     return build
 
 
 def alone(batch, i: int):
     n, u = int(batch.samples[i]), int(batch.target_lengths[i])
-    return make_batch([batch.waves[i, :n]], [batch.targets[i, :u].tolist()], [batch.utterances[i]], {}, 0, batch.plan)
+    return make_batch(
+        [batch.waves[i, :n]],
+        [batch.targets[i, :u].tolist()],
+        [batch.utterances[i]],
+        {},
+        0,
+        batch.plan,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- equations
@@ -105,11 +121,20 @@ def test_t(made, layers):
 def test_lengths_of_the_published_model(made):
     recogniser = made("", **PUBLISHED_CNN).recogniser
     assert recogniser.shortest() == 3280
-    for samples, frames, vectors in ((16000, 49, 10), (16 * 16000, 799, 198), (3280, 10, 1), (3279, 10, 1), (1, 10, 1)):
+    for samples, frames, vectors in (
+        (16000, 49, 10),
+        (16 * 16000, 799, 198),
+        (3280, 10, 1),
+        (3279, 10, 1),
+        (1, 10, 1),
+    ):
         batch = make_batch([torch.randn(samples)], [[]], [], {}, 0, MicroBatch([]))
         with torch.no_grad():
             h, lengths, _ = recogniser(batch)
-            assert (lengths.tolist(), recogniser.bridge(h, lengths, None)[1]) == ([frames], [vectors])
+            assert (lengths.tolist(), recogniser.bridge(h, lengths, None)[1]) == (
+                [frames],
+                [vectors],
+            )
 
 
 def test_ctc(made):
@@ -118,8 +143,12 @@ def test_ctc(made):
     m.batch.utterances[0].text = "a a"
     log_probs = m.recogniser(m.batch)[2]
     assert 3 < log_probs.shape[1] < 8
-    expected = enumerate_paths(log_probs[0].detach().double(), m.recogniser.characters.encode("a a"))
-    assert compute_losses(m.recogniser, m.batch, CPU)["ctc"].item() == pytest.approx(expected, rel=1e-5)
+    expected = enumerate_paths(
+        log_probs[0].detach().double(), m.recogniser.characters.encode("a a")
+    )
+    assert compute_losses(m.recogniser, m.batch, CPU)["ctc"].item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def spoken(path: str) -> torch.Tensor:
@@ -135,7 +164,11 @@ def test_runs():
     assert vectors_of(log_probs, "average").tolist() == [0, 0, 1, 2, 3, 3, 4, 4]
     assert vectors_of(log_probs, "average_remove_blank").tolist() == [0, 0, -1, 1, 2, 2, -1, -1]
     h = torch.tensor([1.0, 3, 50, 4, 10, 20, 60, 80])[None, :, None]
-    expected = {"remove_blank": [1, 3, 4, 10, 20], "average": [2, 50, 4, 15, 70], "average_remove_blank": [2, 4, 15]}
+    expected = {
+        "remove_blank": [1, 3, 4, 10, 20],
+        "average": [2, 50, 4, 15, 70],
+        "average_remove_blank": [2, 4, 15],
+    }
     for mode, values in expected.items():
         found, sizes = compress(h, torch.tensor([8]), log_probs[None], mode)
         assert found[0, :, 0].tolist() == values and sizes == [len(values)]
@@ -148,7 +181,9 @@ def test_an_utterance_that_is_all_blank_keeps_its_least_blank_frame(mode):
     h = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 9]])[..., None].requires_grad_()
     found, sizes = compress(h, torch.tensor([4, 3]), log_probs.requires_grad_(), mode)
     assert found[0, : sizes[0], 0].tolist() == ([2.5] if mode == "average" else [3.0])
-    assert found[1, : sizes[1], 0].tolist() == ([5, 6, 7] if mode == "average" else [5, 7])  # the last is padding
+    assert found[1, : sizes[1], 0].tolist() == (
+        [5, 6, 7] if mode == "average" else [5, 7]
+    )  # the last is padding
     found.sum().backward()
     assert h.grad.abs().sum() > 0 and log_probs.grad is None
 
@@ -159,14 +194,20 @@ def test_lm(made, bridge):
     m = made(f"--bridge {bridge} --ctc-run auto")
     losses = compute_losses(m.recogniser, m.batch, CPU)["lm"]
     table, (begin, separator, end) = m.llm.get_input_embeddings(), m.recogniser.symbols()
-    assert m.tokenizer.tokenizer.convert_ids_to_tokens([begin, separator, end]) == ["<s>", "[SEP]", "</s>"]
+    assert m.tokenizer.tokenizer.convert_ids_to_tokens([begin, separator, end]) == [
+        "<s>",
+        "[SEP]",
+        "</s>",
+    ]
     with torch.no_grad():
         h, lengths, log_probs = m.recogniser(m.batch)
         a, sizes = m.recogniser.bridge(h, lengths, log_probs)
         for b, n in enumerate(sizes):
             written, total = [separator], 0.0
             for y in [*(i - 1 for i in m.tokenizer.encode(TEXTS[b])), end]:
-                row = torch.cat([table(torch.tensor([begin])), a[b, :n], table(torch.tensor(written))])
+                row = torch.cat(
+                    [table(torch.tensor([begin])), a[b, :n], table(torch.tensor(written))]
+                )
                 total -= m.llm(inputs_embeds=row[None]).logits[0, -1].log_softmax(-1)[y].item()
                 written.append(y)
             assert losses[b].item() == pytest.approx(total, rel=1e-5)
@@ -198,19 +239,30 @@ def test_lora(made):
     adapted = compute_losses(m.recogniser, m.batch, CPU)["lm"]
     assert (adapted - before).abs().min() > 1e-2
     lora.merge(m.llm)
-    torch.testing.assert_close(compute_losses(m.recogniser, m.batch, CPU)["lm"], adapted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        compute_losses(m.recogniser, m.batch, CPU)["lm"], adapted, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_gap(made, corpus):
     """By hand over the same utterances; and 0 where the audio does not matter."""
     m = made("")
     arguments = script.answer_losses, corpus.dev, m.config, CPU
-    found, losses, pieces = prompting.measure_listening(m.recogniser, *arguments)["listening_gap"], [0.0, 0.0], [0, 0]
-    for swapped, batch in prompting.listening_batches(corpus.dev, m.config, m.tokenizer.encode, lambda *_: True):
+    found, losses, pieces = (
+        prompting.measure_listening(m.recogniser, *arguments)["listening_gap"],
+        [0.0, 0.0],
+        [0, 0],
+    )
+    for swapped, batch in prompting.listening_batches(
+        corpus.dev, m.config, m.tokenizer.encode, lambda *_: True
+    ):
         with torch.no_grad():
             losses[swapped] += script.answer_losses(m.recogniser, batch, CPU).sum().item()
         pieces[swapped] += int((batch.target_lengths + 1).sum())
-    assert found == pytest.approx(losses[1] / pieces[1] - losses[0] / pieces[0], abs=6e-4) and pieces[0] == pieces[1]
+    assert (
+        found == pytest.approx(losses[1] / pieces[1] - losses[0] / pieces[0], abs=6e-4)
+        and pieces[0] == pieces[1]
+    )
     m.recogniser.bridge_proj.weight.data.zero_()
     m.recogniser.bridge_proj.bias.data.zero_()
     found = prompting.measure_listening(m.recogniser, *arguments)["listening_gap"]
@@ -221,7 +273,10 @@ def test_limits(made):
     """As the published code has it, and with the demo's 12 a second."""
     samples = torch.tensor([1, 16000, 40000, 16 * 16000])
     for rate, expected in ((4, [20, 24, 30, 84]), (12, [20, 32, 50, 212])):
-        assert made(f"--pieces-per-second {rate} --more-pieces 20").recogniser.limits(samples) == expected
+        assert (
+            made(f"--pieces-per-second {rate} --more-pieces 20").recogniser.limits(samples)
+            == expected
+        )
     full = script.parse(script.Config, script.PRESETS, script.__doc__, ["--preset", "full"])[0]
     assert (full.pieces_per_second, full.more_pieces) == (4, 20)
 
@@ -230,7 +285,9 @@ def test_limits(made):
 
 
 @pytest.mark.parametrize(
-    "options", ["", *(f"--bridge ctc --ctc-run auto --compression {mode}" for mode in MODES)], ids=["conv", *MODES]
+    "options",
+    ["", *(f"--bridge ctc --ctc-run auto --compression {mode}" for mode in MODES)],
+    ids=["conv", *MODES],
 )
 @pytest.mark.parametrize("norm", ["layer", "group"])
 def test_alone_is_as_in_a_batch(made, options, norm):
@@ -281,7 +338,9 @@ def test_it_learns_a_few_clips_by_heart(made, options, corpus):
 
     m = made(options, hidden_size=32, conv_dim=(8, 8, 16, 32))
     some = [corpus.train[i] for i in range(0, 80, 10)]
-    m.recogniser.characters = Characters.build(u.text for u in corpus.train) if m.recogniser.characters else None
+    m.recogniser.characters = (
+        Characters.build(u.text for u in corpus.train) if m.recogniser.characters else None
+    )
     reseed(1)
     if m.recogniser.characters:
         m.recogniser.ctc_head = torch.nn.Linear(32, m.recogniser.characters.size)
@@ -318,20 +377,30 @@ def test_what_is_frozen_stays_as_it_was(finished, tmp_path, part):
     first = str(stage(finished))
     frozen = ["--train-cnn", "no"] if part == "cnn" else [f"--lr-{part}", 0]
     finished.train("--ctc-run", first, "--max-steps", 2, *frozen, "--out", tmp_path / "run")
-    before, after = (load_weights(f"{folder}/model.safetensors") for folder in (first, tmp_path / "run"))
+    before, after = (
+        load_weights(f"{folder}/model.safetensors") for folder in (first, tmp_path / "run")
+    )
     names = {"hubert": "audio_encoder.", "cnn": "audio_encoder.feature_extractor."}
     held = [name for name in after if name.startswith(names.get(part, "-"))]
-    changed = [name for name in before if name in after and not torch.equal(before[name], after[name])]
+    changed = [
+        name for name in before if name in after and not torch.equal(before[name], after[name])
+    ]
     assert not set(held) & set(changed)
     assert bool(held) == (part in names) and bool(changed) == (part != "hubert")
-    assert ("llm.supplied" in after) == (part == "llm") == (not any("llm.gpt_neox" in name for name in after))
+    assert (
+        ("llm.supplied" in after)
+        == (part == "llm")
+        == (not any("llm.gpt_neox" in name for name in after))
+    )
     if part == "bridge":  # it begins as in any other run of this seed
         finished.train("--ctc-run", first, "--max-steps", 1, *frozen, "--out", tmp_path / "again")
         again = load_weights(tmp_path / "again" / "model.safetensors")
         assert all(torch.equal(after[n], again[n]) for n in after if n.startswith("bridge_"))
 
 
-def test_checkpointing_gradients_computes_again_and_changes_nothing(finished, tmp_path, monkeypatch):
+def test_checkpointing_gradients_computes_again_and_changes_nothing(
+    finished, tmp_path, monkeypatch
+):
     """The layers of HuBERT and of GPT go forward once more for every batch that is learnt from."""
     weights, counts, calls = [], [], Counter()
     for part in (GPTNeoXMLP, HubertFeedForward):
@@ -354,26 +423,67 @@ def test_checkpointing_gradients_computes_again_and_changes_nothing(finished, tm
         torch.testing.assert_close(x, weights[1][name], atol=1e-5, rtol=1e-4)
 
 
-def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(finished, tmp_path, root):
-    options = ["--preset", "smoke", "--root", root, "--data", "demo-spontaneous-smoke", "--init", finished.folder]
-    adapted = ["--lora-rank", 2, "--lr-hubert", 0, "--lr-bridge", 0, "--lr-llm", 0.05, "--max-steps", 3]
-    result = finished.main(*options, *adapted, "--out", tmp_path / "run")  # --init alone says that it is gpt
+def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(
+    finished, tmp_path, root
+):
+    options = [
+        "--preset",
+        "smoke",
+        "--root",
+        root,
+        "--data",
+        "demo-spontaneous-smoke",
+        "--init",
+        finished.folder,
+    ]
+    adapted = [
+        "--lora-rank",
+        2,
+        "--lr-hubert",
+        0,
+        "--lr-bridge",
+        0,
+        "--lr-llm",
+        0.05,
+        "--max-steps",
+        3,
+    ]
+    result = finished.main(
+        *options, *adapted, "--out", tmp_path / "run"
+    )  # --init alone says that it is gpt
     both = {"test", f"{finished.data.name}-test"}  # each domain calls its own "test"
     assert set(result["wer"]) == both and result["trained_params"] < 0.1 * result["params"]
     weights = load_weights(tmp_path / "run" / "model.safetensors")
-    assert {name.split(".")[-1] for name in weights if name.startswith("llm.")} == {"A", "B", "supplied"}
+    assert {name.split(".")[-1] for name in weights if name.startswith("llm.")} == {
+        "A",
+        "B",
+        "supplied",
+    }
     again = finished.main("--checkpoint", tmp_path / "run", "--root", root)
     assert again["wer"] == result["wer"] and again["cer"] == result["cer"]
-    with pytest.raises(UserError, match="run holds a run, whose results this would replace: give another --out"):
+    with pytest.raises(
+        UserError, match="run holds a run, whose results this would replace: give another --out"
+    ):
         finished.main(*options, "--method", "gpt", "--score", "--out", tmp_path / "run")
     (config,) = script.parse(
-        script.Config, script.PRESETS, script.__doc__, [*map(str, options), "--method", "gpt", "--score"]
+        script.Config,
+        script.PRESETS,
+        script.__doc__,
+        [*map(str, options), "--method", "gpt", "--score"],
     )
     assert config.out.endswith("-s1-score")
     score = finished.main(*options, "--method", "gpt", "--score", "--out", tmp_path / "score")
     assert set(score["wer"]) == both and "train_seconds" not in score
     finished.main("--checkpoint", tmp_path / "run", "--root", root, "--export", tmp_path / "whole")
-    whole = finished.main(*options[:-1], tmp_path / "whole", "--method", "gpt", "--score", "--out", tmp_path / "merged")
+    whole = finished.main(
+        *options[:-1],
+        tmp_path / "whole",
+        "--method",
+        "gpt",
+        "--score",
+        "--out",
+        tmp_path / "merged",
+    )
     assert whole["wer"] == {"test": result["wer"]["test"]}
     other = finished.main(*finished.options("--max-steps", 1, "--out", tmp_path / "other"))
     assert other["wer"]
@@ -381,12 +491,16 @@ def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(finis
     moved = json.loads((tmp_path / "run" / "config.json").read_text())
     moved["config"]["init"] = str(base)
     (tmp_path / "run" / "config.json").write_text(json.dumps(moved))
-    assert finished.main("--checkpoint", tmp_path / "run", "--root", root, "--out", tmp_path / "same")["wer"]
+    assert finished.main(
+        "--checkpoint", tmp_path / "run", "--root", root, "--out", tmp_path / "same"
+    )["wer"]
     state = load_weights(base / "model.safetensors")
     state["llm.gpt_neox.layers.1.mlp.dense_h_to_4h.weight"][0, 0] += 1e-3
     save_weights(base / "model.safetensors", state)
     with pytest.raises(UserError, match="belong to another pretrained model"):
-        finished.main("--checkpoint", tmp_path / "run", "--root", root, "--out", tmp_path / "changed")
+        finished.main(
+            "--checkpoint", tmp_path / "run", "--root", root, "--out", tmp_path / "changed"
+        )
     damaged = json.loads((tmp_path / "run" / "config.json").read_text())
     damaged["config"]["init"] = str(tmp_path / "other")
     (tmp_path / "run" / "config.json").write_text(json.dumps(damaged))
@@ -427,7 +541,9 @@ def test_a_run_hears_as_it_was_trained(finished, tmp_path, model, corpus):
     run = tmp_path / "run"
 
     def hears(where, *more) -> bool:
-        (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, ["--checkpoint", str(where), *more])
+        (config,) = script.parse(
+            script.Config, script.PRESETS, script.__doc__, ["--checkpoint", str(where), *more]
+        )
         return script.load(config, CPU).audio_encoder.config.do_normalize
 
     assert hears(run)
@@ -435,7 +551,9 @@ def test_a_run_hears_as_it_was_trained(finished, tmp_path, model, corpus):
     finished.train(*options, "--resume", data=data, plain=True)
     assert hears(run)
     shapes = json.loads((run / "shapes.json").read_text())
-    del shapes["audio_encoder_config"]["do_normalize"]  # as older runs, which learnt from audio as it is
+    del shapes["audio_encoder_config"][
+        "do_normalize"
+    ]  # as older runs, which learnt from audio as it is
     (run / "shapes.json").write_text(json.dumps(shapes))
     finished.train(*options, "--resume", data=data, plain=True)
     assert not hears(run)
@@ -447,7 +565,10 @@ def test_a_run_hears_as_it_was_trained(finished, tmp_path, model, corpus):
 def test_summary_of_the_published_model(capsys):
     parts = script.main(["--preset", "full", "--summary"])
     assert parts["audio_encoder"] == 94_371_712 and parts["llm"] == 3_607_245_312
-    assert parts["bridge_convs"] + parts["bridge_proj"] == 6_885_632 and parts["total"] == 3_708_502_656
+    assert (
+        parts["bridge_convs"] + parts["bridge_proj"] == 6_885_632
+        and parts["total"] == 3_708_502_656
+    )
     assert "3,708,502,656" in capsys.readouterr().out
 
 
@@ -461,21 +582,40 @@ def published(finished, tmp_path, corpus):
 
 def said(finished, capsys, corpus, *options) -> str:
     capsys.readouterr()
-    finished.main(*options, "--method", "gpt", "--preset", "smoke", "--transcribe", corpus.dev[0].audio)
+    finished.main(
+        *options, "--method", "gpt", "--preset", "smoke", "--transcribe", corpus.dev[0].audio
+    )
     return capsys.readouterr().out
 
 
-def test_the_published_layout_comes_back_bit_identical(finished, published, tmp_path, corpus, capsys):
+def test_the_published_layout_comes_back_bit_identical(
+    finished, published, tmp_path, corpus, capsys
+):
     state = load_weights(published / "model.safetensors")
-    assert {name.split(".")[0] for name in state} == {"audio_encoder", "bridge_convs", "bridge_proj", "llm"}
-    assert {"audio_encoder.encoder.pos_conv_embed.conv.weight_g", "llm.embed_out.weight"} <= state.keys()
+    assert {name.split(".")[0] for name in state} == {
+        "audio_encoder",
+        "bridge_convs",
+        "bridge_proj",
+        "llm",
+    }
+    assert {
+        "audio_encoder.encoder.pos_conv_embed.conv.weight_g",
+        "llm.embed_out.weight",
+    } <= state.keys()
     assert json.loads((published / "config.json").read_text())["bridge_conv_stride"] == [2, 2]
     text = said(finished, capsys, corpus, "--init", published)
-    finished.main("--init", published, "--method", "gpt", "--preset", "smoke", "--export", tmp_path / "again")
+    finished.main(
+        "--init", published, "--method", "gpt", "--preset", "smoke", "--export", tmp_path / "again"
+    )
     again = load_weights(tmp_path / "again" / "model.safetensors")
-    assert state.keys() == again.keys() and all(torch.equal(state[name], again[name]) for name in state)
+    assert state.keys() == again.keys() and all(
+        torch.equal(state[name], again[name]) for name in state
+    )
     names = sorted(state)
-    parts = {"model-1.safetensors": names[: len(names) // 2], "model-2.safetensors": names[len(names) // 2 :]}
+    parts = {
+        "model-1.safetensors": names[: len(names) // 2],
+        "model-2.safetensors": names[len(names) // 2 :],
+    }
     for file, some in parts.items():
         save_weights(published / file, {name: state[name] for name in some})
     (published / "model.safetensors").unlink()
@@ -500,8 +640,15 @@ def test_a_folder_with_sentencepieces_file_alone(finished, published, tmp_path, 
     tokenizer = load_text(str(published), "--init", "")
     for text in ("the flour", "今日は鵺", "a  b"):
         labels = tokenizer.encode(text)
-        assert tokenizer.decode(labels) == " ".join(text.split()) and not {1, 2, 3} & set(labels)  # no <unk>, <s>, </s>
-    assert [tokenizer.id_of(piece) for piece in ("<s>", "[SEP]", "</s>", "flour flour")] == [1, 3, 2, None]
+        assert tokenizer.decode(labels) == " ".join(text.split()) and not {1, 2, 3} & set(
+            labels
+        )  # no <unk>, <s>, </s>
+    assert [tokenizer.id_of(piece) for piece in ("<s>", "[SEP]", "</s>", "flour flour")] == [
+        1,
+        3,
+        2,
+        None,
+    ]
     shapes = json.loads((published / "config.json").read_text())
     state = load_weights(published / "model.safetensors")
     for table in ("llm.gpt_neox.embed_in.weight", "llm.embed_out.weight"):
@@ -510,7 +657,9 @@ def test_a_folder_with_sentencepieces_file_alone(finished, published, tmp_path, 
     (published / "config.json").write_text(json.dumps(shapes))
     save_weights(published / "model.safetensors", state)
     text = said(finished, capsys, corpus, "--init", published)
-    finished.main("--init", published, "--method", "gpt", "--preset", "smoke", "--export", tmp_path / "again")
+    finished.main(
+        "--init", published, "--method", "gpt", "--preset", "smoke", "--export", tmp_path / "again"
+    )
     assert (tmp_path / "again" / "spiece.model").read_bytes() == model.getvalue()
     assert text and said(finished, capsys, corpus, "--init", tmp_path / "again") == text
     run = ["--preset", "smoke", "--init", published, "--max-steps", 1, "--out", tmp_path / "run"]
@@ -522,7 +671,10 @@ def test_a_folder_with_sentencepieces_file_alone(finished, published, tmp_path, 
 
 
 def test_published_folders_that_cannot_be_used(finished, published, corpus, capsys):
-    weights, config = published / "model.safetensors", json.loads((published / "config.json").read_text())
+    weights, config = (
+        published / "model.safetensors",
+        json.loads((published / "config.json").read_text()),
+    )
     content = weights.read_bytes()
 
     def refused(match: str) -> None:
@@ -579,13 +731,24 @@ def test_what_would_do_nothing_is_refused(options, said, capsys):
 
 def test_the_compressing_bridge_and_its_figures(finished, corpus, tmp_path):
     data = write_data(tmp_path / "data", corpus.train[:8], corpus.dev[:2], corpus.dev[2:4])
-    options = ["--bridge", "ctc", "--compression", "average_remove_blank", "--max-steps", 2, "--out", tmp_path / "run"]
+    options = [
+        "--bridge",
+        "ctc",
+        "--compression",
+        "average_remove_blank",
+        "--max-steps",
+        2,
+        "--out",
+        tmp_path / "run",
+    ]
     first = ["--ctc-run", "auto", "--max-steps", 2, "--out", tmp_path / "ctc", "--method", "ctc"]
     finished.train(*first, data=data)
     result = finished.main(*finished.options(*options, "--ctc-run", tmp_path / "ctc", data=data))
     files = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"compression.png", "attention.png", "shapes.json", "characters"} <= files
-    assert {"ctc_head", "bridge_proj"} <= {n.split(".")[0] for n in load_weights(tmp_path / "run/model.safetensors")}
+    assert {"ctc_head", "bridge_proj"} <= {
+        n.split(".")[0] for n in load_weights(tmp_path / "run/model.safetensors")
+    }
     assert result["embeddings"] > 0 and result["embeddings_per_second"] > 0
     again = finished.main("--checkpoint", tmp_path / "run")
     assert again["wer"] == result["wer"]
@@ -600,7 +763,9 @@ def test_whether_ctc_can_write_a_text_is_asked_of_the_text(made):
     assert fits(16000, labels, text) and "é" not in known
     assert not fits(16000, labels, f"{text}é")
     assert fits(1, labels, text) and not fits(1, labels, 2 * text)  # a frame
-    assert fits(16000, labels, 25 * text) and not fits(16000, labels, 26 * text)  # 49 frames, of which 24 are blank
+    assert fits(16000, labels, 25 * text) and not fits(
+        16000, labels, 26 * text
+    )  # 49 frames, of which 24 are blank
     without = made("").recogniser.fits()
     assert without(1, labels, f"{text}é" * 99)  # GPT can
 
@@ -615,6 +780,10 @@ def test_the_first_clip_that_can_be_read_is_drawn(made, tmp_path, monkeypatch):
     config, corpus = replace(m.config, out=str(tmp_path)), Corpus([], dev, {}, {})
     script.draw_compression(config, m.recogniser, corpus, CPU)
     script.draw_attention(config, m.recogniser, corpus, CPU)
-    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("compression", "attention"))
-    with pytest.raises(UserError, match="no utterance that it could show is short enough and can be read"):
+    assert all(
+        (tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("compression", "attention")
+    )
+    with pytest.raises(
+        UserError, match="no utterance that it could show is short enough and can be read"
+    ):
         script.draw_attention(config, m.recogniser, Corpus([], dev[:3], {}, {}), CPU)

@@ -18,20 +18,22 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import llm_prompt_asr as script
 from common import lora, prompting
-from common.corpora import Utterance
-from common.data import MicroBatch, make_batch
-from common.files import read_log
-from common.flags import UserError
-from common.place import Place, reseed
-from common.pretrained import load_causal
-from common.weights import load_weights, own_state
+from common.running.batches import MicroBatch, make_batch
+from common.running.corpora import Utterance
+from common.running.files import read_log
+from common.running.flags import UserError
+from common.running.pretrained import load_causal
+from common.running.process import Place, reseed
+from common.running.weights import load_weights, own_state
 from llm_prompt_asr import alignment, alignment_scores, answer_losses, compute_losses, hide, stack
 
 CPU = Place(0, 1, torch.device("cpu"))
 
 
 def read_config(options: str) -> script.Config:
-    return script.parse(script.Config, script.PRESETS, script.__doc__, f"--preset smoke {options}".split())[0]
+    return script.parse(
+        script.Config, script.PRESETS, script.__doc__, f"--preset smoke {options}".split()
+    )[0]
 
 
 @pytest.fixture
@@ -50,7 +52,9 @@ def made(model):
         waves = [torch.randn(round(16000 * s)) for s in seconds]
         labels = [tokenizer.encode(u.text) for u in utterances]
         batch = make_batch(waves, labels, utterances, {}, 0, MicroBatch([]))
-        return SimpleNamespace(config=config, recogniser=recogniser, lm=lm, tokenizer=tokenizer, batch=batch)
+        return SimpleNamespace(
+            config=config, recogniser=recogniser, lm=lm, tokenizer=tokenizer, batch=batch
+        )
 
     return build
 
@@ -59,10 +63,15 @@ def made(model):
 
 
 def test_the_equation_map_names_what_exists():
-    rows = re.findall(r" {3,}(?:ctc\.|Recogniser\.|prompting\.)?(\w+) {2,}(test_\w+)$", script.__doc__, re.M)
+    rows = re.findall(
+        r" {3,}(?:ctc\.|Recogniser\.|prompting\.)?(\w+) {2,}(test_\w+)$", script.__doc__, re.M
+    )
     assert len(rows) == 7
     for function, test in rows:
-        found = [getattr(place, function, None) for place in (script, script.ctc, prompting, script.Recogniser)]
+        found = [
+            getattr(place, function, None)
+            for place in (script, script.ctc, prompting, script.Recogniser)
+        ]
         assert any(map(callable, found)) and callable(globals()[test])
 
 
@@ -100,8 +109,12 @@ def test_prompt(made):
         h, lengths = m.recogniser.encode(m.batch)
         a, sizes = m.recogniser.prompt(h, lengths)
         stacked, _ = stack(h, lengths, 3)
-        torch.testing.assert_close(a, stacked @ m.recogniser.projection.weight.T + m.recogniser.projection.bias)
-        short = m.batch._replace(waves=m.batch.waves[1:, : m.batch.samples[1]], samples=m.batch.samples[1:])
+        torch.testing.assert_close(
+            a, stacked @ m.recogniser.projection.weight.T + m.recogniser.projection.bias
+        )
+        short = m.batch._replace(
+            waves=m.batch.waves[1:, : m.batch.samples[1]], samples=m.batch.samples[1:]
+        )
         alone, (size,) = m.recogniser.prompt(*m.recogniser.encode(short))
     assert size == sizes[1]
     torch.testing.assert_close(alone[0, :size], a[1, :size], atol=1e-5, rtol=1e-5)
@@ -125,16 +138,21 @@ def test_loss(made):
 
 def test_hide(made):
     assert (
-        hide([4, 5, 6], 0.0, random.Random(1), 1) == [4, 5, 6] and hide([4, 5, 6], 1.0, random.Random(1), 1) == [1] * 3
+        hide([4, 5, 6], 0.0, random.Random(1), 1) == [4, 5, 6]
+        and hide([4, 5, 6], 1.0, random.Random(1), 1) == [1] * 3
     )
     hidden = hide(list(range(4000)), 0.25, random.Random(1), -1).count(-1)
     assert 900 < hidden < 1100
     m = made("--mask-fraction 0.5")
     plain = answer_losses(m.recogniser, m.batch, CPU)
-    assert torch.equal(plain, answer_losses(m.recogniser, m.batch, CPU, replace(m.config, mask_fraction=0.0)))
+    assert torch.equal(
+        plain, answer_losses(m.recogniser, m.batch, CPU, replace(m.config, mask_fraction=0.0))
+    )
     masked = compute_losses(m.recogniser, m.batch, m.config, CPU)
     assert not torch.allclose(masked, plain)
-    assert torch.equal(masked, compute_losses(m.recogniser, m.batch, m.config, CPU))  # of the utterance alone
+    assert torch.equal(
+        masked, compute_losses(m.recogniser, m.batch, m.config, CPU)
+    )  # of the utterance alone
     m.recogniser.tokenizer.tokenizer.unk_token = m.recogniser.tokenizer.tokenizer.eos_token
     assert script.hidden_symbol(m.recogniser) == prompting.MASKED
 
@@ -149,27 +167,47 @@ def test_s():
 
 
 def test_what_an_alignment_says():
-    assert alignment_scores(torch.eye(4)) == {"rho": pytest.approx(1), "non_decreasing": 1, "chance": 5 / 8}
+    assert alignment_scores(torch.eye(4)) == {
+        "rho": pytest.approx(1),
+        "non_decreasing": 1,
+        "chance": 5 / 8,
+    }
     assert alignment_scores(torch.eye(4).flip(0))["rho"] == pytest.approx(-1)
     assert alignment_scores(torch.eye(4)[:, [0, 2, 1]])["non_decreasing"] == 0.5
-    every = [alignment_scores(torch.eye(3)[:, [i, j]]) for i in range(3) for j in range(3)]  # two pieces, three vectors
-    assert {score["chance"] for score in every} == {sum(score["non_decreasing"] for score in every) / 9}
+    every = [
+        alignment_scores(torch.eye(3)[:, [i, j]]) for i in range(3) for j in range(3)
+    ]  # two pieces, three vectors
+    assert {score["chance"] for score in every} == {
+        sum(score["non_decreasing"] for score in every) / 9
+    }
 
 
 def test_gap(made, corpus, root):
     """By hand over the same utterances; and 0 for a recogniser that is deaf."""
     m = made(f"--root {root}")
     few = corpus.dev[:6]
-    found = prompting.measure_listening(m.recogniser, answer_losses, few, m.config, CPU)["listening_gap"]
+    found = prompting.measure_listening(m.recogniser, answer_losses, few, m.config, CPU)[
+        "listening_gap"
+    ]
     losses, pieces = [0.0, 0.0], [0, 0]
-    for swapped, batch in prompting.listening_batches(few, m.config, m.tokenizer.encode, lambda *_: True):
+    for swapped, batch in prompting.listening_batches(
+        few, m.config, m.tokenizer.encode, lambda *_: True
+    ):
         with torch.no_grad():
             losses[swapped] += answer_losses(m.recogniser, batch, CPU).sum().item()
         pieces[swapped] += int((batch.target_lengths + 1).sum())
-    assert found == pytest.approx(losses[1] / pieces[1] - losses[0] / pieces[0], abs=6e-4) and pieces[0] == pieces[1]
+    assert (
+        found == pytest.approx(losses[1] / pieces[1] - losses[0] / pieces[0], abs=6e-4)
+        and pieces[0] == pieces[1]
+    )
     torch.nn.init.zeros_(m.recogniser.projection.weight)
     assert (
-        abs(prompting.measure_listening(m.recogniser, answer_losses, few, m.config, CPU)["listening_gap"]) < 0.05
+        abs(
+            prompting.measure_listening(m.recogniser, answer_losses, few, m.config, CPU)[
+                "listening_gap"
+            ]
+        )
+        < 0.05
     )  # lengths differ still
 
 
@@ -197,14 +235,22 @@ def test_what_is_frozen_stays(options, learns, runs, tmp_path, model):
     run = runs("llm_prompt_asr")
     run.train("--max-steps", 3, "--out", tmp_path / "run", *options.split())
     folder = tmp_path / "run"
-    (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, ["--checkpoint", str(folder)])
+    (config,) = script.parse(
+        script.Config, script.PRESETS, script.__doc__, ["--checkpoint", str(folder)]
+    )
     after = script.load(config, CPU)
     named = AutoModelForCausalLM.from_pretrained(model("llama"), dtype=torch.float32).state_dict()
     state, saved = after.state_dict(), load_weights(tmp_path / "run" / "model.safetensors")
     if "lm" in learns:
-        assert "lm.lm_head.weight" in saved and not torch.equal(state["lm.lm_head.weight"], named["lm_head.weight"])
+        assert "lm.lm_head.weight" in saved and not torch.equal(
+            state["lm.lm_head.weight"], named["lm_head.weight"]
+        )
     else:
-        assert {name.rsplit(".", 1)[1] for name in saved if name.startswith("lm.")} <= {"supplied", "A", "B"}
+        assert {name.rsplit(".", 1)[1] for name in saved if name.startswith("lm.")} <= {
+            "supplied",
+            "A",
+            "B",
+        }
         plain = {name.replace(".base.", "."): x for name, x in state.items()}
         assert all(torch.equal(plain[f"lm.{name}"], x) for name, x in named.items())
     checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
@@ -215,9 +261,13 @@ def test_what_is_frozen_stays(options, learns, runs, tmp_path, model):
         reseed(config.seed, 2)
         lora.adapt(fresh.lm, config.lora_rank)
     fresh = fresh.state_dict()
-    rest = {name: x for name, x in own_state(after).items() if name.startswith(("projection", "lm"))}
+    rest = {
+        name: x for name, x in own_state(after).items() if name.startswith(("projection", "lm"))
+    }
     moved = {name for name, x in rest.items() if not torch.equal(x, fresh[name])}
-    kinds = {f"lm.{name[-1]}" if name.endswith((".A", ".B")) else name.split(".")[0] for name in moved}
+    kinds = {
+        f"lm.{name[-1]}" if name.endswith((".A", ".B")) else name.split(".")[0] for name in moved
+    }
     encoder = {name: x for name, x in own_state(after).items() if name.startswith("encoder")}
     if not all(_as_in_first_stage(name, x, run) for name, x in encoder.items()):
         kinds.add("encoder")
@@ -229,13 +279,24 @@ def test_a_seed_begins_alike_at_every_rank(runs, tmp_path):
     begun = []
     for rank in (0, 4, 8):
         out = tmp_path / str(rank)
-        options = ["--lora-rank", rank, "--lr-encoder", 0, "--lr-projection", 0, "--encoder", "scratch"]
+        options = [
+            "--lora-rank",
+            rank,
+            "--lr-encoder",
+            0,
+            "--lr-projection",
+            0,
+            "--encoder",
+            "scratch",
+        ]
         runs("llm_prompt_asr").train("--max-steps", 1, "--out", out, *options)
         weights = load_weights(out / "model.safetensors")
         begun.append({name: x for name, x in weights.items() if not name.startswith("lm.")})
     assert "projection.weight" in begun[0] and any(name.startswith("encoder") for name in begun[0])
     for other in begun[1:]:
-        assert begun[0].keys() == other.keys() and all(torch.equal(x, other[name]) for name, x in begun[0].items())
+        assert begun[0].keys() == other.keys() and all(
+            torch.equal(x, other[name]) for name, x in begun[0].items()
+        )
 
 
 def _as_in_first_stage(name, tensor, run) -> bool:
@@ -248,7 +309,16 @@ def test_another_language_model_is_noticed(runs, tmp_path, model):
     """A checkpoint without the frozen model's weights finds it by name, and knows it."""
     run = runs("llm_prompt_asr")
     shutil.copytree(model("llama"), tmp_path / "lm")
-    options = ["--lm", tmp_path / "lm", "--lora-rank", 4, "--out", tmp_path / "run", "--max-steps", 2]
+    options = [
+        "--lm",
+        tmp_path / "lm",
+        "--lora-rank",
+        4,
+        "--out",
+        tmp_path / "run",
+        "--max-steps",
+        2,
+    ]
     run.train(*options)
     run.main("--checkpoint", tmp_path / "run")
     lm = AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
@@ -269,21 +339,45 @@ def test_a_frozen_model_is_known_in_any_precision(model):
 
 def test_the_first_stage_is_found_refused_or_left_out(runs, tmp_path, capsys):
     run = runs("llm_prompt_asr")
-    with pytest.raises(UserError, match="--encoder .*/ctc holds no run: give the folder of a run of ctc, or auto"):
+    with pytest.raises(
+        UserError, match="--encoder .*/ctc holds no run: give the folder of a run of ctc, or auto"
+    ):
         run.train("--max-steps", 2, "--encoder", tmp_path / "ctc", "--out", tmp_path / "mistyped")
     assert not (tmp_path / "ctc").exists()
     run.train("--max-steps", 2, "--encoder", "auto", "--method", "ctc", "--out", tmp_path / "ctc")
     run.train("--max-steps", 2, "--encoder", "auto", "--out", tmp_path / "llm")  # the one beside it
-    run.train("--max-steps", 1, "--encoder", tmp_path / "ctc", "--out", tmp_path / "again", "--stride-ms", 320)
+    run.train(
+        "--max-steps",
+        1,
+        "--encoder",
+        tmp_path / "ctc",
+        "--out",
+        tmp_path / "again",
+        "--stride-ms",
+        320,
+    )
     assert "ctc first" not in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"the ctc in .* was trained otherwise \(--seed 1 -> 2.*another --encoder"):
-        run.train("--max-steps", 1, "--encoder", tmp_path / "ctc", "--out", tmp_path / "other", "--seed", 2)
+    with pytest.raises(
+        UserError, match=r"the ctc in .* was trained otherwise \(--seed 1 -> 2.*another --encoder"
+    ):
+        run.train(
+            "--max-steps",
+            1,
+            "--encoder",
+            tmp_path / "ctc",
+            "--out",
+            tmp_path / "other",
+            "--seed",
+            2,
+        )
     with pytest.raises(UserError, match=r"the ctc in .* was trained otherwise \(--max-steps 2 -> "):
         run.train("--encoder", tmp_path / "ctc", "--out", tmp_path / "whole")
     run.train("--max-steps", 1, "--encoder", "scratch", "--out", tmp_path / "scratch")
     assert "ctc first" not in capsys.readouterr().err
     stage = load_weights(tmp_path / "ctc" / "model.safetensors")
-    assert "ctc_head.weight" in stage and "ctc_head.weight" not in load_weights(tmp_path / "llm" / "model.safetensors")
+    assert "ctc_head.weight" in stage and "ctc_head.weight" not in load_weights(
+        tmp_path / "llm" / "model.safetensors"
+    )
 
 
 def test_one_recogniser_for_each_language(runs, corpus, tmp_path):
@@ -295,14 +389,20 @@ def test_one_recogniser_for_each_language(runs, corpus, tmp_path):
         lines = [line | {"lang": ("german", "polish")[i % 2]} for i, line in enumerate(lines)]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = ["--method", "monolingual_ctc", "ctc", "--max-steps", 2, "--out", tmp_path / "run"]
-    with pytest.raises(UserError, match=r"test.jsonl holds several languages: split it into test-LANGUAGE.jsonl"):
+    with pytest.raises(
+        UserError, match=r"test.jsonl holds several languages: split it into test-LANGUAGE.jsonl"
+    ):
         run.train(*options, data=data)
     both = (data / "test.jsonl").read_text().splitlines(keepends=True)
     for i, language in enumerate(("german", "polish")):
         (data / f"test-{language}.jsonl").write_text("".join(both[i::2]))
     (data / "test.jsonl").unlink()
     found = run.train(*options, data=data)["monolingual_ctc"]
-    assert set(found["wer"]) == {"test-german", "test-polish"} and "rtf" not in found and found["not_scored"] == 0
+    assert (
+        set(found["wer"]) == {"test-german", "test-polish"}
+        and "rtf" not in found
+        and found["not_scored"] == 0
+    )
     shutil.rmtree(folder / "polish")
     again = run.main("--resume", "--out", folder)
     assert again["wer"] == found["wer"] and (folder / "polish" / "config.json").exists()
@@ -310,8 +410,12 @@ def test_one_recogniser_for_each_language(runs, corpus, tmp_path):
     for path in data.glob("*.jsonl"):
         if path.name != "test-german.jsonl":
             path.unlink()
-    assert set(run.main("--checkpoint", folder, "--out", tmp_path / "german")["wer"]) == {"test-german"}
-    with pytest.raises(UserError, match=r"--transcribe takes one language: give --checkpoint .*/LANGUAGE"):
+    assert set(run.main("--checkpoint", folder, "--out", tmp_path / "german")["wer"]) == {
+        "test-german"
+    }
+    with pytest.raises(
+        UserError, match=r"--transcribe takes one language: give --checkpoint .*/LANGUAGE"
+    ):
         run.main("--checkpoint", folder, "--transcribe", corpus.dev[0].audio)
 
 
@@ -324,9 +428,16 @@ def test_eight_utterances_are_learnt_by_listening(runs, corpus, tmp_path):
         "--stride-ms", 320, "--speeds", 1, "--out", tmp_path / "run", data=data, plain=True,
     )  # fmt: skip
     assert result["wer"]["test"] == 0 and result["listening_gap"] > 0.3
-    (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, ["--checkpoint", str(tmp_path / "run")])
-    recogniser, encode = script.load(config, CPU).eval(), script.load_tokenizer(tmp_path / "run").encode
-    for swapped, batch in prompting.listening_batches(corpus.train[:8], config, encode, lambda *_: True):
+    (config,) = script.parse(
+        script.Config, script.PRESETS, script.__doc__, ["--checkpoint", str(tmp_path / "run")]
+    )
+    recogniser, encode = (
+        script.load(config, CPU).eval(),
+        script.load_tokenizer(tmp_path / "run").encode,
+    )
+    for swapped, batch in prompting.listening_batches(
+        corpus.train[:8], config, encode, lambda *_: True
+    ):
         answers = [t.text for t in recogniser.transcribe(batch, CPU)]
         right = sum(answer == u.text for answer, u in zip(answers, batch.utterances, strict=True))
         assert right == (0 if swapped else len(answers))
@@ -340,8 +451,19 @@ def test_a_model_of_few_positions_is_refused(runs, tmp_path, model):
     lm.save_pretrained(tmp_path / "lm")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(model("llama") / name, tmp_path / "lm")
-    options = ["--lm", tmp_path / "lm", "--max-steps", 1, "--out", tmp_path / "run", "--max-seconds", 4]
-    with pytest.raises(UserError, match="has 230 positions, 20.0 s of audio and an answer take 326: give a longer"):
+    options = [
+        "--lm",
+        tmp_path / "lm",
+        "--max-steps",
+        1,
+        "--out",
+        tmp_path / "run",
+        "--max-seconds",
+        4,
+    ]
+    with pytest.raises(
+        UserError, match="has 230 positions, 20.0 s of audio and an answer take 326: give a longer"
+    ):
         runs("llm_prompt_asr").train(*options, "--cut-seconds", 20)
     runs("llm_prompt_asr").train(*options, "--cut-seconds", 4)
 
@@ -356,8 +478,19 @@ def test_a_transcript_that_is_too_long_for_the_model_is_counted(runs, tmp_path, 
     soundfile.write(tmp_path / "long.wav", 0.1 * torch.randn(16000 * 7).numpy(), 16000)
     long = Utterance("long", str(tmp_path / "long.wav"), "qxzj" * 80, 7.0, session="long")
     assert len(tokenizer(long.text)["input_ids"]) > 260
-    data = write_data(tmp_path / "data", [*corpus.train[:8], long], [*corpus.dev[:4], long], corpus.dev[4:5])
-    options = ["--lm", tmp_path / "lm", "--encoder", "scratch", "--epochs", 1, "--out", tmp_path / "run"]
+    data = write_data(
+        tmp_path / "data", [*corpus.train[:8], long], [*corpus.dev[:4], long], corpus.dev[4:5]
+    )
+    options = [
+        "--lm",
+        tmp_path / "lm",
+        "--encoder",
+        "scratch",
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "run",
+    ]
     limits = ["--max-seconds", 8, "--cut-seconds", 8, "--speeds", 1, "--units-of", "transcripts"]
     result = runs("llm_prompt_asr").train(*options, *limits, "--units", 40, data=data, plain=True)
     assert result["infeasible"] == 1 and result["wer"] and result["listening_gap"] is not None
@@ -378,20 +511,30 @@ def test_long_input_and_the_limit_of_an_answer(made, monkeypatch):
     (beam,) = m.recogniser.transcribe(m.batch, CPU, beam=3)
     assert isinstance(beam.text, str)
     asked, write = [], prompting.write
-    monkeypatch.setattr(prompting, "write", lambda *args, **how: asked.append(args[2]) or write(*args, **how))
+    monkeypatch.setattr(
+        prompting, "write", lambda *args, **how: asked.append(args[2]) or write(*args, **how)
+    )
     for seconds, limit in ((30.0, 200), (1.5, 38)):
         m = made("--stride-ms 960", seconds=(seconds,))
         m.lm.lm_head.weight.data.zero_()  # all equal: 0 is written for ever
         (transcript,) = m.recogniser.transcribe(m.batch, CPU)
-        assert transcript.counts == {"unstopped": 1.0, "repetitions": 1.0} and asked.pop() == [limit]
+        assert transcript.counts == {"unstopped": 1.0, "repetitions": 1.0} and asked.pop() == [
+            limit
+        ]
 
 
 def test_shallow_fusion_with_the_same_language_model(runs, tmp_path, model):
     """The CTC encoder, beam search and --lm: what text alone gives."""
     run = runs("llm_prompt_asr")
     run.train("--method", "ctc", "--out", tmp_path / "ctc")
-    found = run.main("--checkpoint", tmp_path / "ctc", "--decode", "beam", "--beam", 2, "--bonus", 0)
-    assert found["lm"] == str(model("llama")) and found["lm_weight"] in (0.2, 0.4, 0.6) and found["beam"] == 2
+    found = run.main(
+        "--checkpoint", tmp_path / "ctc", "--decode", "beam", "--beam", 2, "--bonus", 0
+    )
+    assert (
+        found["lm"] == str(model("llama"))
+        and found["lm_weight"] in (0.2, 0.4, 0.6)
+        and found["beam"] == 2
+    )
 
 
 @pytest.mark.parametrize("options, message", [

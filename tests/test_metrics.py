@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from common.metrics import character_errors, homophone_errors, score, side_by_side, spearman, word_errors, written_without_spaces
+from common.metrics import (
+    character_errors,
+    homophone_errors,
+    score,
+    side_by_side,
+    spearman,
+    word_errors,
+    written_without_spaces,
+)
 
 TWINS = {"sail": "sale", "sale": "sail"}
 
@@ -54,7 +62,11 @@ def test_homophone_errors():
     references = ["the sail was red", "the sale was on", "a sail", "a sale", "no twin here"]
     hypotheses = ["the sale was red", "the sale was on", "a snail", "", "no sale here"]
     errors = homophone_errors(references, hypotheses, TWINS)
-    assert (errors.wrong, errors.count, errors.rate) == (1, 2, 50)  # misheard and missing ones do not count
+    assert (errors.wrong, errors.count, errors.rate) == (
+        1,
+        2,
+        50,
+    )  # misheard and missing ones do not count
     assert errors.chance == 50  # one "sail" and one "sale" were counted: either guess is right once
     assert homophone_errors(["sail", "sail", "sale"], ["sail"] * 3, TWINS) == (1, 3, 100 / 3)
     assert homophone_errors(["a"], ["a"], TWINS) == (0, 0, 0)
@@ -63,7 +75,10 @@ def test_homophone_errors():
 def test_what_was_not_found_is_not_scored():
     references = {"a": "the sail", "b": "a sale", "c": "unread"}
     errors, homophones = score(references, {"b": "a sail", "a": "the sail"}, TWINS)
-    assert (errors.words, errors.substitutions) == (4, 1) and (homophones.count, homophones.wrong) == (2, 1)
+    assert (errors.words, errors.substitutions) == (4, 1) and (
+        homophones.count,
+        homophones.wrong,
+    ) == (2, 1)
 
 
 def test_side_by_side():
@@ -95,7 +110,9 @@ def test_spearman():
     assert spearman(x, x**3) == pytest.approx(1) and spearman(x, -x) == pytest.approx(-1)
     assert spearman(x, torch.ones(6)) == 0
     # Ranks 1 2 3 4 and, of 5 5 1 7, 2.5 2.5 1 4: covariance 2.5 over the root of 5 x 4.5.
-    assert spearman(torch.arange(4.0), torch.tensor([5.0, 5, 1, 7])) == pytest.approx(1.5 / math.sqrt(5 * 4.5))
+    assert spearman(torch.arange(4.0), torch.tensor([5.0, 5, 1, 7])) == pytest.approx(
+        1.5 / math.sqrt(5 * 4.5)
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,5 +147,7 @@ def test_texts_with_words(text):
 
 
 def test_all_texts_of_a_language_decide_whether_it_has_spaces():
-    assert not written_without_spaces(["donaudampfschifffahrtsgesellschaft", "das ist ein langes wort"])
+    assert not written_without_spaces(
+        ["donaudampfschifffahrtsgesellschaft", "das ist ein langes wort"]
+    )
     assert not written_without_spaces([])

@@ -18,11 +18,11 @@ from test_rnnt import alignments
 
 import interaed_kd
 import multirep_kd as script
-from common.corpora import Utterance
-from common.data import MicroBatch, loader
-from common.files import read_log
-from common.flags import UserError
-from common.place import Place, open_folder
+from common.running.batches import MicroBatch, loader
+from common.running.corpora import Utterance
+from common.running.files import read_log
+from common.running.flags import UserError
+from common.running.process import Place, open_folder
 from multirep_kd import Characters, Teacher, compute_losses, rnnt
 
 CPU = Place(0, 1, torch.device("cpu"))
@@ -30,13 +30,20 @@ BF16 = CPU._replace(dtype=torch.bfloat16)
 SMALL = "--preset smoke --dim 32 --heads 2 --ff-dim 64 --channels 4 --head-dim 16 --predictor-dim 16 --joint-dim 16"
 
 # Four utterances of a session, not listed in the order in which they began, and one of another session.
-SAID = [("c", "the night", 5.0), ("a", "the flour", 0.0), ("b", "our knight", 2.0), ("d", "flour", 9.0)]
+SAID = [
+    ("c", "the night", 5.0),
+    ("a", "the flour", 0.0),
+    ("b", "our knight", 2.0),
+    ("d", "flour", 9.0),
+]
 CONVERSATION = [Utterance(name, "", text, 1.0, offset, session="s") for name, text, offset in SAID]
 CONVERSATION.append(Utterance("x", "", "night", 1.0, session="t"))
 
 
 def teach(config: script.Config, utterances: list[Utterance] = CONVERSATION) -> Teacher:
-    return Teacher(config.teachers[0], config, utterances, Characters.build(u.text for u in utterances), CPU)
+    return Teacher(
+        config.teachers[0], config, utterances, Characters.build(u.text for u in utterances), CPU
+    )
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +51,9 @@ def read_config(tmp_path_factory):
     """A configuration from words of the command line, with a BERT of two layers and random weights as its teacher."""
     folder = save(tmp_path_factory.mktemp("bert"), bert(max_position_embeddings=128))
     parse = partial(script.parse, script.Config, script.PRESETS, script.__doc__)
-    return lambda row, **changes: replace(*parse(f"{SMALL} --teachers {folder} --method {row}".split()), **changes)
+    return lambda row, **changes: replace(
+        *parse(f"{SMALL} --teachers {folder} --method {row}".split()), **changes
+    )
 
 
 @pytest.fixture
@@ -55,7 +64,9 @@ def small(read_config, corpus):
     utterances = [replace(u, text=" ".join(u.text.split()[:2])) for u in corpus.train[:2]]
     teachers = [Teacher(config.teachers[0], config, utterances, tokenizer, CPU)]
     models = script.build_models(config, tokenizer.size, [(2, 16)], tokenizer).eval()
-    (batch,) = loader([MicroBatch(utterances)], config, tokenizer.encode, partial(script.fits, config.subsampling))
+    (batch,) = loader(
+        [MicroBatch(utterances)], config, tokenizer.encode, partial(script.fits, config.subsampling)
+    )
     return SimpleNamespace(**locals())
 
 
@@ -65,14 +76,25 @@ def lattice(small):
     recogniser, target = small.models["recogniser"].double(), small.batch.targets[:1]
     h, _ = recogniser(small.batch.waves.double(), small.batch.samples)
     g, joint, labels = recogniser.predictor.all_states(target), recogniser.joint, target[0].tolist()
-    log_probs = joint(joint.encode(h[:1])[:, :, None], joint.predict(g)[:, None]).log_softmax(-1)[0]  # (T, U+1, V)
+    log_probs = joint(joint.encode(h[:1])[:, :, None], joint.predict(g)[:, None]).log_softmax(-1)[
+        0
+    ]  # (T, U+1, V)
 
     def compare(T: int, U: int) -> tuple:
         """Loss and gamma of the first T frames and U labels; {alignment: its probability} for all of them."""
         networks = joint, joint.encode(h[:1, :T]), joint.predict(g[:, : U + 1])
-        loss, gamma = rnnt.transducer_loss(*networks, target[:, :U], torch.tensor([T]), torch.tensor([U]))
-        steps = lambda path: (log_probs[t, u, labels[u] if is_label else 0].item() for t, u, is_label in path)  # noqa: E731
-        return loss.item(), gamma[0], {tuple(path): math.exp(sum(steps(path))) for path in alignments(T, U)}
+        loss, gamma = rnnt.transducer_loss(
+            *networks, target[:, :U], torch.tensor([T]), torch.tensor([U])
+        )
+
+        def steps(path):
+            return (log_probs[t, u, labels[u] if is_label else 0].item() for t, u, is_label in path)
+
+        return (
+            loss.item(),
+            gamma[0],
+            {tuple(path): math.exp(sum(steps(path))) for path in alignments(T, U)},
+        )
 
     return compare
 
@@ -80,11 +102,18 @@ def lattice(small):
 def test_the_equation_map_names_what_exists():
     rows = re.findall(r" {3,}(\S+) {2,}(test_\w+)$", script.__doc__, re.M)
     assert len(rows) == 9
-    assert all(callable(operator.attrgetter(function)(script)) and callable(globals()[test]) for function, test in rows)
+    assert all(
+        callable(operator.attrgetter(function)(script)) and callable(globals()[test])
+        for function, test in rows
+    )
 
 
 def test_rnnt_l(lattice):
-    for T, U in ((1, 2), (4, 3), (5, 0)):  # the first frames and labels, so that all alignments can be listed
+    for T, U in (
+        (1, 2),
+        (4, 3),
+        (5, 0),
+    ):  # the first frames and labels, so that all alignments can be listed
         loss, _, paths = lattice(T, U)
         assert loss == pytest.approx(-math.log(sum(paths.values())), abs=1e-9)
 
@@ -103,7 +132,9 @@ def test_c():
     c = script.label_features(gamma, h, g)
     assert c.shape == (2, 3, 6)
     for b, u in itertools.product(range(2), range(3)):
-        acoustic = [sum(gamma[b, t, u].item() * h[b, t, d].item() for t in range(5)) for d in range(4)]
+        acoustic = [
+            sum(gamma[b, t, u].item() * h[b, t, d].item() for t in range(5)) for d in range(4)
+        ]
         assert c[b, u].tolist() == pytest.approx([*acoustic, *g[b, u].tolist()], abs=1e-5)
 
 
@@ -117,10 +148,19 @@ def test_s():
 def test_layers():
     pick = lambda strategy, k, depth: script.choose_layers(strategy, k, depth, random.Random(1))  # noqa: E731
     assert pick("last", 2, 12) == [11, 12] and pick("first", 3, 12) == [1, 2, 3]
-    assert [pick("uniform", k, 12) for k in (1, 2, 3, 4)] == [[12], [6, 12], [4, 8, 12], [3, 6, 9, 12]]
-    assert pick("uniform", 3, 8) == [3, 5, 8] and pick("uniform", 8, 8) == pick("random", 8, 8) == list(range(1, 9))
+    assert [pick("uniform", k, 12) for k in (1, 2, 3, 4)] == [
+        [12],
+        [6, 12],
+        [4, 8, 12],
+        [3, 6, 9, 12],
+    ]
+    assert pick("uniform", 3, 8) == [3, 5, 8] and pick("uniform", 8, 8) == pick(
+        "random", 8, 8
+    ) == list(range(1, 9))
     drawn = [script.choose_layers("random", 2, 4, random.Random(i)) for i in range(200)]
-    assert {tuple(layers) for layers in drawn} == set(itertools.combinations((1, 2, 3, 4), 2))  # ascending
+    assert {tuple(layers) for layers in drawn} == set(
+        itertools.combinations((1, 2, 3, 4), 2)
+    )  # ascending
     for strategy in ("last", "first", "uniform", "random"):
         with pytest.raises(UserError, match="--n-layers 3 is more than the 2 layers"):
             pick(strategy, 3, 2)
@@ -137,10 +177,15 @@ def test_kd(kind):
         if kind == "cosine":
             dot = lambda a, b: sum(map(operator.mul, a, b))  # noqa: E731
             return 1 - dot(s, e) / math.sqrt(dot(s, s) * dot(e, e))
-        return sum(abs(x - y) ** (1 if kind == "l1" else 2) for x, y in zip(s, e, strict=True)) / len(s)
+        return sum(
+            abs(x - y) ** (1 if kind == "l1" else 2) for x, y in zip(s, e, strict=True)
+        ) / len(s)
 
     for k in range(2):
-        expected = sum(dist(students[k][b, i].tolist(), targets[k][b, i].tolist()) for b, i in real.nonzero().tolist())
+        expected = sum(
+            dist(students[k][b, i].tolist(), targets[k][b, i].tolist())
+            for b, i in real.nonzero().tolist()
+        )
         assert found[k].item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -150,25 +195,35 @@ def test_soft():
     q[..., 0] = q[1, 2] = 0.0
     for b, u in itertools.product(range(2), range(3)):
         norm = sum(math.exp(x) for x in logits[b, u, 1:].tolist())
-        total -= sum(q[b, u, v].item() * math.log(math.exp(logits[b, u, v]) / norm) for v in (1, 2, 3))
+        total -= sum(
+            q[b, u, v].item() * math.log(math.exp(logits[b, u, v]) / norm) for v in (1, 2, 3)
+        )
     assert script.soft_label_loss(logits, q).item() == pytest.approx(total, rel=1e-5)
 
 
 def test_q(read_config):
     """Letter by letter from the masked piece's distribution, looking through the whole vocabulary."""
-    utterances = [*CONVERSATION, Utterance("odd", "", "don't 'tis the boys' zürich", 1.0, session="u")]
+    utterances = [
+        *CONVERSATION,
+        Utterance("odd", "", "don't 'tis the boys' zürich", 1.0, session="u"),
+    ]
     teacher, seen = teach(read_config("soft_labels --context 4 --context-mask 0"), utterances), 0
     pieces, labels = teacher.lm.pieces, teacher.labels
     for utterance, q in zip(utterances, teacher.ask([u.id for u in utterances], 0), strict=True):
         text, ids, spans = teacher.texts[utterance.id]
-        expected, (read, begin) = torch.zeros(len(text), labels.size), teacher.reads(utterance.id, 0)
+        expected, (read, begin) = (
+            torch.zeros(len(text), labels.size),
+            teacher.reads(utterance.id, 0),
+        )
         for i, (start, end) in enumerate(spans.tolist()):
             masked = torch.tensor([[*read[: begin + i], teacher.lm.mask, *read[begin + i + 1 :]]])
             p = teacher.lm.model(masked).logits[0, begin + i].softmax(-1).tolist()
             positions = range(start, end + (text[end : end + 1] == " "))
             for u, (v, piece) in itertools.product(positions, enumerate(pieces)):
                 word = piece.removeprefix("##") + " "
-                alike = piece.startswith("##") == pieces[ids[i]].startswith("##") and piece[0] != "["
+                alike = (
+                    piece.startswith("##") == pieces[ids[i]].startswith("##") and piece[0] != "["
+                )
                 if alike and word.startswith(text[start:u]) and u - start < len(word):
                     expected[u, labels.ids.get(word[u - start], 0)] += p[v]
         expected[:, 0] = 0.0  # letters that the recogniser does not have
@@ -183,27 +238,53 @@ def test_loss(small):
     losses, gradients = [], []
     for lam, place in ((0.0, CPU), (1.0, BF16), (1.0, CPU), (2.0, CPU)):
         small.models.zero_grad()
-        loss, parts = compute_losses(small.models, small.batch, small.teachers, lam, small.config, place)
+        loss, parts = compute_losses(
+            small.models, small.batch, small.teachers, lam, small.config, place
+        )
         loss.backward()
         assert {x.dtype for x in (loss, parts["rnnt"], *parts["kd"].values())} == {torch.float32}
         losses.append(loss.item())
-        gradients.append({name: p.grad.clone() for name, p in small.models["recogniser"].named_parameters()})
-    (none, near, one, two), name, distances = losses, small.teachers[0].name, [x.item() for x in parts["kd"].values()]
+        gradients.append(
+            {name: p.grad.clone() for name, p in small.models["recogniser"].named_parameters()}
+        )
+    (none, near, one, two), name, distances = (
+        losses,
+        small.teachers[0].name,
+        [x.item() for x in parts["kd"].values()],
+    )
     assert list(parts["kd"]) == [f"{name} 1", f"{name} 2"] and parts["rnnt"].item() == none
     assert [one - none, two - none] == pytest.approx([sum(distances) / 2, sum(distances)], rel=1e-4)
     alone, only = compute_losses(small.models, small.batch, [], 1.0, small.config, CPU)
     assert alone.item() == none and list(only) == ["rnnt"]
-    changed = {name.split(".")[0] for name, g in gradients[0].items() if not torch.equal(g, gradients[2][name])}
-    assert changed == {"encoder", "predictor"}  # the joint network is only reached through gamma, which is detached
+    changed = {
+        name.split(".")[0]
+        for name, g in gradients[0].items()
+        if not torch.equal(g, gradients[2][name])
+    }
+    assert changed == {
+        "encoder",
+        "predictor",
+    }  # the joint network is only reached through gamma, which is detached
     assert all(p.grad.any() for p in small.models["heads"].parameters())
-    assert all(p.grad is None and not p.requires_grad for p in small.teachers[0].lm.model.parameters())
+    assert all(
+        p.grad is None and not p.requires_grad for p in small.teachers[0].lm.model.parameters()
+    )
     half, exact = (gradient["encoder.norm.weight"] for gradient in gradients[1:3])
-    assert near == pytest.approx(one, rel=0.02) and 0 < (half - exact).abs().max() < 0.1 * exact.abs().max()
+    assert (
+        near == pytest.approx(one, rel=0.02)
+        and 0 < (half - exact).abs().max() < 0.1 * exact.abs().max()
+    )
 
 
 def test_every_character_is_in_one_piece(read_config, corpus):
-    odd, long = Utterance("odd", "", "don't 'tis boys' zürich", 1.0), Utterance("long", "", "the night " * 200, 1.0)
-    teacher = teach(read_config("multirep_kd --context 60"), [*corpus.train, odd, long, replace(long, id="beside")])
+    odd, long = (
+        Utterance("odd", "", "don't 'tis boys' zürich", 1.0),
+        Utterance("long", "", "the night " * 200, 1.0),
+    )
+    teacher = teach(
+        read_config("multirep_kd --context 60"),
+        [*corpus.train, odd, long, replace(long, id="beside")],
+    )
     for utterance in [*corpus.train, odd]:
         covered = [j for start, end in teacher.texts[utterance.id].spans for j in range(start, end)]
         assert covered == [j for j, c in enumerate(utterance.text) if c != " "]
@@ -216,8 +297,13 @@ def test_context_is_shared_between_past_and_future():
     take, past, future = script.take_context, list(range(100)), list(range(200, 300))
     assert take(past, future, 6, "both") == ([97, 98, 99], [200, 201, 202])
     assert take(past, future, 5, "both") == ([98, 99], [200, 201, 202])
-    assert take(past, [1], 6, "both") == (past[95:], [1]) and take([1], future, 4, "both") == ([1], [200, 201, 202])
-    assert take(past, future, 3, "past") == ([97, 98, 99], []) and take(past, future, 2, "future") == ([], [200, 201])
+    assert take(past, [1], 6, "both") == (past[95:], [1]) and take([1], future, 4, "both") == (
+        [1],
+        [200, 201, 202],
+    )
+    assert take(past, future, 3, "past") == ([97, 98, 99], []) and take(
+        past, future, 2, "future"
+    ) == ([], [200, 201])
     assert take(past, future, 0, "both") == take([], [], 9, "both") == ([], [])
 
 
@@ -225,13 +311,20 @@ def test_what_a_teacher_reads(read_config):
     def read(name: str, options: str, epoch: int = 0) -> list[int]:
         teacher = teach(read_config(f"multirep_kd {options}"))
         found, start = teacher.reads(name, epoch)
-        assert found == [teacher.lm.cls, *found[1:-1], teacher.lm.sep] and found[start:][: len(ids[name])] == ids[name]
+        assert (
+            found == [teacher.lm.cls, *found[1:-1], teacher.lm.sep]
+            and found[start:][: len(ids[name])] == ids[name]
+        )
         return found[1:-1]
 
-    ids = {name: text.ids.tolist() for name, text in teach(read_config("multirep_kd")).texts.items()}
+    ids = {
+        name: text.ids.tolist() for name, text in teach(read_config("multirep_kd")).texts.items()
+    }
     whole, mask = "--context 60 --context-mask 0", VOCABULARY.index("[MASK]")
     assert read("b", "") == ids["b"] and read("x", whole) == ids["x"]
-    assert read("b", whole) == ids["a"] + ids["b"] + ids["c"] + ids["d"]  # in the order of their beginnings
+    assert (
+        read("b", whole) == ids["a"] + ids["b"] + ids["c"] + ids["d"]
+    )  # in the order of their beginnings
     assert read("c", f"{whole} --context-sides past") == ids["a"] + ids["b"] + ids["c"]
     assert read("b", "--context 2 --context-mask 0") == ids["a"][-1:] + ids["b"] + ids["c"][:1]
     masked = [mask] * len(ids["a"]) + ids["b"] + [mask] * len(ids["c"] + ids["d"])
@@ -253,16 +346,27 @@ def test_states_stand_at_the_right_tokens(read_config):
         for k in range(2):
             assert torch.allclose(alone[k][0], plain[k][0, start:end], atol=1e-4)
             assert torch.allclose(together[k][b, : end - start], alone[k][0], atol=1e-4)
-    shuffled = teach(replace(config, control="shuffle"), [*CONVERSATION, Utterance("silent", "", "", 1.0)])
+    shuffled = teach(
+        replace(config, control="shuffle"), [*CONVERSATION, Utterance("silent", "", "", 1.0)]
+    )
     partners = shuffled.partners  # who is silent has none
-    assert sorted(partners) == sorted(partners.values()) == [*"abcdx"] and all(a != b for a, b in partners.items())
+    assert sorted(partners) == sorted(partners.values()) == [*"abcdx"] and all(
+        a != b for a, b in partners.items()
+    )
     for name, found in zip("abcdx", shuffled.targets("abcdx", 0)[1], strict=True):
         for i in range(len(shuffled.texts[name].ids)):
-            assert torch.allclose(found[i], own[partners[name]][i % len(own[partners[name]])], atol=1e-4)
-    assert states.mean(-1).abs().max() < 1e-5 and (states.std(-1, correction=0) - 1).abs().max() < 1e-2
+            assert torch.allclose(
+                found[i], own[partners[name]][i % len(own[partners[name]])], atol=1e-4
+            )
+    assert (
+        states.mean(-1).abs().max() < 1e-5 and (states.std(-1, correction=0) - 1).abs().max() < 1e-2
+    )
     with BF16.autocast():
         again = [*teacher.targets("abcdx", 0), *normed.ask("a", 0)]
-    assert all(x.dtype == torch.float32 and torch.equal(x, y) for x, y in zip(again, [*together, states], strict=True))
+    assert all(
+        x.dtype == torch.float32 and torch.equal(x, y)
+        for x, y in zip(again, [*together, states], strict=True)
+    )
 
 
 @pytest.mark.parametrize("row", [
@@ -271,14 +375,18 @@ def test_states_stand_at_the_right_tokens(read_config):
 ])  # fmt: skip
 def test_asked_once_is_asked_at_every_step(read_config, row):
     """And kept: the same in whatever order, to the bit, under autocast too; nothing where something is drawn."""
-    utterances = [Utterance(str(i), "", "the " * (1 + i % 30), 1.0) for i in range(70, 0, -1)] + CONVERSATION
+    utterances = [
+        Utterance(str(i), "", "the " * (1 + i % 30), 1.0) for i in range(70, 0, -1)
+    ] + CONVERSATION
     config, names = read_config(row), [u.id for u in utterances]
     online, once, again, large = (teach(config, utterances) for _ in range(4))
     drawn = teach(replace(config, context=8, context_mask=0.1), utterances)
     once.ask_once(names, CPU)
     with BF16.autocast():
         again.ask_once(names[::-1], CPU)
-    assert set(once.known) == set(names) and all(torch.equal(once.known[n], again.known[n]) for n in names)
+    assert set(once.known) == set(names) and all(
+        torch.equal(once.known[n], again.known[n]) for n in names
+    )
     for a, b in zip(online.ask(names, 3), once.ask(names, 3), strict=True):
         assert a.shape == b.shape and torch.allclose(a, b, atol=1e-4)
     large.width, large.labels = 10**9, SimpleNamespace(size=10**9)  # more than 2 GB
@@ -288,20 +396,33 @@ def test_asked_once_is_asked_at_every_step(read_config, row):
 
 
 def test_layers_and_masks_are_drawn_anew_every_epoch(read_config, small):
-    config, drawn = read_config("multirep_kd --teacher-layers random --n-layers 1 --context 20 --context-mask 0.5"), []
-    teacher, models = teach(config, small.utterances), script.build_models(config, small.tokenizer.size, [(2, 16)])
+    config, drawn = (
+        read_config(
+            "multirep_kd --teacher-layers random --n-layers 1 --context 20 --context-mask 0.5"
+        ),
+        [],
+    )
+    teacher, models = (
+        teach(config, small.utterances),
+        script.build_models(config, small.tokenizer.size, [(2, 16)]),
+    )
     for epoch in [*range(9), 0]:
         batch = small.batch._replace(plan=MicroBatch([], epoch))
         _, parts = compute_losses(models, batch, [teacher], 1.0, config, CPU)
         drawn += [(name, cost.item()) for name, cost in parts["kd"].items()]
-    assert {name for name, _ in drawn} == {f"{teacher.name} 1", f"{teacher.name} 2"} and len(drawn) == 10
+    assert {name for name, _ in drawn} == {f"{teacher.name} 1", f"{teacher.name} 2"} and len(
+        drawn
+    ) == 10
     assert drawn[0] == drawn[-1] and len(set(drawn)) == 9
     teacher.ask_once([u.id for u in small.utterances], CPU)
     assert not teacher.known and sorted(models["heads"]) == ["0-1", "0-2"]
 
 
 def test_an_untrained_teacher(read_config):
-    rows = ["multirep_kd --control " + options for options in ("none", "random", "random", "random --seed 2")]
+    rows = [
+        "multirep_kd --control " + options
+        for options in ("none", "random", "random", "random --seed 2")
+    ]
     sums = [teach(read_config(row)).ask("a", 0)[0].sum().item() for row in rows]
     assert sums[1] == sums[2] and len(set(sums)) == 3
 
@@ -309,8 +430,16 @@ def test_an_untrained_teacher(read_config):
 def test_without_weight_a_row_is_the_baseline_to_the_bit(read_config, corpus, tmp_path):
     """lam 0: heads and teacher are there, the recogniser is as without. Soft labels reach the joint network."""
     few, exported = replace(corpus, train=corpus.train[:12], dev=corpus.dev[:1]), []
-    for row in ("rnnt", "multirep_kd --kd-weight 0", "soft_labels --soft-label-weight 0", "multirep_kd", "soft_labels"):
-        config = read_config(f"{row} --max-steps 3 --update-seconds 6 --dropout 0.1 --clip 0.5 --ramp 0")
+    for row in (
+        "rnnt",
+        "multirep_kd --kd-weight 0",
+        "soft_labels --soft-label-weight 0",
+        "multirep_kd",
+        "soft_labels",
+    ):
+        config = read_config(
+            f"{row} --max-steps 3 --update-seconds 6 --dropout 0.1 --clip 0.5 --ramp 0"
+        )
         open_folder(config := replace(config, out=str(tmp_path / row)), CPU)
         recogniser, report = script.train(config, few, CPU)
         exported.append(torch.cat([x.flatten() for x in recogniser.state_dict().values()]))
@@ -321,11 +450,19 @@ def test_without_weight_a_row_is_the_baseline_to_the_bit(read_config, corpus, tm
 
 
 def test_recogniser_and_heads_are_clipped_apart(read_config, corpus, tmp_path):
-    open_folder(config := read_config(f"multirep_kd --max-steps 1 --clip 0.01 --ramp 0 --out {tmp_path}"), CPU)
+    open_folder(
+        config := read_config(f"multirep_kd --max-steps 1 --clip 0.01 --ramp 0 --out {tmp_path}"),
+        CPU,
+    )
     script.train(config, replace(corpus, train=corpus.train[:4], dev=corpus.dev[:1]), CPU)
     state, groups = torch.load(tmp_path / "last.pt", weights_only=True)["optimizer"].values()
-    norms = [math.hypot(*(state[i]["exp_avg"].norm().item() for i in group["params"])) for group in groups]
-    assert norms == pytest.approx([0.1 * 0.01] * 2, rel=1e-3)  # a first moment is 0.1 of the clipped gradient
+    norms = [
+        math.hypot(*(state[i]["exp_avg"].norm().item() for i in group["params"]))
+        for group in groups
+    ]
+    assert norms == pytest.approx(
+        [0.1 * 0.01] * 2, rel=1e-3
+    )  # a first moment is 0.1 of the clipped gradient
 
 
 @pytest.mark.parametrize("options, message", [
@@ -337,7 +474,11 @@ def test_recogniser_and_heads_are_clipped_apart(read_config, corpus, tmp_path):
 def test_values_that_make_no_sense(options, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         script.main(f"{SMALL} --method rnnt --out {tmp_path / 'x'} {options}".split())
-    assert stop.value.code == 2 and message in capsys.readouterr().err and not (tmp_path / "x").exists()
+    assert (
+        stop.value.code == 2
+        and message in capsys.readouterr().err
+        and not (tmp_path / "x").exists()
+    )
 
 
 def test_the_full_preset_has_71_million_parameters(capsys):
@@ -346,5 +487,10 @@ def test_the_full_preset_has_71_million_parameters(capsys):
 
 
 def test_the_scripts_have_the_same_sections_and_load_alike():
-    titles = [re.findall(r"^# =+ (.*)$", inspect.getsource(module), re.M) for module in (script, interaed_kd)]
-    assert titles[0] == titles[1] and inspect.getsource(script.load) == inspect.getsource(interaed_kd.load)
+    titles = [
+        re.findall(r"^# =+ (.*)$", inspect.getsource(module), re.M)
+        for module in (script, interaed_kd)
+    ]
+    assert titles[0] == titles[1] and inspect.getsource(script.load) == inspect.getsource(
+        interaed_kd.load
+    )

@@ -11,10 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from common.corpora import Utterance
-from common.flags import RunConfig, UserError
-from common.place import Place, Stage, earlier_stage, gather, open_folder, reseed, start, synchronise
-from common.training import Progress, digest_of
+from common.running.corpora import Utterance
+from common.running.flags import RunConfig, UserError
+from common.running.process import (
+    Place,
+    Stage,
+    earlier_stage,
+    gather,
+    open_folder,
+    reseed,
+    start,
+    synchronise,
+)
+from common.running.training import Progress, digest_of
 
 CPU = Place(0, 1, torch.device("cpu"))
 
@@ -26,7 +35,12 @@ def config(tmp_path):
 
 def test_devices(config):
     place = start(config)
-    assert (place.rank, place.ranks, place.device.type, place.dtype) == (0, 1, "cpu", None) and place.first
+    assert (place.rank, place.ranks, place.device.type, place.dtype) == (
+        0,
+        1,
+        "cpu",
+        None,
+    ) and place.first
     if not torch.cuda.is_available():
         for device in ("cuda", "cuda:3"):
             with pytest.raises(UserError, match=f"--device {device}: .*--device cpu"):
@@ -177,7 +191,9 @@ def test_an_earlier_stage_is_trained_by_default_and_then_found(tmp_path, monkeyp
     assert (found.method, found.checkpoint) == ("first", "runs/test_place-demo-first-s1")
     again = find(Config(out="runs/second", first_run=found.checkpoint, units=7), train=None)
     assert again.checkpoint == found.checkpoint and again.units == 5
-    with pytest.raises(UserError, match="was trained otherwise .*--seed 1 -> 2.*another --first-run"):
+    with pytest.raises(
+        UserError, match="was trained otherwise .*--seed 1 -> 2.*another --first-run"
+    ):
         find(Config(out="runs/second", first_run=found.checkpoint, seed=2), train=None)
 
 
@@ -205,7 +221,9 @@ def test_a_stage_trained_on_other_data_is_refused(tmp_path, change, named):
     finish(Config(method="first", out=str(folder)))
     config = Config(out=str(tmp_path / "second"), first_run=str(folder) if named else "auto")
     assert find(config, train=None).checkpoint == str(folder)
-    with pytest.raises(UserError, match="the first in .* was trained on other utterances than --data"):
+    with pytest.raises(
+        UserError, match="the first in .* was trained on other utterances than --data"
+    ):
         find(config, CHANGED[change])
 
 
@@ -218,4 +236,6 @@ def test_a_stage_whose_data_cannot_be_asked(tmp_path, capsys):
         find(config)
     (folder / "last.pt").unlink()
     assert find(config, train=None).checkpoint == str(folder)
-    assert "has no last.pt: whether its data were the same cannot be told" in capsys.readouterr().err
+    assert (
+        "has no last.pt: whether its data were the same cannot be told" in capsys.readouterr().err
+    )

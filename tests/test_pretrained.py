@@ -8,15 +8,32 @@ import string
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 import interaed_kd
 import multirep_kd
-from common import ctc, pretrained
-from common.corpora import Corpus, Utterance
-from common.flags import UserError
-from common.place import Place
-from common.pretrained import LanguageModel, MaskedLM, WordModel, begin_and_end, by_length, load_pieces, load_vocabulary, resolve
+from common import ctc
+from common.bert import MaskedLM, by_length
+from common.running import pretrained
+from common.running.corpora import Corpus, Utterance
+from common.running.flags import UserError
+from common.running.pretrained import (
+    LanguageModel,
+    WordModel,
+    begin_and_end,
+    load_masked_lm,
+    load_pieces,
+    load_vocabulary,
+    resolve,
+)
+from common.running.process import Place
 from common.text import Characters, WordPiece
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "'", "the", "knight", "don", "##ing"]
@@ -32,15 +49,28 @@ def save(folder, model):
 
 
 def gpt2(**changes) -> GPT2LMHeadModel:
-    sizes = {"vocab_size": len(VOCABULARY) + 3, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    sizes = {
+        "vocab_size": len(VOCABULARY) + 3,
+        "n_positions": 16,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+    }
     torch.manual_seed(0)
     special = {"bos_token_id": CLS, "eos_token_id": SEP}
-    return GPT2LMHeadModel(GPT2Config(**sizes | special | {"initializer_range": 0.5} | changes)).eval()
+    return GPT2LMHeadModel(
+        GPT2Config(**sizes | special | {"initializer_range": 0.5} | changes)
+    ).eval()
 
 
 def bert(seed: int = 0, **changes) -> BertForMaskedLM:
     """With weights so large that every token matters."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     more = {"vocab_size": len(VOCABULARY), "max_position_embeddings": 32, "initializer_range": 0.5}
     torch.manual_seed(seed)
     model = BertForMaskedLM(BertConfig(**sizes | more | changes)).eval().requires_grad_(False)
@@ -64,10 +94,15 @@ def test_a_model_that_is_nowhere_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrained, "getproxies", dict)
     assert resolve(str(tmp_path), "--teacher") == str(tmp_path)
     for only in (True, False):
-        with pytest.raises(UserError, match="^--teacher no/such-one is not in the local cache.*local folder") as caught:
+        with pytest.raises(
+            UserError, match="^--teacher no/such-one is not in the local cache.*local folder"
+        ) as caught:
             resolve("no/such-one", "--teacher", only)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"^--lm no such/\*: no such folder, and not the name of a model: give --lm a"):
+    with pytest.raises(
+        UserError,
+        match=r"^--lm no such/\*: no such folder, and not the name of a model: give --lm a",
+    ):
         resolve("no such/*", "--lm")
 
 
@@ -76,12 +111,17 @@ def test_a_folder_without_vocabulary_is_one_sentence(tmp_path):
     save(tmp_path, bert())
     assert load_vocabulary(str(tmp_path), "--teacher", "unused") == VOCABULARY
     (tmp_path / "vocab.txt").unlink()
-    for load_it, *more in ((load_pieces,), (MaskedLM, "cpu"), (LanguageModel, None, "cpu")):
-        with pytest.raises(UserError, match=r"^--teacher .* has no vocabulary: .*vocab\.txt") as caught:
+    for load_it, *more in ((load_pieces,), (load_masked_lm, "cpu"), (LanguageModel, None, "cpu")):
+        with pytest.raises(
+            UserError, match=r"^--teacher .* has no vocabulary: .*vocab\.txt"
+        ) as caught:
             load_it(str(tmp_path), "--teacher", "unused", *more)
         assert "\n" not in str(caught.value)
     some, here = [Utterance("a", "a.flac", "the knight", 1.0)], Place(0, 1, torch.device("cpu"))
-    for script, teacher in ((interaed_kd, {"teacher": str(tmp_path)}), (multirep_kd, {"teachers": (str(tmp_path),)})):
+    for script, teacher in (
+        (interaed_kd, {"teacher": str(tmp_path)}),
+        (multirep_kd, {"teachers": (str(tmp_path),)}),
+    ):
         with pytest.raises(UserError, match=r"^--teachers? .* has no vocabulary: .*vocab\.txt"):
             script.train(script.Config(**teacher), Corpus(some, some, {}, {}), here)
     (empty := tmp_path / "empty").mkdir()
@@ -94,7 +134,9 @@ def test_a_folder_without_vocabulary_is_one_sentence(tmp_path):
 
 @pytest.fixture(scope="module")
 def masked_lm(tmp_path_factory) -> MaskedLM:
-    return MaskedLM(str(save(tmp_path_factory.mktemp("bert"), bert())), "--teacher", "unused", "cpu")
+    return load_masked_lm(
+        str(save(tmp_path_factory.mktemp("bert"), bert())), "--teacher", "unused", "cpu"
+    )
 
 
 ROWS = [[CLS, *range(5, 5 + n), SEP] for n in (3, 1, 7, 3, 0, 30)]
@@ -104,10 +146,16 @@ POSITIONS = [1, 2, 4, 3, 0, 31]
 def test_a_masked_token_is_answered_as_by_the_plain_model(masked_lm):
     """Padded in a batch, with the head at one position, against a row alone with the head everywhere."""
     model, found = bert(), masked_lm.logits(ROWS, POSITIONS)
-    assert found.shape == (6, len(VOCABULARY)) and found.dtype == torch.float32 and not found.requires_grad
+    assert (
+        found.shape == (6, len(VOCABULARY))
+        and found.dtype == torch.float32
+        and not found.requires_grad
+    )
     for row, i, logits in zip(ROWS, POSITIONS, found, strict=True):
         masked = [MASK if j == i else piece for j, piece in enumerate(row)]
-        torch.testing.assert_close(logits, model(torch.tensor([masked])).logits[0, i], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            logits, model(torch.tensor([masked])).logits[0, i], rtol=0, atol=1e-4
+        )
 
 
 def test_states_are_those_of_the_plain_model(masked_lm):
@@ -123,17 +171,21 @@ def test_answers_are_single_precision_wherever_they_are_asked(masked_lm):
     exact = masked_lm.logits(ROWS, POSITIONS), masked_lm.layers(ROWS, [1, 2])
     with torch.autocast("cpu", torch.bfloat16):
         found = masked_lm.logits(ROWS, POSITIONS), masked_lm.layers(ROWS, [1, 2])
-    assert all(x.dtype == torch.float32 and torch.equal(x, y) for x, y in zip(found, exact, strict=True))
+    assert all(
+        x.dtype == torch.float32 and torch.equal(x, y) for x, y in zip(found, exact, strict=True)
+    )
 
 
 def test_what_is_known_of_a_bert(masked_lm, tmp_path):
     assert (masked_lm.cls, masked_lm.sep, masked_lm.mask, masked_lm.unk) == (CLS, SEP, MASK, UNK)
     assert masked_lm.pieces == VOCABULARY and masked_lm.longest == 32
-    assert not masked_lm.model.training and not any(p.requires_grad for p in masked_lm.model.parameters())
+    assert not masked_lm.model.training and not any(
+        p.requires_grad for p in masked_lm.model.parameters()
+    )
     (save(tmp_path, bert()) / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "BertTokenizer", "model_max_length": 8})
     )
-    assert MaskedLM(str(tmp_path), "--teacher", "unused", "cpu").longest == 8
+    assert load_masked_lm(str(tmp_path), "--teacher", "unused", "cpu").longest == 8
 
 
 def test_an_untrained_bert(masked_lm):
@@ -142,21 +194,33 @@ def test_an_untrained_bert(masked_lm):
     expected = torch.rand(3)
     torch.manual_seed(7)
     folder = masked_lm.model.name_or_path
-    first, other, again = (MaskedLM(folder, "--teacher", "unused", "cpu", seed).model for seed in (1, 2, 1))
+    first, other, again = (
+        load_masked_lm(folder, "--teacher", "unused", "cpu", seed).model for seed in (1, 2, 1)
+    )
     assert torch.equal(torch.rand(3), expected)
     name = "bert.encoder.layer.0.attention.self.query.weight"
     weights = [model.get_parameter(name) for model in (masked_lm.model, first, other, again)]
     assert torch.equal(weights[1], weights[3]) and len({w.sum().item() for w in weights}) == 3
-    assert first.config.num_hidden_layers == 2 and not first.training and not weights[1].requires_grad
+    assert (
+        first.config.num_hidden_layers == 2 and not first.training and not weights[1].requires_grad
+    )
 
 
 def test_what_is_no_bert_is_one_sentence(tmp_path):
     headless, kinds = "lacks weights .*cls.*saved with its head", "no model of that kind|is no BERT"
     without_mask = [piece.replace("[MASK]", "[NONE]") for piece in VOCABULARY]
     cases = {
-        "headless": (BertModel(bert().config), VOCABULARY, headless),  # the library would fill the head with noise
+        "headless": (
+            BertModel(bert().config),
+            VOCABULARY,
+            headless,
+        ),  # the library would fill the head with noise
         "causal": (gpt2(), VOCABULARY, kinds),
-        "maskless": (bert(), without_mask, "is no BERT with its vocabulary"),  # the library adds a piece, as the last
+        "maskless": (
+            bert(),
+            without_mask,
+            "is no BERT with its vocabulary",
+        ),  # the library adds a piece, as the last
         "of another": (bert(), [*VOCABULARY, "trout"], "is no BERT with its vocabulary"),
     }
     for name, (model, vocabulary, message) in cases.items():
@@ -164,7 +228,7 @@ def test_what_is_no_bert_is_one_sentence(tmp_path):
         save(tmp_path / name, model)
         (tmp_path / name / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
         with pytest.raises(UserError, match=f"^--teacher .*({message})") as caught:
-            MaskedLM(str(tmp_path / name), "--teacher", "unused", "cpu")
+            load_masked_lm(str(tmp_path / name), "--teacher", "unused", "cpu")
         assert "\n" not in str(caught.value), name
 
 
@@ -182,7 +246,10 @@ def test_the_pieces_of_the_demo_spell_all_of_its_sentences(tmp_path):
     vocabulary = load_vocabulary("demo-smoke", "--teacher", str(tmp_path))  # which needs no speech
     lines = (tmp_path / "demo-smoke" / "text.txt").read_text().splitlines()
     tokenizer = WordPiece.prune(vocabulary, lines, 5000)
-    assert all(tokenizer.decode(tokenizer.encode(line)) == line for line in lines) and len(lines) > 2000
+    assert (
+        all(tokenizer.decode(tokenizer.encode(line)) == line for line in lines)
+        and len(lines) > 2000
+    )
 
 
 # ----------------------------------------------------------------------------------------- for CTC: labels are pieces
@@ -221,7 +288,11 @@ def test_scores_are_those_of_the_plain_model(folder, tokenizer):
     labels = range(1, tokenizer.size)
     prefixes = [tuple(rng.choices(labels, k=length)) for length in (3, 0, 7, 1, 15, 7, 2)]
     scores = lm(prefixes)
-    assert scores.shape == (7, tokenizer.size) and scores.dtype == torch.float32 and not scores.requires_grad
+    assert (
+        scores.shape == (7, tokenizer.size)
+        and scores.dtype == torch.float32
+        and not scores.requires_grad
+    )
     for prefix, row in zip(prefixes, scores, strict=True):
         torch.testing.assert_close(row, plain(folder, tokenizer, prefix), rtol=0, atol=1e-5)
         torch.testing.assert_close(row, lm([prefix])[0], rtol=0, atol=1e-5)
@@ -230,18 +301,24 @@ def test_scores_are_those_of_the_plain_model(folder, tokenizer):
 def test_what_has_no_label_keeps_its_probability(folder):
     tokenizer = WordPiece.prune(VOCABULARY, ["the knight"], 2)
     assert tokenizer.size < len(VOCABULARY) - 5
-    scores = load(folder, tokenizer)([()])[0, : tokenizer.size - 2]  # with one of the three apostrophes
+    scores = load(folder, tokenizer)([()])[
+        0, : tokenizer.size - 2
+    ]  # with one of the three apostrophes
     assert scores.exp().sum() < 0.9
 
 
 def test_all_apostrophes_are_one_and_strangers_are_unknown(folder):
     tokenizer = WordPiece.prune(VOCABULARY, ["the naïve knight's"], 2)
     lm = load(folder, tokenizer)
-    inside, initial, final = (tokenizer.ids[p] for p in (tokenizer.INSIDE, tokenizer.INITIAL, tokenizer.FINAL))
+    inside, initial, final = (
+        tokenizer.ids[p] for p in (tokenizer.INSIDE, tokenizer.INITIAL, tokenizer.FINAL)
+    )
     scores = lm([(inside,), (initial,), (final,)])
     torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=1e-6)
     torch.testing.assert_close(scores[0], scores[2], rtol=0, atol=1e-6)
-    assert (scores[:, inside] == scores[:, initial]).all() and (scores[:, inside] == scores[:, final]).all()
+    assert (scores[:, inside] == scores[:, initial]).all() and (
+        scores[:, inside] == scores[:, final]
+    ).all()
     assert lm.outputs[inside] == APOSTROPHE
     assert lm.outputs[tokenizer.ids["ï"]] == lm.outputs[tokenizer.ids["##ï"]] == UNK
 
@@ -249,7 +326,9 @@ def test_all_apostrophes_are_one_and_strangers_are_unknown(folder):
 def test_too_long_a_prefix_loses_its_beginning(folder):
     tokenizer = WordPiece.from_vocabulary(VOCABULARY)
     lm, long = load(folder, tokenizer), tuple(range(1, 31))
-    torch.testing.assert_close(lm([long, long[-15:], (1,)])[0], lm([long[-15:]])[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        lm([long, long[-15:], (1,)])[0], lm([long[-15:]])[0], rtol=0, atol=1e-5
+    )
 
 
 def test_hypotheses_carry_the_score_of_their_sentence(folder):
@@ -259,7 +338,9 @@ def test_hypotheses_carry_the_score_of_their_sentence(folder):
     assert max(len(h.labels) for h in found) > 1
     for labels, score, log_p in found:
         steps = enumerate([*labels, 0])
-        expected = sum(plain(folder, tokenizer, tuple(labels[:i]))[label].item() for i, label in steps)
+        expected = sum(
+            plain(folder, tokenizer, tuple(labels[:i]))[label].item() for i, label in steps
+        )
         assert score - log_p == pytest.approx(expected, abs=1e-4)
 
 
@@ -291,7 +372,9 @@ def test_other_models_are_one_sentence(tmp_path):
     for name, model in strangers.items():
         folder = tmp_path / name
         folder.mkdir()
-        with pytest.raises(UserError, match="^--lm .* word pieces: give a causal language model") as caught:
+        with pytest.raises(
+            UserError, match="^--lm .* word pieces: give a causal language model"
+        ) as caught:
             load(save(folder, model), tokenizer)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="does not share the recogniser's word pieces"):
@@ -324,7 +407,9 @@ def test_texts_and_all_that_begin_with_them(folder):
         )  # fmt: skip
         return math.log(sum(map(math.exp, all_of_them)))
 
-    the, knight, ing, t, k, n = (VOCABULARY.index(piece) for piece in ("the", "knight", "##ing", "t", "k", "##n"))
+    the, knight, ing, t, k, n = (
+        VOCABULARY.index(piece) for piece in ("the", "knight", "##ing", "t", "k", "##n")
+    )
     so_far = {
         "": 0.0,
         "t": begun(([CLS], "t")),
@@ -336,21 +421,30 @@ def test_texts_and_all_that_begin_with_them(folder):
         "the knighting": begun(([CLS, the, knight], "##ing")),
         "the knighting ": by_hand([CLS, the, knight, ing]),
     }
-    assert words([encode(text) for text in so_far], False) == pytest.approx(list(so_far.values()), abs=1e-5)
+    assert words([encode(text) for text in so_far], False) == pytest.approx(
+        list(so_far.values()), abs=1e-5
+    )
     ended = {"": [CLS, SEP], "the": [CLS, the, SEP], "the knight": [CLS, the, knight, SEP]}
     found = words([encode(text) for text in ended], True)
     assert found == pytest.approx([by_hand(pieces) for pieces in ended.values()], abs=1e-5)
-    assert words([encode("the ")], False)[0] == pytest.approx(by_hand([CLS, the]), abs=1e-5)  # asked before
+    assert words([encode("the ")], False)[0] == pytest.approx(
+        by_hand([CLS, the]), abs=1e-5
+    )  # asked before
     longer = [CLS, *[the, knight] * 30][:16]  # than it reads
     assert words([encode("the knight " * 30)], True)[0] == pytest.approx(by_hand(longer), abs=1e-4)
     letters = words([encode(c) for c in [*string.ascii_lowercase, "'"]], False)
     others = begun(*(([CLS], piece) for piece in VOCABULARY[:5]), ([CLS], "##"))
     no_piece = model(torch.tensor([[CLS]])).logits[0, 0].softmax(-1)[len(VOCABULARY) :].sum().item()
     assert sum(map(math.exp, [*letters, others])) + no_piece == pytest.approx(1)
-    for text in ("the knight's donut", "knightingknightly the"):  # the more is known, the less remains
+    for text in (
+        "the knight's donut",
+        "knightingknightly the",
+    ):  # the more is known, the less remains
         fall = words([encode(text[:i]) for i in range(len(text) + 1)], False)
         assert fall == sorted(fall, reverse=True) and words([encode(text)], True)[0] < fall[-1]
-    read = "the knight " * 7 + "t"  # as much as it reads, and then a word begins that it cannot read whole
+    read = (
+        "the knight " * 7 + "t"
+    )  # as much as it reads, and then a word begins that it cannot read whole
     assert len(set(words([encode(read + more) for more in ("hh", "hhh", "hhh ")], False))) == 1
     save(folder, gpt2(eos_token_id=[SEP, CLS]))
     other = WordModel(str(folder), "--lm", "unused", characters, "cpu")
@@ -364,7 +458,9 @@ def test_texts_and_all_that_begin_with_them(folder):
 def test_pieces_that_begin_with_a_space(tmp_path, kind):
     """Words begin with "Ġ" or "▁", which may stand alone; the longer a text, the less likely; spaces do not matter."""
     if kind == "bytes":
-        merges = [tuple(m.split()) for m in ["t h", "th e", "s c", "sc r", "scr i", "Ġ scri", "r e"]]
+        merges = [
+            tuple(m.split()) for m in ["t h", "th e", "s c", "sc r", "scr i", "Ġ scri", "r e"]
+        ]
         letters = [*pre_tokenizers.ByteLevel.alphabet()]
         vocabulary = ["<unk>", "<s>", "</s>", *letters, *map("".join, merges)]
         pieces = Tokenizer(models.BPE({piece: i for i, piece in enumerate(vocabulary)}, merges))
@@ -375,7 +471,9 @@ def test_pieces_that_begin_with_a_space(tmp_path, kind):
         pieces = Tokenizer(models.Unigram([(piece, -20.0 / len(piece)) for piece in vocabulary], 0))
         pieces.pre_tokenizer = pre_tokenizers.Metaspace()
         mark, the = "▁", ["▁the"]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=pieces, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
     tokenizer.save_pretrained(tmp_path)
     model = gpt2(vocab_size=len(vocabulary), n_positions=64, bos_token_id=1, eos_token_id=2)
     model.save_pretrained(tmp_path)
@@ -388,7 +486,12 @@ def test_pieces_that_begin_with_a_space(tmp_path, kind):
         following = model(torch.tensor([ids])).logits[0].softmax(-1)
         already = math.prod(following[i, piece].item() for i, piece in enumerate(ids[1:]))
         return lambda letters: (
-            already * sum(following[-1, vocabulary.index(v)].item() for v in vocabulary if v.startswith(letters))
+            already
+            * sum(
+                following[-1, vocabulary.index(v)].item()
+                for v in vocabulary
+                if v.startswith(letters)
+            )
         )
 
     ways = p(*the)(mark + "sc") + p(*the, mark)("sc")
@@ -398,17 +501,19 @@ def test_pieces_that_begin_with_a_space(tmp_path, kind):
     text = "the script reads"
     values = words([encode(text[:i]) for i in range(len(text) + 1)], False)
     assert values == sorted(values, reverse=True)
-    assert words([encode("the  sc"), encode("the  ")], False) == words([encode("the sc"), encode("the ")], False)
+    assert words([encode("the  sc"), encode("the  ")], False) == words(
+        [encode("the sc"), encode("the ")], False
+    )
 
 
 @pytest.mark.parametrize("damage", ["weights", "sizes", "vocabulary"])
 def test_half_copied_folders_are_one_sentence(tmp_path, damage):
-    from common.pretrained import MaskedLM
+    from common.running.pretrained import load_masked_lm
 
     torch.manual_seed(0)
     sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     save(tmp_path, BertForMaskedLM(BertConfig(vocab_size=len(VOCABULARY), **sizes)))
-    MaskedLM(str(tmp_path), "--teacher", "unused", "cpu")
+    load_masked_lm(str(tmp_path), "--teacher", "unused", "cpu")
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     if damage == "weights":
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
@@ -417,4 +522,4 @@ def test_half_copied_folders_are_one_sentence(tmp_path, damage):
     else:
         (tmp_path / "vocab.txt").write_bytes((tmp_path / "vocab.txt").read_bytes() + b"caf\xe9\n")
     with pytest.raises(UserError, match="--teacher .* holds no "):
-        MaskedLM(str(tmp_path), "--teacher", "unused", "cpu")
+        load_masked_lm(str(tmp_path), "--teacher", "unused", "cpu")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import log_without_clocks, run_script, start_script, wait_for_log
 
-from common.flags import UserError
+from common.running.flags import UserError
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +60,9 @@ def test_killed_at_several_moments_and_resumed_it_ends_bit_identical(finished, w
     """
     folder = tmp_path / "run"
     options = finished.options("--out", folder)
-    for moment, (lines, how) in enumerate([(3, signal.SIGKILL), (17, signal.SIGKILL), (25, signal.SIGTERM)]):
+    for moment, (lines, how) in enumerate(
+        [(3, signal.SIGKILL), (17, signal.SIGKILL), (25, signal.SIGTERM)]
+    ):
         process = start_script(*options, *(["--resume"] if moment else []))
         wait_for_log(folder, lines, process)
         if not moment:
@@ -116,15 +118,27 @@ def test_exit_codes_and_one_sentence(finished, tmp_path):
     processes = [start_script(*arguments, cwd=tmp_path) for _, arguments, _ in cases]
     for process, (code, arguments, message) in zip(processes, cases, strict=True):
         out, error = process.communicate(timeout=120)
-        assert (process.returncode, out) == (code, "") and message in error and "Traceback" not in error, error
+        assert (
+            (process.returncode, out) == (code, "")
+            and message in error
+            and "Traceback" not in error
+        ), error
         assert one_sentence(error) if code == 1 else len(error.splitlines()) < 10, arguments
 
 
 def test_a_hub_model_without_network(finished, tmp_path):
-    options = finished.options("--method", "aed_kd", "--teacher", "bert-base-uncased", "--out", tmp_path / "run")
+    options = finished.options(
+        "--method", "aed_kd", "--teacher", "bert-base-uncased", "--out", tmp_path / "run"
+    )
     started = time.perf_counter()
-    code, _, error = run_script(*options, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path), cwd=tmp_path)
-    assert code == 1 and "--teacher bert-base-uncased is not in the local cache" in error and "local folder" in error
+    code, _, error = run_script(
+        *options, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path), cwd=tmp_path
+    )
+    assert (
+        code == 1
+        and "--teacher bert-base-uncased is not in the local cache" in error
+        and "local folder" in error
+    )
     assert "Traceback" not in error and time.perf_counter() - started < 25
 
 
@@ -144,8 +158,13 @@ def test_a_corpus_that_changed_is_not_resumed(finished, data, tmp_path):
     with pytest.raises(UserError, match="trained on 24 utterances, and --data now has 23"):
         finished.main(*options, "--resume")
     texts = [entry["text"] for entry in entries]
-    write_lines(data / "train.jsonl", [e | {"text": text} for e, text in zip(entries, texts[::-1], strict=True)])
-    with pytest.raises(UserError, match="trained on 24 utterances, and --data now has as many, but others"):
+    write_lines(
+        data / "train.jsonl",
+        [e | {"text": text} for e, text in zip(entries, texts[::-1], strict=True)],
+    )
+    with pytest.raises(
+        UserError, match="trained on 24 utterances, and --data now has as many, but others"
+    ):
         finished.main(*options, "--resume")
 
 
@@ -162,7 +181,9 @@ def test_a_damaged_corpus_in_librispeech_layout(finished, root, tmp_path, capsys
     names = [line.split()[0] for line in lines]
     audio = {name: transcripts[0].parent / f"{name}.flac" for name in names}
     lines[0] = f"{names[0]} 'TWASN'T THE KINGS' ZEPPELIN"
-    lines[1] = f"{names[1]} " + "A " * 30  # a label per frame would do, but not one between equal ones
+    lines[1] = (
+        f"{names[1]} " + "A " * 30
+    )  # a label per frame would do, but not one between equal ones
     transcripts[0].write_text("\n".join(lines) + "\n")
     audio[names[2]].write_bytes(audio[names[2]].read_bytes()[:9000])
     audio[names[3]].write_bytes(b"")
@@ -181,7 +202,9 @@ def test_too_many_damaged_files_stop_the_run(finished, data, tmp_path):
     entries = lines_of(data / "train.jsonl")
     cut = [cut_audio(entry, tmp_path / f"cut{i}.flac") for i, entry in enumerate(entries[:11])]
     write_lines(data / "train.jsonl", cut + entries[11:])
-    with pytest.raises(UserError, match=r"11 of 24 utterances cannot be read(.|\n)*cut10.flac cannot be read"):
+    with pytest.raises(
+        UserError, match=r"11 of 24 utterances cannot be read(.|\n)*cut10.flac cannot be read"
+    ):
         finished.train("--out", tmp_path / "run", data=data)
 
 
@@ -218,6 +241,8 @@ def test_nothing_short_enough_or_readable(finished, data, tmp_path):
     with pytest.raises(UserError, match="--max-seconds 0.1"):
         finished.train("--out", tmp_path / "short", "--max-seconds", 0.1, data=data)
     entries = lines_of(data / "dev.jsonl")
-    write_lines(data / "dev.jsonl", [cut_audio(e, tmp_path / f"{i}.flac") for i, e in enumerate(entries)])
+    write_lines(
+        data / "dev.jsonl", [cut_audio(e, tmp_path / f"{i}.flac") for i, e in enumerate(entries)]
+    )
     with pytest.raises(UserError, match="none of the 4 dev utterances could be read"):
         finished.train("--out", tmp_path / "run", "--max-steps", 1, data=data)

@@ -10,10 +10,18 @@ from test_lora import CONFIGS, model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from common import prompting
-from common.corpora import Utterance
-from common.flags import RunConfig
-from common.place import Place
-from common.prompting import MASKED, NONE, answer_loss, build_sequences, cut_repetition, text_perplexity, write
+from common.prompting import (
+    MASKED,
+    NONE,
+    answer_loss,
+    build_sequences,
+    cut_repetition,
+    text_perplexity,
+    write,
+)
+from common.running.corpora import Utterance
+from common.running.flags import RunConfig
+from common.running.process import Place
 
 CPU = Place(0, 1, torch.device("cpu"))
 
@@ -25,12 +33,16 @@ def counting(size: int = 10) -> torch.nn.Embedding:
     return table
 
 
-SPEECH = torch.tensor([[[0.1], [0.2]], [[0.5], [99.0]]])  # the second has one vector; what is behind it is never read
+SPEECH = torch.tensor(
+    [[[0.1], [0.2]], [[0.5], [99.0]]]
+)  # the second has one vector; what is behind it is never read
 
 
 def test_the_sequence_of_training():
     rows = build_sequences(counting(), SPEECH, [2, 1], [[7, 8], [9]], [1], [2], end=3)
-    assert torch.allclose(rows.inputs[..., 0], torch.tensor([[1, 0.1, 0.2, 2, 7, 8], [1, 0.5, 2, 9, 0, 0]]))
+    assert torch.allclose(
+        rows.inputs[..., 0], torch.tensor([[1, 0.1, 0.2, 2, 7, 8], [1, 0.5, 2, 9, 0, 0]])
+    )
     assert rows.mask.tolist() == [[True] * 6, [True] * 4 + [False] * 2]
     assert rows.targets.tolist() == [[NONE, NONE, NONE, 7, 8, 3], [NONE, NONE, 9, 3, NONE, NONE]]
 
@@ -49,8 +61,12 @@ def test_the_end_is_learnt_where_it_is_also_padding_and_where_the_text_is_empty(
 
 
 def test_masked_pieces_are_hidden_from_the_inputs_only():
-    rows = build_sequences(counting(), SPEECH, [2, 1], [[7, 8], [9]], [1], [2], 3, shown=[[7, MASKED], [MASKED]])
-    assert torch.allclose(rows.inputs[..., 0], torch.tensor([[1, 0.1, 0.2, 2, 7, 4.5], [1, 0.5, 2, 4.5, 0, 0]]))
+    rows = build_sequences(
+        counting(), SPEECH, [2, 1], [[7, 8], [9]], [1], [2], 3, shown=[[7, MASKED], [MASKED]]
+    )
+    assert torch.allclose(
+        rows.inputs[..., 0], torch.tensor([[1, 0.1, 0.2, 2, 7, 4.5], [1, 0.5, 2, 4.5, 0, 0]])
+    )
     assert (
         rows.targets.tolist()
         == build_sequences(counting(), SPEECH, [2, 1], [[7, 8], [9]], [1], [2], 3).targets.tolist()
@@ -68,9 +84,13 @@ def test_the_loss_is_the_same_alone_in_a_batch_and_summed_by_hand(family):
     table = lm.get_input_embeddings()
     together = answer_loss(lm, build_sequences(table, speech, lengths, texts, [1], [2], 2))
     for i, n in enumerate(lengths):
-        alone = answer_loss(lm, build_sequences(table, speech[i : i + 1], [n], texts[i : i + 1], [1], [2], 2))
+        alone = answer_loss(
+            lm, build_sequences(table, speech[i : i + 1], [n], texts[i : i + 1], [1], [2], 2)
+        )
         torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=1e-5)
-        row = torch.cat([table(torch.tensor([1])), speech[i, :n], table(torch.tensor([2, *texts[i]]))])
+        row = torch.cat(
+            [table(torch.tensor([1])), speech[i, :n], table(torch.tensor([2, *texts[i]]))]
+        )
         log_probs = lm(inputs_embeds=row[None]).logits[0].log_softmax(-1)
         by_hand = -sum(log_probs[n + 1 + j, y] for j, y in enumerate([*texts[i], 2]))
         torch.testing.assert_close(by_hand, together[i], atol=1e-5, rtol=1e-5)
@@ -85,10 +105,16 @@ def test_answers_are_the_same_alone_and_in_a_batch(family, search):
             if parameter.dim() > 1:
                 parameter.mul_(8)  # surer, and so longer and more varied, than at first
     table, limits = lm.get_input_embeddings(), [9, 9, 9] if search else [9, 4, 7]
-    together, counts = write(lm, build_sequences(table, speech, lengths, None, [1], [2], 2), limits, 2, **search)
+    together, counts = write(
+        lm, build_sequences(table, speech, lengths, None, [1], [2], 2), limits, 2, **search
+    )
     for i, n in enumerate(lengths):
         alone = write(
-            lm, build_sequences(table, speech[i : i + 1], [n], None, [1], [2], 2), limits[i : i + 1], 2, **search
+            lm,
+            build_sequences(table, speech[i : i + 1], [n], None, [1], [2], 2),
+            limits[i : i + 1],
+            2,
+            **search,
         )
         assert alone == ([together[i]], [counts[i]])
         assert len(together[i]) <= limits[i]
@@ -101,7 +127,9 @@ def test_drawn_answers_are_the_same_alone_and_in_a_batch(decode):
     table = lm.get_input_embeddings()
 
     def written(rows: list[int], seeds: list[int]) -> list[list[int]]:
-        prompts = build_sequences(table, speech[rows], [lengths[i] for i in rows], None, [1], [2], 2)
+        prompts = build_sequences(
+            table, speech[rows], [lengths[i] for i in rows], None, [1], [2], 2
+        )
         options = prompting.search_options(search, [seeds[i] for i in rows])
         return write(lm, prompts, [9] * len(rows), 2, min_new_tokens=3, **options)[0]
 
@@ -128,7 +156,9 @@ def test_positions_are_counted_over_what_is_real():
     lm, asked = model("gpt2"), []
     lm.transformer.wpe.register_forward_pre_hook(lambda _, ids: asked.append(ids[0].tolist()))
     speech = torch.randn(2, 2, 16)
-    answer_loss(lm, build_sequences(lm.get_input_embeddings(), speech, [2, 1], [[7, 8], [9]], [1], [2], 3))
+    answer_loss(
+        lm, build_sequences(lm.get_input_embeddings(), speech, [2, 1], [[7, 8], [9]], [1], [2], 3)
+    )
     assert asked.pop()[0] == [0, 1, 2, 3, 4, 5]
     prompts = build_sequences(lm.get_input_embeddings(), speech, [2, 1], None, [1], [2], 3)
     write(lm, prompts, [2, 2], 3, min_new_tokens=2)
@@ -137,10 +167,15 @@ def test_positions_are_counted_over_what_is_real():
 
 def test_perplexity_is_that_of_the_plain_model():
     lm, texts = model("llama"), {"a": [4, 5, 6], "b": [7]}
-    recogniser = SimpleNamespace(lm=lm, tokenizer=SimpleNamespace(encode=lambda text: [i + 1 for i in texts[text]]))
-    found = text_perplexity(recogniser, [Utterance("", "", text, 1.0) for text in "ab"], (1, 2), CPU)
+    recogniser = SimpleNamespace(
+        lm=lm, tokenizer=SimpleNamespace(encode=lambda text: [i + 1 for i in texts[text]])
+    )
+    found = text_perplexity(
+        recogniser, [Utterance("", "", text, 1.0) for text in "ab"], (1, 2), CPU
+    )
     nats = [
-        lm(torch.tensor([[1, *ids, 2]]), labels=torch.tensor([[-100, *ids, 2]])).loss.item() for ids in texts.values()
+        lm(torch.tensor([[1, *ids, 2]]), labels=torch.tensor([[-100, *ids, 2]])).loss.item()
+        for ids in texts.values()
     ]
     assert found == pytest.approx(math.exp((4 * nats[0] + 2 * nats[1]) / 6), abs=1e-3)
 
@@ -176,7 +211,9 @@ def nn_with(lm, tokenizer) -> torch.nn.Module:
 def test_perplexity_of_a_transcript_longer_than_the_model_reads():
     texts = {"a": [4, 5, 6, 7, 8, 9], "b": [7]}
     recogniser = of_few_positions(4, texts)
-    found = text_perplexity(recogniser, [Utterance("", "", text, 1.0) for text in "ab"], (1, 2), CPU)
+    found = text_perplexity(
+        recogniser, [Utterance("", "", text, 1.0) for text in "ab"], (1, 2), CPU
+    )
     begun = recogniser.lm(torch.tensor([[1, 4, 5, 6]])).logits.log_softmax(-1)[0]
     nats = -sum(begun[i, piece] for i, piece in enumerate([4, 5, 6, 7]))
     short = recogniser.lm(torch.tensor([[1, 7]])).logits.log_softmax(-1)[0]
@@ -230,33 +267,57 @@ def test_cached_greedy_decoding_is_uncached_greedy_decoding():
 def test_endless_repetition_is_cut_and_counted():
     assert cut_repetition([5, 1, 2, 1, 2, 1, 2, 1, 2]) == [5, 1, 2]
     assert cut_repetition([7, 7, 7, 7]) == [7]
-    assert cut_repetition([1, 2, 1, 2, 1, 2]) == [1, 2, 1, 2, 1, 2]  # three times is still a way of speaking
+    assert cut_repetition([1, 2, 1, 2, 1, 2]) == [
+        1,
+        2,
+        1,
+        2,
+        1,
+        2,
+    ]  # three times is still a way of speaking
     lm = model("llama")
     lm.lm_head.weight.data.zero_()
     lm.lm_head.weight.data[6] = 1.0  # says 6, or, where that is less than nothing, 0
     speech, lengths, _ = spoken()
     answers, counts = write(
-        lm, build_sequences(lm.get_input_embeddings(), speech, lengths, None, [1], [2], 2), [12] * 3, 2
+        lm,
+        build_sequences(lm.get_input_embeddings(), speech, lengths, None, [1], [2], 2),
+        [12] * 3,
+        2,
     )
     assert all(
-        c == {"unstopped": 1.0, "repetitions": 1.0} and len(ids) < 12 for ids, c in zip(answers, counts, strict=True)
+        c == {"unstopped": 1.0, "repetitions": 1.0} and len(ids) < 12
+        for ids, c in zip(answers, counts, strict=True)
     )
 
 
 def test_audio_is_swapped_within_a_language_and_between_sessions():
     utterances = [
-        Utterance(f"{language}-{i}", f"{language}-{i}.wav", "a", 1.0, session=f"{language}{i // 2}", language=language)
+        Utterance(
+            f"{language}-{i}",
+            f"{language}-{i}.wav",
+            "a",
+            1.0,
+            session=f"{language}{i // 2}",
+            language=language,
+        )
         for language in "pq"
         for i in range(6)
     ]
-    utterances.append(Utterance("r", "r.wav", "a", 1.0, session="r", language="r"))  # alone in its language
+    utterances.append(
+        Utterance("r", "r.wav", "a", 1.0, session="r", language="r")
+    )  # alone in its language
     same = [Utterance(f"s-{i}", f"s-{i}.wav", "a", 1.0, session="s") for i in range(2)]
     own, swapped = prompting.swap_audio(same)
     assert [(u.id, other.audio) for u, other in zip(own, swapped, strict=True)] in (
         [("s-0", "s-1.wav"), ("s-1", "s-0.wav")], [("s-1", "s-0.wav"), ("s-0", "s-1.wav")],
     )  # fmt: skip
     own, swapped = prompting.swap_audio(utterances, count=6)
-    assert [u.id for u in own] == [u.id for u in swapped] and len(own) == 4  # two of each language, none of r
+    assert [u.id for u in own] == [u.id for u in swapped] and len(
+        own
+    ) == 4  # two of each language, none of r
     for u, other in zip(own, swapped, strict=True):
         source = next(o for o in utterances if o.audio == other.audio)
-        assert other.text == u.text and source.language == u.language and source.session != u.session
+        assert (
+            other.text == u.text and source.language == u.language and source.session != u.session
+        )

@@ -60,9 +60,9 @@ def test_what_travels_holds_no_model(name, runs, tmp_path, monkeypatch):
 FORKSERVER = """
 import multiprocessing, pickle, sys
 from dataclasses import dataclass
-from common.corpora import Utterance
-from common.data import MicroBatch, loader
-from common.flags import RunConfig
+from common.running.corpora import Utterance
+from common.running.batches import MicroBatch, loader
+from common.running.flags import RunConfig
 
 @dataclass(frozen=True)
 class Config(RunConfig):

@@ -12,11 +12,16 @@ from conftest import REPOSITORY, SCRIPTS, read_configs, run_script
 
 from common.demo.__main__ import build_parser
 
-PROGRAMS = sorted(path.stem for path in REPOSITORY.glob("*.py"))  # the five scripts, and two for finished runs
+PROGRAMS = sorted(
+    path.stem for path in REPOSITORY.glob("*.py")
+)  # the five scripts, and two for finished runs
 
 
 def commands() -> list[str]:
-    texts = [(REPOSITORY / "README.md").read_text(), *(importlib.import_module(name).__doc__ for name in PROGRAMS)]
+    texts = [
+        (REPOSITORY / "README.md").read_text(),
+        *(importlib.import_module(name).__doc__ for name in PROGRAMS),
+    ]
     lines = [line.strip() for text in texts for line in text.splitlines()]
     return [
         re.split(r"\s{2,}#|\s{3,}", line)[0]
@@ -37,13 +42,19 @@ def test_commands_parse(command, tmp_path, monkeypatch, request):
         importlib.import_module(f"variants.{script}.{variant}")
         read_configs(script, words[words.index("-m") + 2 :], variant)
         return
-    name, arguments = next((w[:-3], words[i + 1 :]) for i, w in enumerate(words) if w.endswith(".py"))
+    name, arguments = next(
+        (w[:-3], words[i + 1 :]) for i, w in enumerate(words) if w.endswith(".py")
+    )
     if name in ("evaluate", "transcribe"):
         importlib.import_module(name).read_command_line(arguments)
         return
     configs = read_configs(name, [])
     config = read_configs(name, ["--method", configs[0].method])[0]
-    run = Path(arguments[arguments.index("--checkpoint") + 1] if "--checkpoint" in arguments else config.out)
+    run = Path(
+        arguments[arguments.index("--checkpoint") + 1]
+        if "--checkpoint" in arguments
+        else config.out
+    )
     run.mkdir(parents=True)  # the run that --checkpoint or --resume speaks of
     (run / "config.json").write_text(json.dumps(config.stored()))
     if arguments == ["--help"]:
@@ -57,13 +68,17 @@ def test_commands_parse(command, tmp_path, monkeypatch, request):
         assert code == 0, error
         results = [json.loads(line[7:]) for line in out.splitlines() if line.startswith("RESULT ")]
         assert [result["method"] for result in results] == [config.method for config in configs]
-        assert all(result["script"] == name and result["wer"]["test-clean"] < 100 for result in results)
+        assert all(
+            result["script"] == name and result["wer"]["test-clean"] < 100 for result in results
+        )
 
 
 def test_the_readme_scores_what_the_first_commands_wrote():
     text = (REPOSITORY / "README.md").read_text()
     folders = set(re.findall(r"(?:evaluate|transcribe)\.py (\S+)", text)) - {"RUN"}
-    written = {config.out for name in PROGRAMS if name in SCRIPTS for config in read_configs(name, [])}
+    written = {
+        config.out for name in PROGRAMS if name in SCRIPTS for config in read_configs(name, [])
+    }
     assert folders and folders <= written
 
 
@@ -78,7 +93,9 @@ def test_ci_runs_the_test_command_of_the_readme():
 
 def test_the_readme_names_what_exists():
     text = (REPOSITORY / "README.md").read_text()
-    tracked = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True
+    ).stdout.split()
     for name in re.findall(r"`((?:common|benchmarks|tests)/[\w/.]*)`", text):
         assert any(path.startswith(name) for path in tracked), name
     assert "@" not in re.sub(r"\S+@\S+\.\w+", "", text)  # no placeholder left

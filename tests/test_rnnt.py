@@ -62,9 +62,13 @@ def test_loss_and_gradient_against_all_alignments(seed):
     logits, targets, T, U = batch(seed)
     found = rnnt.rnnt_loss(logits, targets, T, U, blank=0, reduction="none")
     log_probs = logits.log_softmax(-1)
-    expected = [by_hand(log_probs[b, : T[b], : U[b] + 1], targets[b, : U[b]].tolist()) for b in range(4)]
+    expected = [
+        by_hand(log_probs[b, : T[b], : U[b] + 1], targets[b, : U[b]].tolist()) for b in range(4)
+    ]
     assert torch.allclose(found, torch.stack(expected), rtol=0, atol=1e-9)
-    gradient, expected_gradient = (torch.autograd.grad(x, logits)[0] for x in (found.sum(), sum(expected)))
+    gradient, expected_gradient = (
+        torch.autograd.grad(x, logits)[0] for x in (found.sum(), sum(expected))
+    )
     assert torch.allclose(gradient, expected_gradient, rtol=0, atol=1e-9)
 
 
@@ -82,7 +86,9 @@ def test_it_replaces_torchaudios(options):
         results.append((value, torch.autograd.grad((3 * value).sum(), logits)[0]))
     (found, gradient), (expected, expected_gradient) = results
     assert found.shape == expected.shape and torch.allclose(found, expected, rtol=5e-6)
-    assert (gradient - expected_gradient).abs().max() <= 2e-5  # torchaudio's own error, its lattice being fp32
+    assert (
+        gradient - expected_gradient
+    ).abs().max() <= 2e-5  # torchaudio's own error, its lattice being fp32
     wide = logits.detach().double().requires_grad_()
     exact = torch.autograd.grad((3 * rnnt.rnnt_loss(wide, targets, T, U, **options)).sum(), wide)[0]
     assert (gradient - exact).abs().max() <= 5e-6 * exact.abs().max()
@@ -92,7 +98,9 @@ def test_a_product_begins_as_the_encoder_alone():
     torch.manual_seed(0)
     joint, h = rnnt.Joint(7, 4, 6, V, multiply=True), torch.randn(3, 7)
     encoded = joint.encode(h)
-    assert torch.allclose(joint(encoded, joint.predict(torch.zeros(4))), joint.output(torch.tanh(encoded)))
+    assert torch.allclose(
+        joint(encoded, joint.predict(torch.zeros(4))), joint.output(torch.tanh(encoded))
+    )
 
 
 @pytest.mark.parametrize("multiply", [False, True])
@@ -105,12 +113,16 @@ def test_every_tile_gives_the_same_and_gradcheck(multiply):
         return rnnt.transducer_loss(joint, encoded, predicted, targets, T, U, tile)[0]
 
     encoded, predicted = joint.encode(h), joint.predict(predictor.all_states(targets))
-    whole = rnnt.rnnt_loss(joint(encoded[:, :, None], predicted[:, None]), targets, T, U, blank=0, reduction="none")
+    whole = rnnt.rnnt_loss(
+        joint(encoded[:, :, None], predicted[:, None]), targets, T, U, blank=0, reduction="none"
+    )
     expected = torch.autograd.grad(whole.sum(), inputs)
     for tile in (None, 1, 2, 3, 4, 5, 6, 7):
         assert torch.allclose(loss(tile), whole, rtol=0, atol=1e-12)
         found = torch.autograd.grad(loss(tile).sum(), inputs)
-        assert all(torch.allclose(f, e, rtol=0, atol=1e-11) for f, e in zip(found, expected, strict=True))
+        assert all(
+            torch.allclose(f, e, rtol=0, atol=1e-11) for f, e in zip(found, expected, strict=True)
+        )
     assert torch.autograd.gradcheck(lambda *x: loss(2, *x), inputs)
 
 
@@ -147,10 +159,14 @@ def test_gamma_is_the_emission_posterior():
     """Against the share of the alignments' probability; against the derivative; and it sums to one over the frames."""
     logits, targets, T, U = batch()
     log_probs = logits.detach().log_softmax(-1).requires_grad_()
-    loss = rnnt.rnnt_loss(log_probs, targets, T, U, blank=0, reduction="sum", fused_log_softmax=False)
+    loss = rnnt.rnnt_loss(
+        log_probs, targets, T, U, blank=0, reduction="sum", fused_log_softmax=False
+    )
     derivative = torch.autograd.grad(loss, log_probs)[0]
     label = log_probs.gather(-1, targets[:, None, :, None].expand(4, 5, 3, 1))[..., 0]
-    gamma = rnnt.lattice(log_probs[..., 0], torch.nn.functional.pad(label, (0, 1)), T, U).gamma[..., :-1]
+    gamma = rnnt.lattice(log_probs[..., 0], torch.nn.functional.pad(label, (0, 1)), T, U).gamma[
+        ..., :-1
+    ]
     assert torch.allclose(gamma.sum(1), (torch.arange(3) < U[:, None]).double(), rtol=0, atol=1e-12)
     for b, u in itertools.product(range(4), range(3)):
         for t in range(5):
@@ -158,9 +174,14 @@ def test_gamma_is_the_emission_posterior():
             if t < T[b] and u < U[b]:
                 expected = -derivative[b, t, u, targets[b, u]].item()
                 paths = list(alignments(int(T[b]), int(U[b])))
-                steps = [[log_probs[b, i, j, targets[b, j] if k else 0].item() for i, j, k in path] for path in paths]
+                steps = [
+                    [log_probs[b, i, j, targets[b, j] if k else 0].item() for i, j, k in path]
+                    for path in paths
+                ]
                 p = [math.exp(sum(log_p)) for log_p in steps]
-                share = sum(x for x, path in zip(p, paths, strict=True) if (t, u, True) in path) / sum(p)
+                share = sum(
+                    x for x, path in zip(p, paths, strict=True) if (t, u, True) in path
+                ) / sum(p)
                 assert share == pytest.approx(expected, abs=1e-9)
             assert gamma[b, t, u].item() == pytest.approx(expected, abs=1e-9)
 
@@ -175,11 +196,16 @@ def test_an_utterance_alone_and_in_a_batch(multiply):
         )
 
     together, gamma = loss(h, targets, T, U)
-    noisy, other = h + 9 * torch.randn_like(h) * (torch.arange(6) >= T[:, None])[..., None], targets.clone()
+    noisy, other = (
+        h + 9 * torch.randn_like(h) * (torch.arange(6) >= T[:, None])[..., None],
+        targets.clone(),
+    )
     other[1, 2], other[2, 1:] = 4, 3  # what stands in the padding changes nothing
     assert torch.equal(loss(noisy, other, T, U)[0], together)
     for b in range(3):
-        alone, gamma_alone = loss(h[b : b + 1, : T[b]], targets[b : b + 1, : U[b]], T[b : b + 1], U[b : b + 1])
+        alone, gamma_alone = loss(
+            h[b : b + 1, : T[b]], targets[b : b + 1, : U[b]], T[b : b + 1], U[b : b + 1]
+        )
         assert torch.allclose(alone[0], together[b], rtol=0, atol=1e-12)
         assert torch.allclose(gamma_alone[0], gamma[b, : T[b], : U[b]], rtol=0, atol=1e-12)
         assert not gamma[b, T[b] :].any() and not gamma[b, :, U[b] :].any()
@@ -190,7 +216,9 @@ def test_paths_without_probability():
     log_probs = logits.detach().log_softmax(-1)
     padded = targets.masked_fill(torch.arange(3) >= U[:, None], -1)
     log_probs[0, 1, 0, 0] = log_probs[0, 2, 2, 2] = log_probs[1, 0, :2, 0] = -math.inf
-    found = rnnt.rnnt_loss(log_probs, padded, T, U, blank=0, reduction="none", fused_log_softmax=False)
+    found = rnnt.rnnt_loss(
+        log_probs, padded, T, U, blank=0, reduction="none", fused_log_softmax=False
+    )
     for b in range(4):
         expected = by_hand(log_probs[b, : T[b], : U[b] + 1], targets[b, : U[b]].tolist())
         assert found[b].item() == pytest.approx(expected.item(), abs=1e-9)
@@ -204,7 +232,9 @@ def test_nan_is_named():
         rnnt.rnnt_loss(logits, targets, T, U, blank=0)
     with pytest.raises(ValueError, match="not 'max'"):
         rnnt.rnnt_loss(logits, targets, T, U, reduction="max")
-    predictor, joint, h, targets, T, U = networks()  # in a training, the update is skipped by its norm
+    predictor, joint, h, targets, T, U = (
+        networks()
+    )  # in a training, the update is skipped by its norm
     with torch.no_grad():
         h[1, 2, 0] = math.nan
     losses, _ = rnnt.transducer_loss(
@@ -222,7 +252,10 @@ def test_half_precision():
     wide = logits.detach().double().requires_grad_()
     expected = rnnt.rnnt_loss(wide, targets, T, U, blank=0, reduction="none")
     assert found.dtype == torch.float32 and torch.allclose(found.double(), expected, rtol=1e-6)
-    gradient, exact = torch.autograd.grad(found.sum(), logits)[0], torch.autograd.grad(expected.sum(), wide)[0]
+    gradient, exact = (
+        torch.autograd.grad(found.sum(), logits)[0],
+        torch.autograd.grad(expected.sum(), wide)[0],
+    )
     assert gradient.dtype == torch.bfloat16 and torch.allclose(gradient.double(), exact, atol=4e-3)
 
     predictor, joint, h, targets, T, U = networks()
@@ -231,12 +264,17 @@ def test_half_precision():
     results = {}
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss, _ = rnnt.transducer_loss(joint, joint.encode(h), joint.predict(predicted), targets, T, U, 2)
+            loss, _ = rnnt.transducer_loss(
+                joint, joint.encode(h), joint.predict(predicted), targets, T, U, 2
+            )
         assert loss.dtype == torch.float32
-        results[enabled] = loss.detach(), torch.autograd.grad(loss.sum(), [h, *joint.parameters()], retain_graph=True)
-    assert torch.allclose(results[True][0], results[False][0], rtol=0.02) and not results[True][0].equal(
-        results[False][0]
-    )
+        results[enabled] = (
+            loss.detach(),
+            torch.autograd.grad(loss.sum(), [h, *joint.parameters()], retain_graph=True),
+        )
+    assert torch.allclose(results[True][0], results[False][0], rtol=0.02) and not results[True][
+        0
+    ].equal(results[False][0])
     for low, high in zip(results[True][1], results[False][1], strict=True):
         assert low.dtype == high.dtype and (low - high).abs().max() < 0.05 * high.abs().max()
 
@@ -276,9 +314,16 @@ def test_greedy_for_a_batch_is_greedy_one_by_one(seed):
         for ahead in (1, 2, 20):
             assert rnnt.greedy(predictor, joint, encoded, T, per_frame, ahead) == batched
         for b in range(3):
-            assert rnnt.greedy(predictor, joint, encoded[b : b + 1, : T[b]], T[b : b + 1], per_frame)[0] == batched[b]
+            assert (
+                rnnt.greedy(predictor, joint, encoded[b : b + 1, : T[b]], T[b : b + 1], per_frame)[
+                    0
+                ]
+                == batched[b]
+            )
             labels, times = greedy_by_hand(predictor, joint, encoded[b, : T[b]], per_frame)
-            assert [x.label for x in batched[b]] == labels and [x.start for x in batched[b]] == times
+            assert [x.label for x in batched[b]] == labels and [
+                x.start for x in batched[b]
+            ] == times
             assert all(x.end == x.start + 1 for x in batched[b])
 
 
@@ -288,7 +333,9 @@ def test_an_unlimited_beam_finds_everything(multiply, monkeypatch):
     predictor, joint, h, *_ = networks(multiply)
     encoded = joint.encode(h)[0, :3]
     expected = {}
-    for y in itertools.chain.from_iterable(itertools.product(range(1, V), repeat=n) for n in range(4)):
+    for y in itertools.chain.from_iterable(
+        itertools.product(range(1, V), repeat=n) for n in range(4)
+    ):
         target = torch.tensor([y], dtype=torch.long).reshape(1, -1)
         predicted = joint.predict(predictor.all_states(target))
         loss, _ = rnnt.transducer_loss(
@@ -300,13 +347,19 @@ def test_an_unlimited_beam_finds_everything(multiply, monkeypatch):
     assert all(x.log_p == pytest.approx(expected[tuple(x.labels)], abs=1e-9) for x in found)
     for beam in (1, 4):
         some = rnnt.beam_search(predictor, joint, encoded, beam, longest=3)
-        assert 1 <= len(some) <= beam and all(x.log_p <= expected[tuple(x.labels)] + 1e-9 for x in some)
+        assert 1 <= len(some) <= beam and all(
+            x.log_p <= expected[tuple(x.labels)] + 1e-9 for x in some
+        )
 
-    def lm(prefixes, ended):  # every label 2 costs 3, and the end 1; the last label is judged with the next one
+    def lm(
+        prefixes, ended
+    ):  # every label 2 costs 3, and the end 1; the last label is judged with the next one
         return [-3.0 * (y if ended else y[:-1]).count(2) - ended for y in prefixes]
 
     for bonus in (0.0, 0.7):
-        fused = {y: log_p + 0.5 * lm([y], True)[0] + bonus * len(y) for y, log_p in expected.items()}
+        fused = {
+            y: log_p + 0.5 * lm([y], True)[0] + bonus * len(y) for y, log_p in expected.items()
+        }
         assert sorted(fused, key=fused.get) != sorted(expected, key=expected.get)
         found = rnnt.beam_search(predictor, joint, encoded, None, 3, lm, 0.5, bonus)
         assert [tuple(x.labels) for x in found] == sorted(fused, key=fused.get, reverse=True)
@@ -316,7 +369,9 @@ def test_an_unlimited_beam_finds_everything(multiply, monkeypatch):
     for search in ((4, 3), (4, 3, lm, 0.5), (2, 5, lm, 0.5)):
         early = rnnt.beam_search(predictor, joint, encoded, *search)
         with monkeypatch.context() as patch:
-            patch.setattr(rnnt.functools, "reduce", lambda *_: math.inf)  # it never stops early: nothing changes
+            patch.setattr(
+                rnnt.functools, "reduce", lambda *_: math.inf
+            )  # it never stops early: nothing changes
             assert rnnt.beam_search(predictor, joint, encoded, *search) == early
     by_lm = rnnt.beam_search(predictor, joint, encoded, 4, 3, lm, 1000.0)
     assert all(2 not in y.labels for y in by_lm[:1])
@@ -346,7 +401,9 @@ def test_a_beam_may_find_more_labels_than_frames():
 
 def test_labels_are_emitted_in_order():
     predictor, joint, h, targets, T, U = networks()
-    _, gamma = rnnt.transducer_loss(joint, joint.encode(h), joint.predict(predictor.all_states(targets)), targets, T, U)
+    _, gamma = rnnt.transducer_loss(
+        joint, joint.encode(h), joint.predict(predictor.all_states(targets)), targets, T, U
+    )
     frames = rnnt.emission_frames(gamma)
     for b in range(3):
         times = frames[b, : U[b]].tolist()
@@ -361,6 +418,8 @@ def test_an_impossible_transcript_teaches_nothing():
     log_probs = logits.detach().log_softmax(-1)
     log_probs[1, :, 0, 4] = -math.inf  # its first label is never allowed
     log_probs.requires_grad_()
-    loss = rnnt.rnnt_loss(log_probs, targets, T, U, blank=0, reduction="none", fused_log_softmax=False)
+    loss = rnnt.rnnt_loss(
+        log_probs, targets, T, U, blank=0, reduction="none", fused_log_softmax=False
+    )
     assert loss.isinf().tolist() == [False, True, False, False]
     assert not torch.autograd.grad(loss.sum(), log_probs)[0][1].any()

@@ -15,11 +15,11 @@ import torch
 from conftest import SCRIPTS, log_without_clocks, run_script, write_data, write_manifest
 
 from common import figures
-from common.corpora import Utterance
 from common.features import read_audio
-from common.files import read_log
-from common.flags import UserError
-from common.weights import load_weights
+from common.running.corpora import Utterance
+from common.running.files import read_log
+from common.running.flags import UserError
+from common.running.weights import load_weights
 
 RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -47,19 +47,44 @@ def joined(utterances: list[Utterance], path) -> Utterance:
 def test_a_finished_run(finished):
     folder, script = finished.folder, finished.script
     files = {p.name for p in folder.iterdir()}
-    assert files >= {"config.json", "log.jsonl", "last.pt", "model.safetensors", "tokenizer.json", "result.json"}
+    assert files >= {
+        "config.json",
+        "log.jsonl",
+        "last.pt",
+        "model.safetensors",
+        "tokenizer.json",
+        "result.json",
+    }
     assert files >= {"hyp_test.txt", "hyp_test.tsv", "loss.png"} | script.files
     # What helps in training only is needed to go on with it, and absent from what is exported.
     assert first_parts(load_weights(folder / "model.safetensors")) == script.exported
     assert first_parts(torch.load(folder / "last.pt", weights_only=True)["model"]) == script.trained
     result = json.loads((folder / "result.json").read_text())
-    assert (result["script"], result["method"], result["seed"]) == (finished.name, script.methods[1], 1)
-    assert 0 < result["wer"]["test"] <= 110 and 0 <= result["homophone_error"]["test"] <= 100 and result["rtf"] > 0
-    assert result["not_scored"] == result["skipped_updates"] == result["infeasible"] == result["bad_files"] == 0
+    assert (result["script"], result["method"], result["seed"]) == (
+        finished.name,
+        script.methods[1],
+        1,
+    )
+    assert (
+        0 < result["wer"]["test"] <= 110
+        and 0 <= result["homophone_error"]["test"] <= 100
+        and result["rtf"] > 0
+    )
+    assert (
+        result["not_scored"]
+        == result["skipped_updates"]
+        == result["infeasible"]
+        == result["bad_files"]
+        == 0
+    )
     assert set(result) >= script.report and result["params"] > 0 and result["train_seconds"] > 0
     updates = [entry for entry in read_log(folder) if "loss" in entry]
-    assert [entry["step"] for entry in updates] == list(range(1, len(updates) + 1)) and len(updates) >= 30
-    assert sum(entry["loss"] for entry in updates[-7:]) < 0.9 * sum(entry["loss"] for entry in updates[:7])
+    assert [entry["step"] for entry in updates] == list(range(1, len(updates) + 1)) and len(
+        updates
+    ) >= 30
+    assert sum(entry["loss"] for entry in updates[-7:]) < 0.9 * sum(
+        entry["loss"] for entry in updates[:7]
+    )
     assert (folder / "hyp_test.txt").read_text().count("REF: ") == 4
     assert len((folder / "hyp_test.tsv").read_text().splitlines()) == 5
 
@@ -67,7 +92,9 @@ def test_a_finished_run(finished):
 def test_the_same_seed_gives_the_same_log_whoever_reads_the_audio(finished, tmp_path):
     finished.train("--out", tmp_path, "--workers", 2)
     assert log_without_clocks(tmp_path) == log_without_clocks(finished.folder)
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path, finished.folder)]
+    weights = [
+        (folder / "model.safetensors").read_bytes() for folder in (tmp_path, finished.folder)
+    ]
     assert weights[0] == weights[1]
 
 
@@ -98,7 +125,9 @@ def test_stopped_and_resumed_it_ends_bit_identical(finished, tmp_path, monkeypat
     finished.train("--out", tmp_path, "--resume")
     assert len(calls) == 12 + 1 + 9 + (len([e for e in read_log(tmp_path) if "loss" in e]) - 17)
     assert log_without_clocks(tmp_path) == log_without_clocks(finished.folder)
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path, finished.folder)]
+    weights = [
+        (folder / "model.safetensors").read_bytes() for folder in (tmp_path, finished.folder)
+    ]
     assert weights[0] == weights[1]
 
 
@@ -135,10 +164,15 @@ def test_no_figure_loses_a_result(finished, which, tmp_path, monkeypatch, capsys
     said = capsys.readouterr()
     assert json.loads((out / "result.json").read_text()) == result and result["not_scored"] == 1
     assert said.out.splitlines()[-1] == "RESULT " + json.dumps(result)
-    expected = {"loss.png"} | {name for name in finished.script.files if name.endswith(".png") and which}
+    expected = {"loss.png"} | {
+        name for name in finished.script.files if name.endswith(".png") and which
+    }
     assert {name for name, _ in seen} >= expected and all(there for _, there in seen)
     for name, _ in seen:
-        assert said.err.count(f"{name} could not be drawn (a broken font); the results are complete.") == 1
+        assert (
+            said.err.count(f"{name} could not be drawn (a broken font); the results are complete.")
+            == 1
+        )
 
 
 # ---------------------------------------------------------------------------------------- ranks, accumulation, methods
@@ -147,11 +181,15 @@ def test_no_figure_loses_a_result(finished, which, tmp_path, monkeypatch, capsys
 def two_updates(folder) -> tuple[list[dict], list[torch.Tensor]]:
     """Log entries, and Adam's first moments: 0.09 times the first gradient plus 0.1 times the second."""
     state = torch.load(folder / "last.pt", weights_only=True)["optimizer"]["state"]
-    return [e for e in log_without_clocks(folder) if "loss" in e], [s["exp_avg"] for s in state.values()]
+    return [e for e in log_without_clocks(folder) if "loss" in e], [
+        s["exp_avg"] for s in state.values()
+    ]
 
 
 def flat(entry: dict) -> dict[str, float]:
-    nested = {f"{name}.{k}": v for name, x in entry.items() if isinstance(x, dict) for k, v in x.items()}
+    nested = {
+        f"{name}.{k}": v for name, x in entry.items() if isinstance(x, dict) for k, v in x.items()
+    }
     return nested | {name: x for name, x in entry.items() if not isinstance(x, dict)}
 
 
@@ -171,12 +209,21 @@ def test_two_ranks_and_accumulation_are_one_rank(finished, corpus, tmp_path):
     options = finished.options(*options, "--method", *methods, data=data, plain=True)
     whole = finished.main(*options, "--out", tmp_path / "whole")
     parts = finished.main(*options, "--out", tmp_path / "parts", "--batch-seconds", 5)
-    more = ["--out", tmp_path / "ranks", "--root", tmp_path / "root"]  # where nobody asked a teacher before
+    more = [
+        "--out",
+        tmp_path / "ranks",
+        "--root",
+        tmp_path / "root",
+    ]  # where nobody asked a teacher before
     code, out, error = run_script(*options, *more, script=f"{finished.name}.py", launcher=RANKS)
     assert code == 0, error
-    assert out.count("RESULT") == 2 and "%|" not in error  # no progress bars where there is no terminal
+    assert (
+        out.count("RESULT") == 2 and "%|" not in error
+    )  # no progress bars where there is no terminal
     asked = list((tmp_path / "root").rglob("*.safetensors"))
-    assert len(asked) == (2 if finished.name == "interaed_kd" else 0)  # both ranks wrote down what they asked
+    assert len(asked) == (
+        2 if finished.name == "interaed_kd" else 0
+    )  # both ranks wrote down what they asked
     for method in methods:
         entries, moments = two_updates(tmp_path / "whole" / method)
         assert [entry["utterances"] for entry in entries] == [8, 1]
@@ -184,11 +231,18 @@ def test_two_ranks_and_accumulation_are_one_rank(finished, corpus, tmp_path):
         for name in ("parts", "ranks"):
             folder = tmp_path / name / method
             others, other_moments = two_updates(folder)
-            assert [flat(entry) for entry in others] == [pytest.approx(flat(entry), rel=1e-4) for entry in entries]
-            assert all((a - b).abs().max() <= 1e-5 * largest for a, b in zip(moments, other_moments, strict=True))
+            assert [flat(entry) for entry in others] == [
+                pytest.approx(flat(entry), rel=1e-4) for entry in entries
+            ]
+            assert all(
+                (a - b).abs().max() <= 1e-5 * largest
+                for a, b in zip(moments, other_moments, strict=True)
+            )
             assert json.loads((folder / "result.json").read_text())["wer"] == whole[method]["wer"]
             for file in ("hyp_test.txt", "hyp_test.tsv"):
-                assert (folder / file).read_text() == (tmp_path / "whole" / method / file).read_text()
+                assert (folder / file).read_text() == (
+                    tmp_path / "whole" / method / file
+                ).read_text()
     assert parts.keys() == whole.keys() == set(methods)
 
 
@@ -201,16 +255,25 @@ def test_several_methods_one_after_the_other(finished, tmp_path, capsys):
     assert alone["wer"] == results[methods[1]]["wer"]
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
-    assert sum(line.startswith("RESULT") for line in lines) == 3 + captured.err.count(" first, in ")  # earlier stages
-    assert [line.split()[0] for line in lines if re.match(rf"({'|'.join(methods)}) +\d", line)] == list(methods)
+    assert sum(line.startswith("RESULT") for line in lines) == 3 + captured.err.count(
+        " first, in "
+    )  # earlier stages
+    assert [
+        line.split()[0] for line in lines if re.match(rf"({'|'.join(methods)}) +\d", line)
+    ] == list(methods)
     for method in methods:
         assert json.loads((out / method / "result.json").read_text())["method"] == method
     with pytest.raises(UserError, match="already holds a run: add --resume"):
         finished.train(*both)
     shutil.rmtree(out / methods[1])
     again = finished.train(*both, "--resume")
-    assert [again[method]["wer"] for method in methods] == [results[method]["wer"] for method in methods]
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (out / methods[1], tmp_path / "alone")]
+    assert [again[method]["wer"] for method in methods] == [
+        results[method]["wer"] for method in methods
+    ]
+    weights = [
+        (folder / "model.safetensors").read_bytes()
+        for folder in (out / methods[1], tmp_path / "alone")
+    ]
     assert weights[0] == weights[1]
 
 
@@ -263,13 +326,19 @@ def test_beam_search_with_a_language_model(finished, talkative, model, tmp_path,
         pytest.skip("it decodes greedily")
     search = [talkative, "--decode", "beam", "--beam", 2]
     plain = finished.evaluate(*search, "--bonus", 0)
-    assert plain["lm"] is None and plain["lm_weight"] == 0 and "dev WER" not in capsys.readouterr().err
+    assert (
+        plain["lm"] is None and plain["lm_weight"] == 0 and "dev WER" not in capsys.readouterr().err
+    )
     assert (talkative / "score-data-beam" / "hyp_test.txt").read_text().count("REF: ") == 4
     lm = ["--lm", model("lm"), "--lm-weight", 0.1, 2, "--bonus", 0, 1, "--out", tmp_path]
     result = finished.evaluate(*search, *lm)
     tuned = re.findall(r"dev WER ([\d.]+) %", capsys.readouterr().err)
     assert len(tuned) == 4 and all(float(rate) > 0 for rate in tuned)
-    assert result["lm"] == str(model("lm")) and result["lm_weight"] in (0.1, 2) and result["bonus"] in (0, 1)
+    assert (
+        result["lm"] == str(model("lm"))
+        and result["lm_weight"] in (0.1, 2)
+        and result["bonus"] in (0, 1)
+    )
     assert result["beam"] == 2 and result["rtf"] > 0 and result["greedy_rtf"] > 0
     assert (tmp_path / "hyp_test.txt").exists()
 
@@ -299,7 +368,11 @@ def test_subtitles(finished, talkative, corpus, tmp_path, capsys):
         number, times, words = block.strip().split("\n")
         found = re.fullmatch(r"00:00:(\d\d),(\d{3}) --> 00:00:(\d\d),(\d{3})", times).groups()
         start, end = int(found[0]) + int(found[1]) / 1000, int(found[2]) + int(found[3]) / 1000
-        assert number == str(i) and words and before <= start < end <= min(start + 6.1, talk.duration + 0.1)
+        assert (
+            number == str(i)
+            and words
+            and before <= start < end <= min(start + 6.1, talk.duration + 0.1)
+        )
         before = end
     assert i >= 2
     with pytest.raises(UserError, match="1 of 1 files"):
@@ -307,7 +380,9 @@ def test_subtitles(finished, talkative, corpus, tmp_path, capsys):
     assert (tmp_path / "talk.srt").read_text() == text
 
 
-@pytest.mark.parametrize("search", [[], ["--decode", "beam", "--beam", "3", "--bonus", "0"]], ids=["greedy", "beam"])
+@pytest.mark.parametrize(
+    "search", [[], ["--decode", "beam", "--beam", "3", "--bonus", "0"]], ids=["greedy", "beam"]
+)
 def test_word_times_and_unreadable_files(finished, talkative, corpus, tmp_path, capsys, search):
     if not finished.script.times:
         pytest.skip("it gives no word times")
@@ -330,7 +405,9 @@ def test_word_times_and_unreadable_files(finished, talkative, corpus, tmp_path, 
         assert all(0 <= start < end <= utterances[path].duration + 0.1 for start, end, _ in words)
 
 
-def test_long_recordings_are_cut_in_scoring_as_in_transcribing(finished, talkative, corpus, tmp_path, capsys):
+def test_long_recordings_are_cut_in_scoring_as_in_transcribing(
+    finished, talkative, corpus, tmp_path, capsys
+):
     long = joined(corpus.train[:50], tmp_path / "long.flac")
     assert long.duration > 90
     data = tmp_path / "data"
@@ -338,7 +415,10 @@ def test_long_recordings_are_cut_in_scoring_as_in_transcribing(finished, talkati
     write_manifest(data / "test.jsonl", [*corpus.dev[:2], long])
     cut = [talkative, "--cut-seconds", 5]
     finished.evaluate(*cut, "--data", data, "--out", tmp_path)
-    scored = {row[0]: row[2] for row in (x.split("\t") for x in (tmp_path / "hyp_test.tsv").read_text().splitlines())}
+    scored = {
+        row[0]: row[2]
+        for row in (x.split("\t") for x in (tmp_path / "hyp_test.tsv").read_text().splitlines())
+    }
     ((_, text),) = transcribe(finished, capsys, talkative, long.audio, "--cut-seconds", 5)
     assert text == scored["long"] and len(text.split()) > 3
     ((_, whole),) = transcribe(finished, capsys, talkative, long.audio, "--cut-seconds", 200)

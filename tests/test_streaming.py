@@ -16,10 +16,19 @@ from conftest import SCRIPTS
 
 from common.conformer import Conformer
 from common.features import SAMPLE_RATE, LogMel
-from common.flags import UserError
-from common.place import Place
 from common.running.decoding import batch_of
-from common.streaming import Screen, Stream, StreamingEncoder, WordPart, greedy_words, portions, settled_part, stream_words
+from common.running.flags import UserError
+from common.running.process import Place
+from common.streaming import (
+    Screen,
+    Stream,
+    StreamingEncoder,
+    WordPart,
+    greedy_words,
+    portions,
+    settled_part,
+    stream_words,
+)
 from common.text import SentencePiece
 from streaming_aux_kd import Config, Recogniser
 
@@ -28,7 +37,9 @@ CPU = Place(0, 1, torch.device("cpu"))
 
 def parts(dtype=torch.float32, **changes) -> tuple[LogMel, Conformer]:
     torch.manual_seed(0)
-    sizes = dict(dim=112, layers=4, heads=4, ff_dim=448, kernel=15, dropout=0.1, channels=8, chunk=4, left=16)
+    sizes = dict(
+        dim=112, layers=4, heads=4, ff_dim=448, kernel=15, dropout=0.1, channels=8, chunk=4, left=16
+    )
     features = LogMel()
     features.mean += -2.0
     features.std *= 3.0
@@ -45,7 +56,9 @@ def audio(seconds: float, rate: int = SAMPLE_RATE, dtype=torch.float32) -> torch
 
 
 @torch.inference_mode()
-def at_once(features: LogMel, encoder: Conformer, samples: torch.Tensor, rate: int = SAMPLE_RATE) -> torch.Tensor:
+def at_once(
+    features: LogMel, encoder: Conformer, samples: torch.Tensor, rate: int = SAMPLE_RATE
+) -> torch.Tensor:
     """The offline way: the file resampled whole, its features, one forward with the chunk mask. -> (T, D)"""
     wave = AF.resample(samples, rate, SAMPLE_RATE)
     output, lengths, *_ = encoder(*features(wave[None], torch.tensor([len(wave)])))
@@ -63,7 +76,12 @@ def in_portions(streaming: StreamingEncoder, samples: torch.Tensor, portion: int
 @pytest.mark.parametrize("portion", [160, 799, 2560, 10_000, 10**9])
 def test_in_portions_is_at_once(portion):
     pair = parts()
-    for seconds in (0.9, 0.175, 0.1745, 0.73):  # ragged ends: a block exactly, one sample less, parts of blocks
+    for seconds in (
+        0.9,
+        0.175,
+        0.1745,
+        0.73,
+    ):  # ragged ends: a block exactly, one sample less, parts of blocks
         samples, streaming = audio(seconds), StreamingEncoder(*pair)
         expected = at_once(*pair, samples)
         streamed = in_portions(streaming, samples, portion)
@@ -73,20 +91,25 @@ def test_in_portions_is_at_once(portion):
 def test_sample_by_sample():
     pair, samples = parts(), audio(0.2)
     assert torch.equal(
-        in_portions(StreamingEncoder(*pair), samples, 1), in_portions(StreamingEncoder(*pair), samples, 900)
+        in_portions(StreamingEncoder(*pair), samples, 1),
+        in_portions(StreamingEncoder(*pair), samples, 900),
     )
 
 
 def test_size_S():
     pair = parts(torch.float64, dim=176, layers=16, ff_dim=704, kernel=31, channels=32)
     samples = audio(1.5, dtype=torch.float64)
-    assert (in_portions(StreamingEncoder(*pair), samples, 3000) - at_once(*pair, samples)).abs().max() <= 1e-10
+    assert (
+        in_portions(StreamingEncoder(*pair), samples, 3000) - at_once(*pair, samples)
+    ).abs().max() <= 1e-10
 
 
 @pytest.mark.parametrize(("chunk", "left", "factor"), [(2, 6, 8), (1, 0, 4)])
 def test_other_chunks(chunk, left, factor):
     pair, samples = parts(chunk=chunk, left=left, subsampling=factor), audio(0.9)
-    assert (in_portions(StreamingEncoder(*pair), samples, 700) - at_once(*pair, samples)).abs().max() <= 1e-5
+    assert (
+        in_portions(StreamingEncoder(*pair), samples, 700) - at_once(*pair, samples)
+    ).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("rate", [8000, 44_100, 11_025])
@@ -109,19 +132,29 @@ def test_three_streams_at_once():
     pair = parts()
     streaming = StreamingEncoder(*pair)
     waves = [audio(seconds) for seconds in (1.3, 0.5, 0.9)]
-    portions = [list(wave.split(size)) for wave, size in zip(waves, (3000, 1000, 2600), strict=True)]
+    portions = [
+        list(wave.split(size)) for wave, size in zip(waves, (3000, 1000, 2600), strict=True)
+    ]
     streams, found = [streaming.start() for _ in waves], [[], [], []]
     for step in range(max(map(len, portions))):
         for end in (False, True):  # those that go on, then those that end now: two batches
-            rows = [i for i in range(3) if step < len(portions[i]) and (step + 1 == len(portions[i])) == end]
+            rows = [
+                i
+                for i in range(3)
+                if step < len(portions[i]) and (step + 1 == len(portions[i])) == end
+            ]
             if rows:
-                outputs, new = streaming.push([streams[i] for i in rows], [portions[i][step] for i in rows], end)
+                outputs, new = streaming.push(
+                    [streams[i] for i in rows], [portions[i][step] for i in rows], end
+                )
                 for i, output, stream in zip(rows, outputs, new, strict=True):
                     found[i].append(output)
                     streams[i] = stream
     for wave, outputs in zip(waves, found, strict=True):
         assert (torch.cat(outputs) - at_once(*pair, wave)).abs().max() <= 1e-5
-    together, _ = streaming.push([streaming.start() for _ in waves], waves, end=True)  # ragged ends in one batch
+    together, _ = streaming.push(
+        [streaming.start() for _ in waves], waves, end=True
+    )  # ragged ends in one batch
     for wave, output in zip(waves, together, strict=True):
         assert (output - at_once(*pair, wave)).abs().max() <= 1e-5
 
@@ -131,7 +164,11 @@ def test_silence_and_nothing():
     streaming = StreamingEncoder(*pair)
     silence = torch.zeros(SAMPLE_RATE)
     assert (in_portions(streaming, silence, 1000) - at_once(*pair, silence)).abs().max() <= 1e-5
-    for samples in (torch.zeros(0), torch.zeros(399), torch.zeros(880 - 1)):  # 880: the first encoder frame
+    for samples in (
+        torch.zeros(0),
+        torch.zeros(399),
+        torch.zeros(880 - 1),
+    ):  # 880: the first encoder frame
         (output,), streams = streaming.push([streaming.start()], [samples], end=True)
         assert output.shape == (0, 112) == at_once(*pair, samples).shape
     (output,), streams = streaming.push(streams, [torch.zeros(0)], end=True)  # an end after the end
@@ -163,11 +200,18 @@ def test_memory_does_not_grow_and_blocks_come_in_time(rate):
         (output,), (stream,) = streaming.push([stream], [part])
         frames += len(output)
         sizes.append(len(stream.audio) / rate + len(stream.wave) / SAMPLE_RATE)
-        assert [part.shape for part in stream.encoder] == [part.shape for part in streaming.encoder.fresh_state(1)]
+        assert [part.shape for part in stream.encoder] == [
+            part.shape for part in streaming.encoder.fresh_state(1)
+        ]
         complete = (heard / rate - streaming.delay - 0.015) / 0.160  # blocks
-        assert int(complete - 0.15) * 4 <= frames <= int(complete) * 4  # a resampler may have to wait for its last step
+        assert (
+            int(complete - 0.15) * 4 <= frames <= int(complete) * 4
+        )  # a resampler may have to wait for its last step
     assert max(sizes) <= 0.175 + 0.03
-    assert all(part.untyped_storage().nbytes() == part.nbytes for part in (stream.audio, stream.wave, *stream.encoder))
+    assert all(
+        part.untyped_storage().nbytes() == part.nbytes
+        for part in (stream.audio, stream.wave, *stream.encoder)
+    )
 
 
 def test_what_cannot_stream():
@@ -183,17 +227,25 @@ def test_what_cannot_stream():
 @pytest.fixture(scope="module")
 def talkative() -> Recogniser:
     """A streaming transducer whose words depend on what it hears."""
-    texts = ["the knight grinds flour at night", "our flower is in the boats", "they grind the flour"]
+    texts = [
+        "the knight grinds flour at night",
+        "our flower is in the boats",
+        "they grind the flour",
+    ]
     tokenizer = SentencePiece.build(texts, 40)
     torch.manual_seed(0)
-    recogniser = Recogniser(Config(size="smoke", method="scratch"), tokenizer.size, tokenizer).eval()
+    recogniser = Recogniser(
+        Config(size="smoke", method="scratch"), tokenizer.size, tokenizer
+    ).eval()
     weights = recogniser.state_dict()
     SCRIPTS["streaming_aux_kd"].make_talk(weights)
     return recogniser
 
 
 @torch.inference_mode()
-def words_in_portions(recogniser: Recogniser, samples: torch.Tensor, portion: int) -> tuple[list[str], list[str]]:
+def words_in_portions(
+    recogniser: Recogniser, samples: torch.Tensor, portion: int
+) -> tuple[list[str], list[str]]:
     """All that settles, with the last partial word; and the partial word after every push."""
     encoder, words, partials = StreamingEncoder(recogniser.frontend, recogniser.encoder), [], []
     (stream,), parts = [encoder.start()], samples.split(portion)
@@ -221,12 +273,16 @@ def test_words_in_portions_are_those_of_the_whole(talkative):
 def stream(recogniser: Recogniser, capsys, source, rate: int = SAMPLE_RATE) -> tuple[str, str]:
     """What --stream writes to stdout and stderr."""
     capsys.readouterr()
-    assert stream_words(recogniser, Config(checkpoint="run", stream=str(source), rate=rate), CPU) == {}
+    assert (
+        stream_words(recogniser, Config(checkpoint="run", stream=str(source), rate=rate), CPU) == {}
+    )
     return capsys.readouterr()
 
 
 def feed(monkeypatch, content: bytes) -> str:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(content))))
+    monkeypatch.setattr(
+        sys, "stdin", SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(content)))
+    )
     return "-"
 
 
@@ -238,9 +294,16 @@ def test_a_file_and_standard_input_as_words(talkative, tmp_path, capsys, monkeyp
         soundfile.write(tmp_path / "a.wav", pcm, rate)
         out, error = stream(talkative, capsys, tmp_path / "a.wav")
         assert out.split() and out.endswith("\n") and out.count("\n") == 1
-        assert "3.0 s of audio in blocks of 160 ms" in error or rate == 8000 and "6.0 s of audio" in error
+        assert (
+            "3.0 s of audio in blocks of 160 ms" in error
+            or rate == 8000
+            and "6.0 s of audio" in error
+        )
         for rest in (b"", b"x"):
-            assert stream(talkative, capsys, feed(monkeypatch, pcm.tobytes() + rest), rate)[0].split() == out.split()
+            assert (
+                stream(talkative, capsys, feed(monkeypatch, pcm.tobytes() + rest), rate)[0].split()
+                == out.split()
+            )
         assert rate == 8000 or out.split() == whole.text.split() and len(out.split()) > 5
 
 
@@ -250,10 +313,16 @@ def test_portions_of_standard_input(monkeypatch):
     for rest in (b"", b"x"):
         config = Config(stream=feed(monkeypatch, pcm.tobytes() + rest), rate=8000)
         first, *parts = portions(config, 0.175, 0.16)
-        assert len(first) == 1400 and {len(part) for part in parts[:-1]} == {1280} and len(parts[-1]) <= 1280
+        assert (
+            len(first) == 1400
+            and {len(part) for part in parts[:-1]} == {1280}
+            and len(parts[-1]) <= 1280
+        )
         parts = torch.cat([first, *parts])
         assert torch.equal(parts, torch.from_numpy(pcm) / 2**15) and parts[0] == -1
-    assert [list(portions(Config(stream=feed(monkeypatch, x)), 0.2, 0.16)) for x in (b"", b"x")] == [[], []]
+    assert [
+        list(portions(Config(stream=feed(monkeypatch, x)), 0.2, 0.16)) for x in (b"", b"x")
+    ] == [[], []]
     with pytest.raises(UserError, match="absent.wav"):
         portions(Config(stream="absent.wav"), 0.2, 0.16)
 
@@ -316,9 +385,16 @@ def test_on_a_terminal_nothing_hides_the_words(talkative, tmp_path, monkeypatch)
     monkeypatch.setenv("COLUMNS", "80")
     stream_words(talkative, Config(checkpoint="run", stream=str(tmp_path / "a.wav")), CPU)
     *lines, note, rest = shown_by_a_terminal(screen.getvalue())
-    assert " ".join(lines).split() == whole.text.split() and len(lines) > 1 and "real-time factor" in note and not rest
+    assert (
+        " ".join(lines).split() == whole.text.split()
+        and len(lines) > 1
+        and "real-time factor" in note
+        and not rest
+    )
     *steps, _ = screen.getvalue().split("\x1b8")
-    seen = ["\x1b8".join(steps[: i + 1]) for i in range(len(steps))]  # after each block; no line ever wraps
+    seen = [
+        "\x1b8".join(steps[: i + 1]) for i in range(len(steps))
+    ]  # after each block; no line ever wraps
     assert max(len(line) for written in seen for line in shown_by_a_terminal(written)) < 80
     assert all(shown_by_a_terminal(written)[-1].endswith(" ms") for written in seen)
 
@@ -334,7 +410,11 @@ def test_nothing_and_silence_can_be_streamed(talkative, tmp_path, capsys, monkey
 
 def test_a_teacher_cannot_stream():
     with pytest.raises(UserError, match="has full context and cannot stream"):
-        stream_words(Recogniser(Config(size="smoke", method="teacher"), 9), Config(checkpoint="run", stream="x"), CPU)
+        stream_words(
+            Recogniser(Config(size="smoke", method="teacher"), 9),
+            Config(checkpoint="run", stream="x"),
+            CPU,
+        )
 
 
 # ------------------------------------------------------------------------------------------- texts without spaces
@@ -372,7 +452,12 @@ def test_labels_of_settled_text_are_forgotten(talkative, monkeypatch):
     frames = torch.randn(300, talkative.encoder.norm.weight.numel())
     with torch.inference_mode():
         settled, partial, decoder = greedy_words(talkative, frames, ())
-    assert len(settled) > 50 and partial == "字" and len(decoder[2]) == 1 and decoder[3] == len(settled)
+    assert (
+        len(settled) > 50
+        and partial == "字"
+        and len(decoder[2]) == 1
+        and decoder[3] == len(settled)
+    )
 
 
 def test_what_settles_inside_a_word():
@@ -381,7 +466,9 @@ def test_what_settles_inside_a_word():
     def decode(ids):
         return "".join(pieces[i] for i in ids)
 
-    assert settled_part(decode, [1], 2, 0) == "駅" and settled_part(decode, [1, 2], 1, 0) == "駅まで"
+    assert (
+        settled_part(decode, [1], 2, 0) == "駅" and settled_part(decode, [1, 2], 1, 0) == "駅まで"
+    )
     assert settled_part(decode, [], 1, 0) == ""
     assert settled_part(decode, [1], 3, 0) == ""  # a space, as far as one can see
     assert settled_part(decode, [4], 5, 0) == ""  # a word of letters settles at its end
@@ -399,7 +486,9 @@ def test_a_character_of_several_pieces_settles_when_it_is_whole():
     for label in range(1, len(content) + 1):
         part = settled_part(decode, labels, label, 0)
         settled, labels = [*settled, part], [label] if part else [*labels, label]
-    assert "".join(settled) + decode(labels) == "駅へ" and "\N{REPLACEMENT CHARACTER}" not in "".join(settled)
+    assert "".join(settled) + decode(
+        labels
+    ) == "駅へ" and "\N{REPLACEMENT CHARACTER}" not in "".join(settled)
 
 
 def test_wide_characters_on_a_terminal(monkeypatch):
@@ -411,7 +500,9 @@ def test_wide_characters_on_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     screen = Screen()
     for _ in range(30):
-        screen.write([WordPart("天気予報")], "明日の天気は晴れるでしょうかと聞いてみたのですが", 0.01)
+        screen.write(
+            [WordPart("天気予報")], "明日の天気は晴れるでしょうかと聞いてみたのですが", 0.01
+        )
         line = shown_by_a_terminal(terminal.getvalue())[-1]
         assert sum(2 if ord(c) > 0x2FFF else 1 for c in line) < 80
     screen.end_line("")

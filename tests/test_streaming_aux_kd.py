@@ -18,14 +18,14 @@ from test_rnnt import by_hand
 
 import streaming_aux_kd as script
 from common.conformer import Tap
-from common.corpora import trainable
-from common.data import MicroBatch, make_batch, read_corpus
-from common.files import read_log
-from common.flags import UserError
-from common.place import Place, reseed
+from common.running.batches import MicroBatch, make_batch, read_corpus
+from common.running.corpora import trainable
+from common.running.files import read_log
+from common.running.flags import UserError
+from common.running.process import Place, reseed
+from common.running.training import add_up
+from common.running.weights import load_weights
 from common.streaming import dependencies
-from common.training import add_up
-from common.weights import load_weights
 from streaming_aux_kd import branch_losses, branch_mask, chunk_mask, compute_losses
 
 CPU = Place(0, 1, torch.device("cpu"))
@@ -33,7 +33,9 @@ V = 12
 
 
 def read_config(row: str) -> script.Config:
-    return script.parse(script.Config, script.PRESETS, script.__doc__, f"--preset smoke --method {row}".split())[0]
+    return script.parse(
+        script.Config, script.PRESETS, script.__doc__, f"--preset smoke --method {row}".split()
+    )[0]
 
 
 def batch_of(waves: list[torch.Tensor], labels: list[list[int]]):
@@ -48,17 +50,23 @@ def build(row: str, seconds=(1.3, 0.7)) -> SimpleNamespace:
     models = script.build_models(config, V)
     waves = [torch.randn(round(16000 * s)) * torch.rand(()) for s in seconds]
     batch = batch_of(waves, [torch.randint(1, V, (5 - b,)).tolist() for b in range(len(waves))])
-    return SimpleNamespace(config=config, teacher=teacher if row != "scratch" else None, models=models, batch=batch)
+    return SimpleNamespace(
+        config=config, teacher=teacher if row != "scratch" else None, models=models, batch=batch
+    )
 
 
 def losses_of(made, batch=None, place=CPU, **changes):
-    return compute_losses(made.models, batch or made.batch, made.teacher, replace(made.config, **changes), place)
+    return compute_losses(
+        made.models, batch or made.batch, made.teacher, replace(made.config, **changes), place
+    )
 
 
 def gradients(made, batch=None, **changes) -> dict[str, torch.Tensor]:
     made.models.zero_grad()
     losses_of(made, batch, **changes)[0].backward()
-    return {name: p.grad.clone() for name, p in made.models.named_parameters() if p.grad is not None}
+    return {
+        name: p.grad.clone() for name, p in made.models.named_parameters() if p.grad is not None
+    }
 
 
 # ----------------------------------------------------------------------------------------------------------- equations
@@ -68,7 +76,9 @@ def test_the_equation_map_names_what_exists():
     rows = re.findall(r" {3,}(?:rnnt\.|conformer\.)?(\S+) {2,}(test_\w+)$", script.__doc__, re.M)
     assert len(rows) == 8
     for function, test in rows:
-        assert callable(getattr(script, function, None) or getattr(script.rnnt, function)) and callable(globals()[test])
+        assert callable(
+            getattr(script, function, None) or getattr(script.rnnt, function)
+        ) and callable(globals()[test])
 
 
 def test_mask():
@@ -84,10 +94,14 @@ def test_rnnt():
     student, batch, expected = made.models["recogniser"], made.batch, 0.0
     encoded = student.joint.encode(student.encoder(*student.features(batch)).output)
     for b, (T, U) in enumerate([(8, 5), (5, 4)]):
-        predicted = student.joint.predict(student.predictor.all_states(batch.targets[b : b + 1, :U]))
+        predicted = student.joint.predict(
+            student.predictor.all_states(batch.targets[b : b + 1, :U])
+        )
         log_probs = student.joint(encoded[b, :T, None], predicted).log_softmax(-1)  # (T, U+1, V)
         expected += by_hand(log_probs.double(), batch.targets[b, :U].tolist()).item()
-    assert loss.item() == parts["rnnt"].item() == pytest.approx(expected, rel=1e-5) and list(parts) == ["rnnt"]
+    assert loss.item() == parts["rnnt"].item() == pytest.approx(expected, rel=1e-5) and list(
+        parts
+    ) == ["rnnt"]
 
 
 def distance(h: torch.Tensor, z: torch.Tensor) -> float:
@@ -95,17 +109,23 @@ def distance(h: torch.Tensor, z: torch.Tensor) -> float:
     normed, dot = [], lambda a, b: sum(map(operator.mul, a, b))
     for x in (h.tolist(), z.tolist()):
         mean = sum(x) / len(x)
-        normed.append([(v - mean) / math.sqrt(sum((w - mean) ** 2 for w in x) / len(x) + 1e-5) for v in x])
+        normed.append(
+            [(v - mean) / math.sqrt(sum((w - mean) ** 2 for w in x) / len(x) + 1e-5) for v in x]
+        )
     h, z = normed
     cosine = dot(h, z) / math.sqrt(dot(h, h) * dot(z, z))
-    return sum(abs(a - b) for a, b in zip(h, z, strict=True)) / len(h) + math.log(1 + math.exp(-cosine))
+    return sum(abs(a - b) for a, b in zip(h, z, strict=True)) / len(h) + math.log(
+        1 + math.exp(-cosine)
+    )
 
 
 def features(T: int = 9, lengths=(9, 5)) -> SimpleNamespace:
     """Of a teacher's layer and a branch: two utterances of random frames."""
     torch.manual_seed(0)
     (h, z, r), qkv = torch.randn(3, 2, T, 6), torch.randn(2, 2, T, 3, 2, 3)
-    return SimpleNamespace(teacher=Tap(h, h, qkv[0]), h=h, z=z, r=r, qkv=qkv[1], lengths=torch.tensor(lengths))
+    return SimpleNamespace(
+        teacher=Tap(h, h, qkv[0]), h=h, z=z, r=r, qkv=qkv[1], lengths=torch.tensor(lengths)
+    )
 
 
 def losses_between(x, row: str) -> dict[str, float]:
@@ -115,9 +135,13 @@ def losses_between(x, row: str) -> dict[str, float]:
 
 def test_d():
     x = features()
-    found = script.feature_distance(3 * x.h + 1, x.z.bfloat16())  # scale and offset of a frame do not count
+    found = script.feature_distance(
+        3 * x.h + 1, x.z.bfloat16()
+    )  # scale and offset of a frame do not count
     for b, t in itertools.product(range(2), range(9)):
-        assert found[b, t].item() == pytest.approx(distance(x.h[b, t], x.z[b, t].bfloat16()), rel=1e-3)
+        assert found[b, t].item() == pytest.approx(
+            distance(x.h[b, t], x.z[b, t].bfloat16()), rel=1e-3
+        )
 
 
 def test_dis():
@@ -151,10 +175,15 @@ def test_apc(N, share):
         for t in range(T - N):
             name = "apc_inside" if (t + N) // 4 == t // 4 else "apc_beyond"
             expected[name] += distance(x.h[b, t + N], x.r[b, t])
-    assert losses_between(x, f"aux_kd --losses apc --apc-steps {N}") == pytest.approx(expected, rel=1e-4)
+    assert losses_between(x, f"aux_kd --losses apc --apc-steps {N}") == pytest.approx(
+        expected, rel=1e-4
+    )
     assert sum((t + N) // 4 == t // 4 for t in range(4000)) / 4000 == share
     x = features(N, (N, 1))
-    assert losses_between(x, f"aux_kd --losses apc --apc-steps {N}") == {"apc_inside": 0.0, "apc_beyond": 0.0}
+    assert losses_between(x, f"aux_kd --losses apc --apc-steps {N}") == {
+        "apc_inside": 0.0,
+        "apc_beyond": 0.0,
+    }
 
 
 @pytest.mark.parametrize("method", ["layer_kd", "aux_kd"])
@@ -165,9 +194,13 @@ def test_loss(method):
     weights = {"dis": 0.01, "kld": 0.0005, "apc_inside": 0.005, "apc_beyond": 0.005}
     kd = sum(weights[name] * cost.item() for name, cost in parts["kd"].items())
     for lam in (0.0, 1.0, 3.0):
-        assert losses_of(made, kd_weight=lam)[0].item() == pytest.approx(parts["rnnt"].item() + lam * kd, rel=1e-5)
+        assert losses_of(made, kd_weight=lam)[0].item() == pytest.approx(
+            parts["rnnt"].item() + lam * kd, rel=1e-5
+        )
     features = made.models["recogniser"].features(made.batch)
-    own, full = (model.encoder(*features, [1, 2]) for model in (made.models["recogniser"], made.teacher))
+    own, full = (
+        model.encoder(*features, [1, 2]) for model in (made.models["recogniser"], made.teacher)
+    )
     for layer, s, h in zip("12", own.taps, full.taps, strict=True):
         z, qkv, r = made.models["branches"][layer](s.raw, s.qkv, own.lengths)
         assert method == "aux_kd" or z is s.raw and qkv is s.qkv
@@ -190,7 +223,9 @@ def test_student_and_teacher_hear_the_same(method):
     (mine, frames), (teachers, same) = (inputs[:2] for inputs in heard)
     made.models["recogniser"].eval()
     plain, _ = made.models["recogniser"].features(made.batch)
-    assert torch.equal(mine, teachers) and torch.equal(frames, same) and not torch.equal(mine, plain)
+    assert (
+        torch.equal(mine, teachers) and torch.equal(frames, same) and not torch.equal(mine, plain)
+    )
 
 
 def test_token():
@@ -204,10 +239,17 @@ def test_token():
             encoded = model.joint.encode(model.encoder(features, frames).output[b, :T])
             predicted = model.joint.predict(model.predictor.all_states(torch.tensor([labels])))
             probs = model.joint(encoded[:, None], predicted).softmax(-1).tolist()  # (T, U+1, V)
-            probs = [[(p, p[y] if y else 0.0) for p, y in zip(row, [*labels, 0], strict=True)] for row in probs]
-            q.append([[(correct, p[0], sum(p[1:]) - correct) for p, correct in row] for row in probs])
+            probs = [
+                [(p, p[y] if y else 0.0) for p, y in zip(row, [*labels, 0], strict=True)]
+                for row in probs
+            ]
+            q.append(
+                [[(correct, p[0], sum(p[1:]) - correct) for p, correct in row] for row in probs]
+            )
         for t, u in itertools.product(range(T), range(U + 1)):
-            expected += sum(x * math.log(x / y) for x, y in zip(q[0][t][u], q[1][t][u], strict=True) if x)
+            expected += sum(
+                x * math.log(x / y) for x, y in zip(q[0][t][u], q[1][t][u], strict=True) if x
+            )
     assert parts["kd"]["token"].item() == pytest.approx(expected, rel=1e-4)
     assert loss.item() == pytest.approx(parts["rnnt"].item() + 0.001 * expected, rel=1e-5)
 
@@ -221,14 +263,22 @@ def test_token_kd_delay():
     for late in (0, 1, 2):
         student = torch.cat([torch.randn(2, late, 3, 3).log_softmax(-1), teacher[:, : 6 - late]], 1)
         for delay in (0, 1, 2, 9):
-            first, second = loss(student, delay)  # the second has two frames, of which none are left
+            first, second = loss(
+                student, delay
+            )  # the second has two frames, of which none are left
             assert (first == pytest.approx(0, abs=1e-5)) == (delay >= late)
-            assert math.isfinite(second) and (second == pytest.approx(0, abs=1e-5)) == (delay >= late < 2)
+            assert math.isfinite(second) and (second == pytest.approx(0, abs=1e-5)) == (
+                delay >= late < 2
+            )
     student = torch.randn(2, 6, 3, 3).log_softmax(-1)
     for b, (T, U) in enumerate([(6, 2), (2, 1)]):
         means = []
         for d in range(min(3, T)):
-            pairs = zip(teacher[b, : T - d, : U + 1].flatten(), student[b, d:T, : U + 1].flatten(), strict=True)
+            pairs = zip(
+                teacher[b, : T - d, : U + 1].flatten(),
+                student[b, d:T, : U + 1].flatten(),
+                strict=True,
+            )
             means.append(sum(math.exp(p) * (p - q).item() for p, q in pairs) / ((T - d) * (U + 1)))
         assert loss(student, 2)[b] == pytest.approx(min(means) * T * (U + 1), rel=1e-4)
 
@@ -242,7 +292,10 @@ def test_token_kd_delay():
 ])  # fmt: skip
 def test_what_a_branch_does_not_see(kind, rows, reached):
     """The LSTM brings back most of what the hole hides: all but the first frame's target."""
-    mask, branch = branch_mask(4, kind, 2), build(f"aux_kd --aux-mask {kind}").models["branches"]["2"]
+    mask, branch = (
+        branch_mask(4, kind, 2),
+        build(f"aux_kd --aux-mask {kind}").models["branches"]["2"],
+    )
     assert mask.int().tolist() == [[int(x) for x in row] for row in rows.split()]
 
     def outputs(i: int, s: torch.Tensor) -> torch.Tensor:
@@ -256,10 +309,15 @@ def test_what_a_branch_does_not_see(kind, rows, reached):
 def test_who_hears_the_future():
     """Chunk by chunk: teacher and branch see it; the student, and the queries, keys, values of L_kld, do not."""
     made, x = build("aux_kd"), torch.randn(6 * 16, 80, generator=torch.Generator().manual_seed(0))
-    branch, encoders = made.models["branches"]["2"], {"s": made.models["recogniser"].encoder, "h": made.teacher.encoder}
+    branch, encoders = (
+        made.models["branches"]["2"],
+        {"s": made.models["recogniser"].encoder, "h": made.teacher.encoder},
+    )
 
     def layer(name: str, x: torch.Tensor) -> torch.Tensor:
-        output, lengths, (tap,), _ = encoders[name if name == "h" else "s"](x[None], torch.tensor([len(x)]), [2])
+        output, lengths, (tap,), _ = encoders[name if name == "h" else "s"](
+            x[None], torch.tensor([len(x)]), [2]
+        )
         z, qkv, r = branch(tap.raw, tap.qkv, lengths)
         return {"s": output, "h": tap.raw, "z": z, "r": r, "qkv": qkv}[name][0]
 
@@ -296,14 +354,23 @@ def test_the_delay_is_how_much_later_a_word_ends_than_the_teachers(corpus, monke
     """ms, mean over words that both get right: one 80 ms later, one 40 ms earlier, one that the teacher missed."""
     made, (u,) = build("aux_kd"), corpus.dev[:1]
     tests = replace(corpus, tests={"test": [replace(u, text="a b c")], "other": []})
-    ends = {id(made.teacher): {"a": 0.5, "b": 1.0}, id(made.models["recogniser"]): {"a": 0.58, "b": 0.96, "c": 2.0}}
+    ends = {
+        id(made.teacher): {"a": 0.5, "b": 1.0},
+        id(made.models["recogniser"]): {"a": 0.58, "b": 0.96, "c": 2.0},
+    }
 
     def decode(recogniser, utterances, config, place):
         found = [script.decoding.Word(word, 0.0, end) for word, end in ends[id(recogniser)].items()]
-        return {u.id: script.Transcript(" ".join(word.text for word in found), found) for u in utterances}
+        return {
+            u.id: script.Transcript(" ".join(word.text for word in found), found)
+            for u in utterances
+        }
 
     monkeypatch.setattr(script.decoding, "decode", decode)
-    assert script.emission_delay(made.models["recogniser"], made.teacher, tests, made.config, CPU) == 20.0
+    assert (
+        script.emission_delay(made.models["recogniser"], made.teacher, tests, made.config, CPU)
+        == 20.0
+    )
 
 
 def test_without_a_word_that_both_get_right_there_is_no_delay(corpus):
@@ -312,23 +379,39 @@ def test_without_a_word_that_both_get_right_there_is_no_delay(corpus):
         recogniser.tokenizer = SimpleNamespace(decode=lambda _: "")
         recogniser.joint.output.bias.data[0] = 1e4  # always the blank
     tests = replace(corpus, tests={"test": corpus.dev[:2]})
-    assert script.emission_delay(made.models["recogniser"], made.teacher, tests, made.config, CPU) is None
+    assert (
+        script.emission_delay(made.models["recogniser"], made.teacher, tests, made.config, CPU)
+        is None
+    )
 
 
 def test_an_utterance_that_cannot_be_read_is_not_drawn(tmp_path):
     made, lost = build("aux_kd"), script.Utterance("x", str(tmp_path / "x.flac"), "a", 1.0)
-    script.draw_features(replace(made.config, out=str(tmp_path)), made.models, made.teacher, lost, CPU)
+    script.draw_features(
+        replace(made.config, out=str(tmp_path)), made.models, made.teacher, lost, CPU
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_whom_the_losses_teach():
-    for row in ("token_kd", "layer_kd", "aux_kd", "aux_kd --losses dis", "aux_kd --losses kld", "aux_kd --losses apc"):
+    for row in (
+        "token_kd",
+        "layer_kd",
+        "aux_kd",
+        "aux_kd --losses dis",
+        "aux_kd --losses kld",
+        "aux_kd --losses apc",
+    ):
         made = build(row)
         without, with_kd = gradients(made, kd_weight=0.0), gradients(made)
         taught = {name for name, g in with_kd.items() if not torch.equal(g, without[name])}
-        assert any(name.startswith("recogniser.encoder.blocks.0") for name in taught)  # through s_l, not detached
+        assert any(
+            name.startswith("recogniser.encoder.blocks.0") for name in taught
+        )  # through s_l, not detached
         assert all(p.grad is None for p in made.teacher.parameters())
-    assert all(g.any() for name, g in gradients(build("aux_kd")).items() if name.startswith("branches"))
+    assert all(
+        g.any() for name, g in gradients(build("aux_kd")).items() if name.startswith("branches")
+    )
 
 
 def test_students_begin_and_end_alike():
@@ -339,7 +422,9 @@ def test_students_begin_and_end_alike():
         first[method] = script.build_models(read_config(method), V)["recogniser"].state_dict()
         assert list(first[method]) == list(first["teacher"])
     for name, x in first["scratch"].items():
-        assert all(torch.equal(x, first[method][name]) for method in ("token_kd", "layer_kd", "aux_kd"))
+        assert all(
+            torch.equal(x, first[method][name]) for method in ("token_kd", "layer_kd", "aux_kd")
+        )
         assert x.dim() < 2 or not torch.equal(x, first["teacher"][name])
 
 
@@ -348,7 +433,10 @@ def test_students_begin_and_end_alike():
 
 def test_a_teacher_is_trained_gone_on_with_and_refused(corpus, tmp_path, monkeypatch):
     """Stopped in the teacher's training, then in the student's; both end as if nothing had happened."""
-    data, seen = write_data(tmp_path / "data", corpus.train[:6], corpus.dev[:1], corpus.dev[1:2]), []
+    data, seen = (
+        write_data(tmp_path / "data", corpus.train[:6], corpus.dev[:1], corpus.dev[1:2]),
+        [],
+    )
     options = f"--preset smoke --data {data} --epochs 1 --units 40 --update-seconds 4 --device cpu --out {tmp_path}"
     run = f"{options}/aux --method aux_kd".split()
     monkeypatch.chdir(tmp_path)  # where it is by default
@@ -366,11 +454,15 @@ def test_a_teacher_is_trained_gone_on_with_and_refused(corpus, tmp_path, monkeyp
             script.main([*run, *more])
         assert not (tmp_path / stage / "model.safetensors").exists()
     result = script.main([*run, "--resume"])
-    results = script.main(f"{options}/both --method teacher aux_kd".split())  # with the teacher beside it
+    results = script.main(
+        f"{options}/both --method teacher aux_kd".split()
+    )  # with the teacher beside it
     for folder, method in ((first, "teacher"), ("aux", "aux_kd")):
         steps = [entry["step"] for entry in read_log(tmp_path / folder) if "loss" in entry]
         assert steps == list(range(1, len(steps) + 1)) and len(steps) > 2
-        pair = [path / "model.safetensors" for path in (tmp_path / folder, tmp_path / "both" / method)]
+        pair = [
+            path / "model.safetensors" for path in (tmp_path / folder, tmp_path / "both" / method)
+        ]
         assert pair[0].read_bytes() == pair[1].read_bytes()
     assert result["wer"] == results["aux_kd"]["wer"] and "emission_delay" in result
     # The optimiser has the branches too, which move; the exported model has none.
@@ -379,27 +471,41 @@ def test_a_teacher_is_trained_gone_on_with_and_refused(corpus, tmp_path, monkeyp
     assert len(branches) == sum(name.startswith("branches.") for name in state["model"])
     assert all(state["optimizer"]["state"][i]["exp_avg"].any() for i in branches)
     assert not any(name.startswith("branches") for name in load_weights(pair[0]))
-    (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, [*run, "--teacher", str(first)])
+    (config,) = script.parse(
+        script.Config, script.PRESETS, script.__doc__, [*run, "--teacher", str(first)]
+    )
     utterances = trainable(read_corpus(config, CPU).train, config.max_seconds)
     find_teacher = partial(script.find_teacher, utterances=utterances, place=CPU)
-    teacher = find_teacher(replace(config, kd_weight=2.0, chunk_ms=80, left_ms=80, method="token_kd"))
+    teacher = find_teacher(
+        replace(config, kd_weight=2.0, chunk_ms=80, left_ms=80, method="token_kd")
+    )
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
     random = find_teacher(replace(config, control="random"))
-    different = [n for n, x in random.state_dict().items() if not torch.equal(x, teacher.state_dict()[n])]
+    different = [
+        n for n, x in random.state_dict().items() if not torch.equal(x, teacher.state_dict()[n])
+    ]
     assert different and all(name.startswith("encoder.") for name in different)
-    for name, value in dict(size="demo", lr=1e-3, epochs=2, seed=2, data=str(tmp_path), units=50).items():
-        with pytest.raises(UserError, match=rf"was trained otherwise \(--{name} .*give another --teacher"):
+    for name, value in dict(
+        size="demo", lr=1e-3, epochs=2, seed=2, data=str(tmp_path), units=50
+    ).items():
+        with pytest.raises(
+            UserError, match=rf"was trained otherwise \(--{name} .*give another --teacher"
+        ):
             find_teacher(replace(config, **{name: value}))
     with pytest.raises(UserError, match=r"trained otherwise \(--method aux_kd -> teacher"):
         find_teacher(replace(config, teacher=str(tmp_path / "aux")))
-    with pytest.raises(UserError, match="--teacher mistyped holds no run: give the folder of a run of teacher"):
+    with pytest.raises(
+        UserError, match="--teacher mistyped holds no run: give the folder of a run of teacher"
+    ):
         find_teacher(replace(config, teacher="mistyped"))
     late = f"{options}/late --method token_kd --teacher {first} --max-steps 1".split()
     script.main(late)
     pieces = [(tmp_path / folder / "tokenizer.model").read_bytes() for folder in (first, "late")]
     assert pieces[0] == pieces[1]
     write_data(data, corpus.train[4:10], corpus.dev[:1], corpus.dev[1:2])
-    with pytest.raises(UserError, match="the teacher in .* was trained on other utterances than --data now has"):
+    with pytest.raises(
+        UserError, match="the teacher in .* was trained on other utterances than --data now has"
+    ):
         script.main([*late[:-1], "2", "--out", str(tmp_path / "later")])
 
 
@@ -415,5 +521,7 @@ def test_values_that_make_no_sense(options, message, tmp_path, capsys):
 
 def test_sizes():
     for size, millions in (("S", 14), ("M", 32)):
-        total = script.main(["--preset", "full", "--size", size, "--method", "aux_kd", "--summary"])["total"]
+        total = script.main(
+            ["--preset", "full", "--size", size, "--method", "aux_kd", "--summary"]
+        )["total"]
         assert total == pytest.approx(1e6 * millions, rel=0.05)

@@ -6,8 +6,18 @@ import random
 
 import pytest
 
-from common.flags import UserError
-from common.text import Characters, Pieces, SentencePiece, WordPiece, load_tokenizer, normalise, printable, read_lines, read_text
+from common.running.flags import UserError
+from common.text import (
+    Characters,
+    Pieces,
+    SentencePiece,
+    WordPiece,
+    load_tokenizer,
+    normalise,
+    printable,
+    read_lines,
+    read_text,
+)
 
 BERT = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "'"]
 BERT += ["the", "knight", "##s", "don", "t", "boys", "##ng"]
@@ -16,7 +26,10 @@ TEXTS = ["the knights don't sing", "boys' songs 'tis o'clock rock'n'roll", "''qu
 
 
 def test_normalise():
-    assert normalise("THE  Boys’ dog-house, 'tis: “naïve” (ﬁne)!") == "the boys' dog house 'tis naïve fine"
+    assert (
+        normalise("THE  Boys’ dog-house, 'tis: “naïve” (ﬁne)!")
+        == "the boys' dog house 'tis naïve fine"
+    )
     assert normalise(" ' -- ' ") == ""
     assert normalise("rock ' n ' roll 42") == "rock n roll 42"
 
@@ -32,7 +45,11 @@ def test_normalise():
         ("a joiner that changes nothing", "sh\u200ci\u200dp", "ship"),
         ("a joiner between letter and accent", "caf\u200de\u0301", "café"),
         ("a joiner at the end of a word", "کار\u200c و", "کار و"),
-        ("word joiner, byte order mark, marks of direction", "\ufeffs\u2060h\u200ei\u202ap", "ship"),
+        (
+            "word joiner, byte order mark, marks of direction",
+            "\ufeffs\u2060h\u200ei\u202ap",
+            "ship",
+        ),
         ("variation selector", "葛\U000e0100飾", "葛飾"),
         ("Thai, with a zero width space", "ฉัน\u200bรัก", "ฉัน รัก"),
         ("a visible sign of the same category", "1\u06dd2", "1 2"),
@@ -67,14 +84,20 @@ def test_text_comes_back_and_so_does_the_tokenizer(tokenizer, tmp_path):
         labels = tokenizer.encode(text)
         assert all(1 <= label < tokenizer.size for label in labels)
         assert tokenizer.decode(labels) == text
-        assert again.encode(text) == labels and again.decode(labels) == text and again.size == tokenizer.size
+        assert (
+            again.encode(text) == labels
+            and again.decode(labels) == text
+            and again.size == tokenizer.size
+        )
 
 
 def test_every_word_made_of_known_characters_comes_back():
     tokenizer, rng = WordPiece.prune(BERT, TEXTS, 50), random.Random(0)
     letters = "".join(TEXTS).replace(" ", "")
     for _ in range(500):
-        text = normalise(" ".join("".join(rng.choices(letters, k=rng.randint(1, 7))) for _ in range(4)))
+        text = normalise(
+            " ".join("".join(rng.choices(letters, k=rng.randint(1, 7))) for _ in range(4))
+        )
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -107,7 +130,9 @@ def train_pretrained(texts: list[str], kind: str):
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=400, initial_alphabet=alphabet, show_progress=False
+        )
     else:
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -116,7 +141,9 @@ def train_pretrained(texts: list[str], kind: str):
             vocab_size=300, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
         )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", clean_up_tokenization_spaces=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", clean_up_tokenization_spaces=True
+    )
 
 
 @pytest.mark.parametrize("language", ALPHABETS)
@@ -249,7 +276,9 @@ def test_no_tokenizer(tmp_path):
     ],
 )  # fmt: skip
 def test_a_tokenizer_that_someone_has_damaged(tmp_path, content):
-    (tmp_path / "tokenizer.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "tokenizer.json").write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
     with pytest.raises(UserError, match="no readable tokenizer"):
         load_tokenizer(tmp_path)
 

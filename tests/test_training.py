@@ -22,12 +22,11 @@ from test_files import largest_file
 from torch import nn
 from toy import CPU, Toy, signal_at
 
-from common import training
-from common.files import read_log
-from common.flags import UserError
-from common.running import evaluation
-from common.schedules import inverse_sqrt, learning_rate, one_cycle
-from common.weights import load_recogniser, load_weights
+from common.running import evaluation, training
+from common.running.files import read_log
+from common.running.flags import UserError
+from common.running.schedules import inverse_sqrt, learning_rate, one_cycle
+from common.running.weights import load_recogniser, load_weights
 
 
 @pytest.fixture
@@ -49,14 +48,20 @@ def whole(tmp_path_factory):
 def test_learning_rates():
     assert [one_cycle(s, 0.25) for s in (0, 0.125, 0.25, 1)] == pytest.approx([0, 0.5, 1, 0])
     assert one_cycle(0.625, 0.25) == pytest.approx(0.5)
-    assert [inverse_sqrt(s - 1, 100) for s in (1, 50, 100, 400)] == pytest.approx([0.01, 0.5, 1, 0.5])
-    assert learning_rate("one-cycle", 0.3, 0, 10) > 0 and learning_rate("one-cycle", 0.3, 9, 10) == 0
+    assert [inverse_sqrt(s - 1, 100) for s in (1, 50, 100, 400)] == pytest.approx(
+        [0.01, 0.5, 1, 0.5]
+    )
+    assert (
+        learning_rate("one-cycle", 0.3, 0, 10) > 0 and learning_rate("one-cycle", 0.3, 9, 10) == 0
+    )
     assert learning_rate("inverse-sqrt", 100, 399, 10) == pytest.approx(0.5)
 
 
 def test_one_cycle_is_smooth():
     rates = [one_cycle(i / 1000, 0.3) for i in range(1001)]
-    assert max(abs(b - a) for a, b in zip(rates, rates[1:], strict=False)) < 0.01 and not any(map(math.isnan, rates))
+    assert max(abs(b - a) for a, b in zip(rates, rates[1:], strict=False)) < 0.01 and not any(
+        map(math.isnan, rates)
+    )
 
 
 def test_rates_by_part_keep_their_ratio_and_their_peak_after_resuming(toy):
@@ -64,7 +69,9 @@ def test_rates_by_part_keep_their_ratio_and_their_peak_after_resuming(toy):
     sides = []
 
     def look(update):
-        sides.append([group["lr"] for group in toy.optimizer.param_groups])  # as the update before left them
+        sides.append(
+            [group["lr"] for group in toy.optimizer.param_groups]
+        )  # as the update before left them
         signal_at(6)(update)
 
     toy.each_update = look
@@ -125,14 +132,20 @@ def test_accumulation_is_one_batch(toy, whole):
     assert len(toy.log()) == len(whole.log())
     for ours, other in zip(toy.log()[:3], whole.log(), strict=False):
         assert ours["utterances"] == other["utterances"]
-        assert ours["loss"] == pytest.approx(other["loss"], rel=0.02)  # but for the toy's randomness
+        assert ours["loss"] == pytest.approx(
+            other["loss"], rel=0.02
+        )  # but for the toy's randomness
 
 
 def test_what_the_log_says(whole):
     """Losses are means over the utterances of an update; what was too short is not among them."""
     updates, epochs = ([e for e in whole.log() if key in e] for key in ("loss", "dev"))
     assert [e["step"] for e in updates] == list(range(1, len(updates) + 1)) and len(epochs) == 3
-    assert [(e["epoch"], e["step"], e["dev"]) for e in epochs] == [(1, 5, 30.0), (2, 9, 50.0), (3, 13, 40.0)]
+    assert [(e["epoch"], e["step"], e["dev"]) for e in epochs] == [
+        (1, 5, 30.0),
+        (2, 9, 50.0),
+        (3, 13, 40.0),
+    ]
     assert sum(e["utterances"] for e in updates) == 3 * 11  # u11 has too many labels
     for entry in updates:
         assert sum(entry["parts"].values()) == pytest.approx(entry["loss"])
@@ -152,7 +165,9 @@ def test_max_steps_end_a_run_anywhere(toy):
         toy.out.mkdir()
         toy.train(max_steps=steps, out=str(toy.out))
         log = toy.log()
-        assert [e["step"] for e in log if "loss" in e] == list(range(1, steps + 1)) and "dev" in log[-1]
+        assert [e["step"] for e in log if "loss" in e] == list(
+            range(1, steps + 1)
+        ) and "dev" in log[-1]
         assert log[-2]["lr"] == 0  # the schedule is as long
 
 
@@ -174,7 +189,11 @@ def test_updates_that_were_not_used_up(toy):
         for batch in update:
             toy.loss(batch).backward()
 
-    for misuse, match in ((not_iterated, "iterate"), (left_early, "iterate"), (not_averaged, "average_gradients")):
+    for misuse, match in (
+        (not_iterated, "iterate"),
+        (left_early, "iterate"),
+        (not_averaged, "average_gradients"),
+    ):
         run = toy.build(batch_seconds=0.2)
         with pytest.raises(RuntimeError, match=match):
             for _ in run.epochs():
@@ -196,7 +215,9 @@ def test_epochs_that_were_not_ended(toy):
 
 def test_updates_without_a_finite_gradient(toy):
     """Are skipped, counted and survived; 20 in a row, or nothing else, end the run."""
-    toy.each_update = lambda update: setattr(toy, "scale", math.nan if update.step in (2, 3) else 1.0)
+    toy.each_update = lambda update: setattr(
+        toy, "scale", math.nan if update.step in (2, 3) else 1.0
+    )
     assert toy.train()["skipped_updates"] == 2
     assert all(w.isfinite().all() for w in load_weights(toy.out / "model.safetensors").values())
     log = [e for e in toy.log() if "loss" in e]
@@ -269,9 +290,14 @@ def test_parameters_by_part(capsys):
 @pytest.mark.parametrize("content", [b"", b"rubbish", bytes(range(256)) * 9, None])
 def test_damaged_files_are_one_sentence(toy, content):
     toy.train(max_steps=2)
-    for name, match in (("last.pt", r"last\.pt cannot be resumed"), ("model.safetensors", "is damaged")):
+    for name, match in (
+        ("last.pt", r"last\.pt cannot be resumed"),
+        ("model.safetensors", "is damaged"),
+    ):
         path = toy.out / name
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
+        path.write_bytes(
+            path.read_bytes()[: path.stat().st_size // 2] if content is None else content
+        )
         with pytest.raises(UserError, match=match):
             toy.build(max_steps=2, resume=True) if name == "last.pt" else load_weights(path)
 
@@ -327,7 +353,9 @@ def test_stopped_after_any_update_and_resumed(toy, whole):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     for step in range(1, 14):
         toy.each_update = signal_at(step, signal.SIGTERM if step % 2 else signal.SIGINT)
-        with pytest.raises(UserError, match=f"stopped after update {step}: go on with --resume --out {toy.out}"):
+        with pytest.raises(
+            UserError, match=f"stopped after update {step}: go on with --resume --out {toy.out}"
+        ):
             toy.train(resume=step > 1)
         assert torch.load(toy.out / "last.pt", weights_only=True)["progress"]["step"] == step
     updates = []
@@ -363,7 +391,9 @@ def test_an_exception_in_the_loop_saves_nothing(toy):
     with pytest.raises(ValueError, match="in the loop's body") as error:
         toy.train(workers=2)
     assert not multiprocessing.active_children() and error.tb
-    assert torch.load(toy.out / "last.pt", weights_only=True)["progress"]["step"] == 5  # the end of the first epoch
+    assert (
+        torch.load(toy.out / "last.pt", weights_only=True)["progress"]["step"] == 5
+    )  # the end of the first epoch
     assert len(toy.log()) == 7
 
 
@@ -376,7 +406,21 @@ def test_how_often_checkpoints_are_written(toy):
 
     toy.each_update = look
     toy.train(save_steps=3)
-    assert seen == [0, 0, 0, 3, 3, 5, 6, 6, 6, 9, 9, 9, 12]  # and at the end of epochs, after 5 and 9 updates
+    assert seen == [
+        0,
+        0,
+        0,
+        3,
+        3,
+        5,
+        6,
+        6,
+        6,
+        9,
+        9,
+        9,
+        12,
+    ]  # and at the end of epochs, after 5 and 9 updates
 
 
 @pytest.mark.parametrize(
@@ -384,7 +428,10 @@ def test_how_often_checkpoints_are_written(toy):
     [
         (lambda us: us[:-1], "trained on 12 utterances, and --data now has 11"),
         (lambda us: [*us[1:], us[0]], "as many, but others"),  # in another order
-        (lambda us: [replace(u, text=v.text) for u, v in zip(us, us[::-1], strict=True)], "as many, but others"),
+        (
+            lambda us: [replace(u, text=v.text) for u, v in zip(us, us[::-1], strict=True)],
+            "as many, but others",
+        ),
         (lambda us: [replace(us[0], duration=0.05), *us[1:]], "as many, but others"),
     ],
 )
@@ -406,7 +453,9 @@ def test_a_full_disk_while_a_checkpoint_is_written(toy, whole):
     """One sentence, the last checkpoint is whole, nothing lies about; with more space it goes on."""
 
     with ExitStack() as stack:
-        toy.each_update = lambda update: stack.enter_context(largest_file(3000)) if update.step == 4 else None
+        toy.each_update = lambda update: (
+            stack.enter_context(largest_file(3000)) if update.step == 4 else None
+        )
         with pytest.raises(UserError, match=r"last\.pt cannot be written .*free some space"):
             toy.train(save_steps=2)
     toy.each_update = lambda update: None
@@ -418,7 +467,9 @@ def test_a_full_disk_while_a_checkpoint_is_written(toy, whole):
 
 def test_a_full_disk_while_the_log_is_written(toy):
     (toy.out / "log.jsonl").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"log\.jsonl cannot be written \(No space left on device\).*--resume"):
+    with pytest.raises(
+        UserError, match=r"log\.jsonl cannot be written \(No space left on device\).*--resume"
+    ):
         toy.train()
     assert not (toy.out / "last.pt").exists()
 
@@ -430,20 +481,32 @@ def test_two_ranks(tmp_path, whole):
     """The log of one rank, though one has nothing in some updates; and what one hears, all are told."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        address = {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free.getsockname()[1]),
+        }
     command = [sys.executable, str(Path(__file__).parent / "toy.py"), str(tmp_path)]
     ranks = [
-        subprocess.Popen(command, env=os.environ | address | {"RANK": rank}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, env=os.environ | address | {"RANK": rank}, stdout=subprocess.PIPE, text=True
+        )
         for rank in "01"
     ]
     for rank, process in enumerate(ranks):
         out, _ = process.communicate(timeout=120)
-        assert process.returncode == 0 and re.match(f"{rank} stopped after update 4: go on with --resume", out), out
+        assert process.returncode == 0 and re.match(
+            f"{rank} stopped after update 4: go on with --resume", out
+        ), out
     ours = [entry for entry in Toy(tmp_path).log() if "loss" in entry]
     theirs = [entry for entry in whole.log() if "loss" in entry]
     assert len(ours) == len(theirs) == 13
     for a, b in zip(ours, theirs, strict=True):
-        assert (a["step"], a["utterances"], a["parts"].keys()) == (b["step"], b["utterances"], b["parts"].keys())
+        assert (a["step"], a["utterances"], a["parts"].keys()) == (
+            b["step"],
+            b["utterances"],
+            b["parts"].keys(),
+        )
     assert [a["loss"] for a in ours] == pytest.approx([b["loss"] for b in theirs], rel=0.03)
 
 

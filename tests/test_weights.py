@@ -10,10 +10,19 @@ import torch
 from test_lora import model
 from torch import nn
 
-from common import published, weights
-from common.flags import UserError
-from common.pretrained import load_causal, mark_supplied
-from common.weights import average_of, digest_of_weights, kept_digest_of_weights, load_own_state, load_weights, own_state, save_weights, weight_files
+from common.running import published, weights
+from common.running.flags import UserError
+from common.running.pretrained import load_causal, mark_supplied
+from common.running.weights import (
+    average_of,
+    digest_of_weights,
+    kept_digest_of_weights,
+    load_own_state,
+    load_weights,
+    own_state,
+    save_weights,
+    weight_files,
+)
 
 
 def saved(folder, family="llama"):
@@ -109,7 +118,9 @@ def test_the_digest_of_large_weights_is_computed_once(tmp_path, monkeypatch):
     """It is kept beside sizes and times of the files; what changed there is read again."""
     folder, read = saved(tmp_path / "lm"), []
     monkeypatch.setattr(weights, "KEPT_FROM", 1)
-    monkeypatch.setattr(weights, "digest_of_weights", lambda *how: read.append(how) or digest_of_weights(*how))
+    monkeypatch.setattr(
+        weights, "digest_of_weights", lambda *how: read.append(how) or digest_of_weights(*how)
+    )
     before = mark(folder)
     assert mark(folder) == before and len(read) == 1
     state = load_weights(folder / "model.safetensors")

@@ -17,11 +17,11 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common.corpora import Utterance
-from common.files import read_log
-from common.flags import RunConfig, UserError
-from common.place import Place, start
-from common.training import Run
+from common.running.corpora import Utterance
+from common.running.files import read_log
+from common.running.flags import RunConfig, UserError
+from common.running.process import Place, start
+from common.running.training import Run
 
 CPU = Place(0, 1, torch.device("cpu"))
 
@@ -43,9 +43,14 @@ class Config(RunConfig):
 class Recogniser(nn.Module):
     def __init__(self):
         super().__init__()
-        self.weight, self.rare = nn.Parameter(torch.tensor([3.0, 2.0, 1.0])), nn.Parameter(torch.ones(2))
+        self.weight, self.rare = (
+            nn.Parameter(torch.tensor([3.0, 2.0, 1.0])),
+            nn.Parameter(torch.ones(2)),
+        )
         self.register_buffer("mean", torch.tensor(0.5))
-        self.tokenizer = SimpleNamespace(save=lambda folder: (Path(folder) / "tokenizer.json").write_text("{}"))
+        self.tokenizer = SimpleNamespace(
+            save=lambda folder: (Path(folder) / "tokenizer.json").write_text("{}")
+        )
 
 
 class Toy:
@@ -66,32 +71,63 @@ class Toy:
     def build(self, **changes) -> Run:
         """Models, optimiser and run, as every process makes them anew."""
         torch.manual_seed(0)
-        recogniser, side, frozen = Recogniser(), nn.Linear(1, 1), nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5))
-        self.models = nn.ModuleDict({"recogniser": recogniser, "side": side, "frozen": frozen.requires_grad_(False)})
-        groups = [{"params": [*recogniser.parameters()], "lr": 0.1}, {"params": [*side.parameters()], "lr": 0.01}]
+        recogniser, side, frozen = (
+            Recogniser(),
+            nn.Linear(1, 1),
+            nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5)),
+        )
+        self.models = nn.ModuleDict(
+            {"recogniser": recogniser, "side": side, "frozen": frozen.requires_grad_(False)}
+        )
+        groups = [
+            {"params": [*recogniser.parameters()], "lr": 0.1},
+            {"params": [*side.parameters()], "lr": 0.01},
+        ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
-        encode, fits = (lambda text: [1] * len(text)), (lambda samples, labels, text: len(labels) < 12)
+        encode, fits = (
+            (lambda text: [1] * len(text)),
+            (lambda samples, labels, text: len(labels) < 12),
+        )
         config = replace(self.config, **changes)
         self.run = Run(
-        config, self.place, models=self.models, optimizer=self.optimizer, utterances=self.utterances, encode=encode, fits=fits,
-    )
+            config,
+            self.place,
+            models=self.models,
+            optimizer=self.optimizer,
+            utterances=self.utterances,
+            encode=encode,
+            fits=fits,
+        )
         return self.run
 
     def loss(self, batch) -> torch.Tensor:
         """Summed over utterances. Only u5 uses `rare`: so do heads of layers not drawn, or the output of a language."""
-        recogniser, x = self.models["recogniser"], batch.waves.abs().sum(1, keepdim=True) / 1000  # (B, 1)
-        loss = (recogniser.weight - x).square().sum() + self.models["side"](self.models["frozen"](x)).square().sum()
-        loss = loss + 0.01 * torch.rand(()) * loss  # as dropout: says whether the seed depends on the place in the run
-        return self.scale * sum((recogniser.rare.square().sum() for u in batch.utterances if u.id == "u5"), loss)
+        recogniser, x = (
+            self.models["recogniser"],
+            batch.waves.abs().sum(1, keepdim=True) / 1000,
+        )  # (B, 1)
+        loss = (recogniser.weight - x).square().sum() + self.models["side"](
+            self.models["frozen"](x)
+        ).square().sum()
+        loss = (
+            loss + 0.01 * torch.rand(()) * loss
+        )  # as dropout: says whether the seed depends on the place in the run
+        return self.scale * sum(
+            (recogniser.rare.square().sum() for u in batch.utterances if u.id == "u5"), loss
+        )
 
     def update(self, update) -> None:
         self.each_update(update)
         for batch in update:
             loss = self.loss(batch)
             loss.backward()
-            update.add(loss, {"parts": {u.id: loss / len(batch.utterances) for u in batch.utterances}})
+            update.add(
+                loss, {"parts": {u.id: loss / len(batch.utterances) for u in batch.utterances}}
+            )
         update.average_gradients()
-        norms = [nn.utils.clip_grad_norm_(part.parameters(), 5.0).item() for part in self.models.values()]
+        norms = [
+            nn.utils.clip_grad_norm_(part.parameters(), 5.0).item() for part in self.models.values()
+        ]
         update.log |= {"norm": norms[0], "lr": self.run.set_learning_rates()}
         if update.is_usable(norms):
             self.optimizer.step()

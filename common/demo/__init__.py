@@ -30,8 +30,8 @@ from pathlib import Path
 
 from common.demo import grammar, speakers, vocabulary, words
 from common.demo.building import claim, speak
-from common.files import write_atomically
-from common.flags import UserError
+from common.running.files import write_atomically
+from common.running.flags import UserError
 from common.text import WordPiece, read_lines
 
 MODELS = ("bert-a", "bert-b", "lm", "gpt", "hubert")  # the first where none is named
@@ -42,13 +42,23 @@ SHARD = 100  # utterances: what one process of the synthesiser speaks
 SHARD_HOURS = 0.0557
 SPARE = 1.1  # frames there must be for each that CTC needs: speed perturbation by 1.1 leaves every utterance feasible
 SIZES = {  # in sentences
-    False: {"text": 80_000, "text-b": 40_000, "dev-clean": 200, "test-clean": 720, "test-other": 720},
+    False: {
+        "text": 80_000,
+        "text-b": 40_000,
+        "dev-clean": 200,
+        "test-clean": 720,
+        "test-other": 720,
+    },
     True: {"text": 3_000, "text-b": 1_500, "dev-clean": 60, "test-clean": 60, "test-other": 60},
 }
 
 
 def build(
-    folder: str | Path, hours: float = HOURS, small: bool = False, seed: int = 0, progress: bool = True
+    folder: str | Path,
+    hours: float = HOURS,
+    small: bool = False,
+    seed: int = 0,
+    progress: bool = True,
 ) -> list[str]:
     """Builds what is missing of the demo world and returns the training subsets that make up `hours`.
 
@@ -64,7 +74,10 @@ def build(
     missing = {s: sizes.get(s, SHARD) for s in subsets if not (folder / "LibriSpeech" / s).exists()}
     if missing:
         pieces = (folder / "bert-a" / "vocab.txt").read_text(encoding="utf-8").split()
-        planned = {f"LibriSpeech/{name}": plan_utterances(seed, name, count, pieces) for name, count in missing.items()}
+        planned = {
+            f"LibriSpeech/{name}": plan_utterances(seed, name, count, pieces)
+            for name, count in missing.items()
+        }
         speak(folder, planned, SHARD, _write_transcripts, progress)
     return training
 
@@ -93,7 +106,9 @@ def _write_text(folder: Path, stream: str, small: bool, seed: int) -> Path:
     return path
 
 
-def build_model(folder: str | Path, model: str, small: bool = False, seed: int = 0, progress: bool = True) -> Path:
+def build_model(
+    folder: str | Path, model: str, small: bool = False, seed: int = 0, progress: bool = True
+) -> Path:
     """Trains one of MODELS on the text of the world, or hubert on its audio, once; returns its folder.
 
     Raises UserError for another name.
@@ -129,17 +144,28 @@ def plan_utterances(seed: int, subset: str, count: int, pieces: Iterable[str]) -
 
     pieces: the WordPiece vocabulary, which says how many frames a text needs. A chapter is one conversation.
     """
-    tokenizer, rng, planned = WordPiece.from_vocabulary(pieces), random.Random(f"{seed} {subset} speakers"), []
+    tokenizer, rng, planned = (
+        WordPiece.from_vocabulary(pieces),
+        random.Random(f"{seed} {subset} speakers"),
+        [],
+    )
     conversations = grammar.take(seed, subset, count)
     assigned = speakers.assign(rng, subset, len(conversations))
     held_out = list(grammar.HELD_OUT)
-    shard = held_out.index(subset) + 1 if subset in held_out else 10 + int(subset.removeprefix("train-"))
+    shard = (
+        held_out.index(subset) + 1
+        if subset in held_out
+        else 10 + int(subset.removeprefix("train-"))
+    )
     for i, (speaker, sentences) in enumerate(zip(assigned, conversations, strict=True)):
         chapter = f"{speaker.id}/{1000 * shard + i}"
         for j, text in enumerate(sentences):
             path = f"{chapter}/{chapter.replace('/', '-')}-{j:04d}.flac"
             frames = math.ceil(SPARE * vocabulary.frames_needed(tokenizer.encode(text)))
-            planned.append({"path": path, "text": text, "frames": frames} | speakers.conditions(rng, subset, speaker))
+            planned.append(
+                {"path": path, "text": text, "frames": frames}
+                | speakers.conditions(rng, subset, speaker)
+            )
     return planned
 
 

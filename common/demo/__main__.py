@@ -15,7 +15,7 @@ from common.demo.grammar import HELD_OUT
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
 from common.demo.words import CUES, PAIRS, TWIN
-from common.flags import UserError
+from common.running.flags import UserError
 from common.text import WordPiece, read_lines
 
 
@@ -23,14 +23,22 @@ def build_parser() -> argparse.ArgumentParser:
     title = (__doc__ or "Builds a demo world").split(":")[0]  # python -OO takes docstrings away
     parser = argparse.ArgumentParser(prog="python -m common.demo", description=f"{title}.")
     parser.add_argument(
-        "--world", default="english", choices=["english", "mls"], help="of how many languages [english]"
+        "--world",
+        default="english",
+        choices=["english", "mls"],
+        help="of how many languages [english]",
     )
     parser.add_argument(
-        "--hours", type=float, default=HOURS, help=f"English training speech [{HOURS}]; more adds shards"
+        "--hours",
+        type=float,
+        default=HOURS,
+        help=f"English training speech [{HOURS}]; more adds shards",
     )
     parser.add_argument("--out", metavar="DIR", help="where it is kept [data/demo, data/demo-mls]")
     parser.add_argument("--models", action="store_true", help="build the text models too")
-    parser.add_argument("--small", action="store_true", help="few text, dev and test sentences: for quick tests")
+    parser.add_argument(
+        "--small", action="store_true", help="few text, dev and test sentences: for quick tests"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed, another world [0]")
     return parser
 
@@ -41,7 +49,12 @@ def main(argv: list[str] | None = None) -> None:
     out = args.out or {"english": "data/demo", "mls": "data/demo-mls"}[args.world]
     try:
         if args.world == "mls":
-            print(report_languages(Path(out), multilingual.build(out, small=args.small, seed=args.seed)), flush=True)
+            print(
+                report_languages(
+                    Path(out), multilingual.build(out, small=args.small, seed=args.seed)
+                ),
+                flush=True,
+            )
         else:
             print(report(Path(out), demo.build(out, args.hours, args.small, args.seed)), flush=True)
         for name in world.MODELS if args.models else ():
@@ -52,19 +65,27 @@ def main(argv: list[str] | None = None) -> None:
 
 def report(folder: Path, training: list[str]) -> str:
     """What was built and how fast it is spoken."""
-    tokenizer = WordPiece.from_vocabulary((folder / "bert-a" / "vocab.txt").read_text(encoding="utf-8").split())
+    tokenizer = WordPiece.from_vocabulary(
+        (folder / "bert-a" / "vocab.txt").read_text(encoding="utf-8").split()
+    )
     lines = ["subset      utterances  minutes   words  homophones  frames per label: least, median"]
     for name, subsets in {"train": training, **{subset: [subset] for subset in HELD_OUT}}.items():
         corpus = [u for subset in subsets for u in read(folder / "LibriSpeech" / subset)]
-        ratios = [frames(samples) / frames_needed(tokenizer.encode(text)) for text, samples in corpus]
+        ratios = [
+            frames(samples) / frames_needed(tokenizer.encode(text)) for text, samples in corpus
+        ]
         spoken = [word for text, _ in corpus for word in text.split()]
         lines.append(
             f"{name:<11} {len(corpus):>10}  {sum(n for _, n in corpus) / 16000 / 60:>7.1f}  {len(spoken):>6}  "
             f"{sum(word in TWIN for word in spoken):>10}  {min(ratios):.2f}, {statistics.median(ratios):.2f}"
         )
     text = read_lines(folder / "text.txt")
-    lines.append(f"text        {sum(map(bool, text)):>10}           {sum(len(s.split()) for s in text):>6}")
-    lines.append(f"{len(CUES)} cue words, {len(PAIRS)} homophone pairs, {tokenizer.size - 1} pieces")
+    lines.append(
+        f"text        {sum(map(bool, text)):>10}           {sum(len(s.split()) for s in text):>6}"
+    )
+    lines.append(
+        f"{len(CUES)} cue words, {len(PAIRS)} homophone pairs, {tokenizer.size - 1} pieces"
+    )
     lines.append(f"it is in {folder}: LibriSpeech/, text.txt, bert-a/")
     return "\n".join(lines)
 
@@ -75,7 +96,10 @@ def report_languages(folder: Path, languages: list[str]) -> str:
     for language in languages:
         row = []
         for split in ("train", "dev", "test"):
-            seconds = [soundfile.info(path).duration for path in (folder / f"mls_{language}" / split).rglob("*.flac")]
+            seconds = [
+                soundfile.info(path).duration
+                for path in (folder / f"mls_{language}" / split).rglob("*.flac")
+            ]
             row.append(f"{len(seconds)}, {sum(seconds) / 60:.1f}")
         lines.append(f"{language:<12}{row[0]:>29}{row[1]:>12}{row[2]:>12}")
     return "\n".join([*lines, f"it is in {folder}: mls_<language>/, text.txt, english.txt"])

@@ -20,14 +20,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from common.files import write_atomically
-from common.flags import UserError
+from common.running.files import write_atomically
+from common.running.flags import UserError
 
 
 def run_speech(job: dict) -> str:
     """Runs `common.demo.speech` on a job in a fresh process; returns what it prints. Raises UserError if it fails."""
     command, root = [sys.executable, "-m", "common.demo.speech"], Path(__file__).parents[2]
-    done = subprocess.run(command, input=json.dumps(job), cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, input=json.dumps(job), cwd=root, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise UserError(f"The speech of the demo world could not be made: {last}")
@@ -48,7 +50,12 @@ def speak(
 
     work = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
     quiet = None if progress else True  # None: where stderr is no terminal
-    bar = tqdm(total=sum(map(len, subsets.values())), desc="building the demo world", unit="utt", disable=quiet)
+    bar = tqdm(
+        total=sum(map(len, subsets.values())),
+        desc="building the demo world",
+        unit="utt",
+        disable=quiet,
+    )
     pool = ThreadPoolExecutor(os.cpu_count())
     before = stop_on_sigterm()
     try:
@@ -70,7 +77,9 @@ def speak(
                 list_them(work / subset, subsets[subset])
                 publish(work / subset, folder / subset)
     except OSError as error:
-        raise UserError(f"The demo world cannot be kept in {folder} ({error.strerror}): free some space.") from None
+        raise UserError(
+            f"The demo world cannot be kept in {folder} ({error.strerror}): free some space."
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
         bar.close()
@@ -108,21 +117,29 @@ def claim(folder: Path, world: dict, corpus: str) -> None:
     mark = folder / "world.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        used = any(folder.glob(corpus))  # asked before the mark: another build may be starting right now
+        used = any(
+            folder.glob(corpus)
+        )  # asked before the mark: another build may be starting right now
         if not mark.exists():
             if used:
-                raise UserError(f"{folder} holds a corpus that is not the demo world: give another folder.")
+                raise UserError(
+                    f"{folder} holds a corpus that is not the demo world: give another folder."
+                )
             write_atomically(mark, json.dumps(world) + "\n")
         found = json.loads(mark.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"The demo world cannot be kept in {folder} ({error}): give another folder.") from error
+        raise UserError(
+            f"The demo world cannot be kept in {folder} ({error}): give another folder."
+        ) from error
     if found != world:
         raise UserError(
             f"{folder} holds another demo world ({_describe(found)}) than the one asked for ({_describe(world)}): "
             "delete it or give another folder."
         )
     for left in folder.glob(".building-*"):
-        if time.time() - left.stat().st_mtime > 3600:  # seconds; a living build adds a subset far more often
+        if (
+            time.time() - left.stat().st_mtime > 3600
+        ):  # seconds; a living build adds a subset far more often
             shutil.rmtree(left, ignore_errors=True)
 
 

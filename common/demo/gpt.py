@@ -23,7 +23,13 @@ from common.demo.pretraining import INITIAL, publish, train_causal
 from common.demo.spontaneous import as_people_talk, with_new_words
 from common.text import read_lines
 
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "<s>", "sep_token": "[SEP]", "eos_token": "</s>"}
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "bos_token": "<s>",
+    "sep_token": "[SEP]",
+    "eos_token": "</s>",
+}
 AGAIN = 0.5  # share of the documents that are a text read again [choice]
 TALK = 0.25  # share of the sentences as people talk [choice]
 
@@ -41,7 +47,9 @@ SMALL = {"layers": 2, "dim": 32, "heads": 2, "steps": 60}  # for the smoke world
 def pretrain_gpt(world: Path, model: str, small: bool, seed: int, progress: bool) -> None:
     """Trains on the text of `world` and puts model and tokenizer into WORLD/<model>."""
     recipe = Recipe()._replace(**SMALL if small else {})
-    tokenizer = build_tokenizer((world / "bert-a" / "vocab.txt").read_text(encoding="utf-8").split("\n")[:-1])
+    tokenizer = build_tokenizer(
+        (world / "bert-a" / "vocab.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    )
     ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(piece) for name, piece in SPECIAL.items()}
     config = GPTNeoXConfig(  # one half of a layer reads what the other has written, as in rinna's
         vocab_size=len(tokenizer), hidden_size=recipe.dim, num_hidden_layers=recipe.layers,
@@ -53,7 +61,9 @@ def pretrain_gpt(world: Path, model: str, small: bool, seed: int, progress: bool
     lines = [spoken(line, rng) if rng.random() < TALK else line for line in lines]
     texts = tokenizer(lines, add_special_tokens=False)["input_ids"]
     title = f"pretraining {model}" if progress else ""
-    trained = train_causal(config, texts, recipe.steps, seed, AGAIN, ids["unk_token_id"], progress=title)
+    trained = train_causal(
+        config, texts, recipe.steps, seed, AGAIN, ids["unk_token_id"], progress=title
+    )
     draft = world / f".building-{model}-tokenizer-{os.getpid()}"
     tokenizer.save_pretrained(draft)
     publish(trained, world, model, draft.iterdir())
@@ -71,7 +81,11 @@ def build_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     pieces = [*SPECIAL.values(), *vocabulary[len(SPECIAL) :], "##'"]
-    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece("##", cleanup=False)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **SPECIAL
+    )

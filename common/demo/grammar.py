@@ -16,7 +16,11 @@ from hashlib import blake2b
 
 from common.demo.words import DETERMINERS, ONE_HOMOPHONE, SCENES, SECOND, TWO_HOMOPHONES, USUAL
 
-HELD_OUT = {"dev-clean": range(16), "test-clean": range(16, 32), "test-other": range(32, 48)}  # of 256
+HELD_OUT = {
+    "dev-clean": range(16),
+    "test-clean": range(16, 32),
+    "test-other": range(32, 48),
+}  # of 256
 SECOND_SCENE_IN_TRANSCRIPTS = 0.2  # weight of a homophone in its second scene; 1 everywhere else
 SENTENCES_PER_CONVERSATION = range(4, 7)
 
@@ -36,7 +40,10 @@ def conversations(seed: int, subset: str) -> Iterator[list[str]]:
         length = rng.choice(SENTENCES_PER_CONVERSATION)
         while len(sentences) < length:
             sentence = draw(rng, scene, rare)
-            if split_of(sentence) == (subset if subset in HELD_OUT else "known") and sentence not in seen:
+            if (
+                split_of(sentence) == (subset if subset in HELD_OUT else "known")
+                and sentence not in seen
+            ):
                 sentences.append(sentence)
                 seen |= {sentence} if subset in HELD_OUT else set()
         yield sentences

@@ -24,9 +24,12 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from common.demo.pretraining import INITIAL, adamw, publish, reproducible
 from common.features import LogMel, audio_seconds, read_audio
-from common.schedules import one_cycle
+from common.running.schedules import one_cycle
 
-MASK_LENGTH, MASK_STARTS = 10, 0.065  # frames; share of the frames at which a mask begins: about half are masked
+MASK_LENGTH, MASK_STARTS = (
+    10,
+    0.065,
+)  # frames; share of the frames at which a mask begins: about half are masked
 
 
 class Recipe(NamedTuple):
@@ -41,10 +44,14 @@ class Recipe(NamedTuple):
 SMALL = {"steps": 20, "seconds": 8.0, "clusters": 16, "layers": 2, "dim": 32}  # for the smoke world
 
 
-def pretrain_hubert(world: Path, model: str, subsets: list[str], small: bool, seed: int, progress: bool) -> None:
+def pretrain_hubert(
+    world: Path, model: str, subsets: list[str], small: bool, seed: int, progress: bool
+) -> None:
     """Trains on the audio of these subsets of `world` and puts the model into WORLD/<model>."""
     recipe = Recipe()._replace(**SMALL if small else {})
-    files = sorted(path for subset in subsets for path in (world / "LibriSpeech" / subset).rglob("*.flac"))
+    files = sorted(
+        path for subset in subsets for path in (world / "LibriSpeech" / subset).rglob("*.flac")
+    )
     with reproducible(seed):
         trained = train(recipe, files, random.Random(seed), progress)
     heard = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
@@ -55,14 +62,18 @@ def pretrain_hubert(world: Path, model: str, subsets: list[str], small: bool, se
 def train(recipe: Recipe, files: list[Path], rng: random.Random, progress: bool) -> HubertModel:
     frontend = LogMel()
     frontend.fit(read_audio(path) for path in rng.sample(files, min(200, len(files))))
-    sample = [targets_of(frontend, read_audio(path)) for path in rng.sample(files, min(200, len(files)))]
+    sample = [
+        targets_of(frontend, read_audio(path)) for path in rng.sample(files, min(200, len(files)))
+    ]
     centres = k_means(torch.cat(sample), recipe.clusters)
     network = HubertModel(configuration(recipe)).train()
     head = nn.Linear(recipe.dim, recipe.clusters)
     both = nn.ModuleList([network, head])
     optimizer = adamw(both)
     batches = draw(files, recipe.seconds, rng)
-    for step in tqdm(range(recipe.steps), "pretraining hubert", unit="step", disable=None if progress else True):
+    for step in tqdm(
+        range(recipe.steps), "pretraining hubert", unit="step", disable=None if progress else True
+    ):
         optimizer.param_groups[0]["lr"] = recipe.lr * one_cycle((step + 1) / recipe.steps, 0.1)
         loss, _ = loss_of(network, head, frontend, centres, next(batches))
         loss.backward()
@@ -120,15 +131,25 @@ def loss_of(
     heard = pad([torch.ones(n, dtype=torch.long) for n in sizes], batch_first=True)
     frames = network._get_feat_extract_output_lengths(torch.tensor(sizes)).tolist()
     clusters = [
-        torch.cdist(targets_of(frontend, wave)[:n], centres).argmin(1) for wave, n in zip(waves, frames, strict=True)
+        torch.cdist(targets_of(frontend, wave)[:n], centres).argmin(1)
+        for wave, n in zip(waves, frames, strict=True)
     ]
     clusters = pad(clusters, batch_first=True, padding_value=-1)  # (B, T)
     starts = (torch.rand(clusters.shape) < MASK_STARTS).float()
-    masked = nn.functional.max_pool1d(nn.functional.pad(starts, (MASK_LENGTH - 1, 0)), MASK_LENGTH, 1) > 0
+    masked = (
+        nn.functional.max_pool1d(nn.functional.pad(starts, (MASK_LENGTH - 1, 0)), MASK_LENGTH, 1)
+        > 0
+    )
     masked &= clusters >= 0
-    states = network(pad(waves, batch_first=True), heard, mask_time_indices=masked).last_hidden_state
+    states = network(
+        pad(waves, batch_first=True), heard, mask_time_indices=masked
+    ).last_hidden_state
     logits = head(states)  # (B, T, clusters)
     others = ~masked & (clusters >= 0)
-    losses = [nn.functional.cross_entropy(logits[some], clusters[some]) for some in (masked, others) if some.any()]
+    losses = [
+        nn.functional.cross_entropy(logits[some], clusters[some])
+        for some in (masked, others)
+        if some.any()
+    ]
     right = logits.argmax(-1) == clusters
     return sum(losses), right[masked].float().mean()

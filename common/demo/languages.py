@@ -30,7 +30,9 @@ class Language(NamedTuple):
     patterns: list[str]
 
 
-def _language(voice: str, rate: int, persons: str, places: str, times: str, scenes: str, patterns: str) -> Language:
+def _language(
+    voice: str, rate: int, persons: str, places: str, times: str, scenes: str, patterns: str
+) -> Language:
     """scenes: verbs / objects; verbs / objects; …"""
 
     def phrases(text: str) -> list[str]:

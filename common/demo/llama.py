@@ -20,7 +20,12 @@ from common.demo import building
 from common.text import read_lines
 
 PIECES = 700  # half of the words are one; 2.5 frames of 80 ms: shorter ones are easily guessed, and nothing need listen
-SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}  # ids 0 to 3
+SPECIAL = {
+    "unk_token": "<unk>",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "pad_token": "<pad>",
+}  # ids 0 to 3
 
 
 class Recipe(NamedTuple):
@@ -57,12 +62,20 @@ def build_tokenizer(world: Path) -> Path:
             num_threads=1, minloglevel=2,
         )  # fmt: skip
         pieces = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-        scores = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())]
+        scores = [
+            (pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())
+        ]
         tokenizer = Tokenizer(models.Unigram(scores, unk_id=0))
-        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        tokenizer.pre_tokenizer, tokenizer.decoder = (
+            pre_tokenizers.Metaspace(),
+            decoders.Metaspace(),
+        )
         draft = world / f".building-tokenizer-{os.getpid()}"
         PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, model_max_length=512, **SPECIAL
+            tokenizer_object=tokenizer,
+            clean_up_tokenization_spaces=False,
+            model_max_length=512,
+            **SPECIAL,
         ).save_pretrained(draft)
         building.publish(draft, folder)
         shutil.rmtree(draft, ignore_errors=True)
@@ -85,7 +98,9 @@ def pretrain(world: Path, model: str, small: bool, seed: int, progress: bool) ->
     )  # fmt: skip
     texts = tokenizer(read_sentences(world / recipe.text), add_special_tokens=False)["input_ids"]
     title = f"pretraining {model}" if progress else ""
-    trained = train_causal(config, texts, recipe.steps, seed, recipe.again, tokenizer.unk_token_id, progress=title)
+    trained = train_causal(
+        config, texts, recipe.steps, seed, recipe.again, tokenizer.unk_token_id, progress=title
+    )
     publish(trained, world, model, folder.iterdir())
 
 

@@ -23,10 +23,17 @@ from pathlib import Path
 from common.demo import languages as grammar
 from common.demo.building import claim, speak
 from common.demo.speakers import PITCH_AND_RATE, Speaker, conditions
-from common.files import write_atomically
-from common.flags import UserError
+from common.running.files import write_atomically
+from common.running.flags import UserError
 
-MODELS = ("lm-m", "lm-s", "lm-l", "lm-english", "lm-plain", "lm-untrained")  # the first where none is named
+MODELS = (
+    "lm-m",
+    "lm-s",
+    "lm-l",
+    "lm-english",
+    "lm-plain",
+    "lm-untrained",
+)  # the first where none is named
 ONE_TOKENIZER = MODELS
 VERSION = 2  # of the recipe: raise it whenever the same seed would give another world
 # Training utterances [choice]: in MLS's order, but MLS has 400 times as much English as Polish.
@@ -41,11 +48,17 @@ SIZES = {  # utterances of each language; sentences of text
 }
 SMALLER = 16  # times less training speech in the small world
 SHARD = 100  # utterances: what one process of the synthesiser speaks
-CHARACTERS_PER_FRAME = 1.6  # of 80 ms at most: then CTC has a path through pieces of two characters, sped up or not
+CHARACTERS_PER_FRAME = (
+    1.6  # of 80 ms at most: then CTC has a path through pieces of two characters, sped up or not
+)
 
 
 def build(
-    folder: str | Path, languages: Sequence[str] = (), small: bool = False, seed: int = 0, progress: bool = True
+    folder: str | Path,
+    languages: Sequence[str] = (),
+    small: bool = False,
+    seed: int = 0,
+    progress: bool = True,
 ) -> list[str]:
     """Builds what is missing of some languages (none given: all) and returns those, in MLS's order.
 
@@ -54,10 +67,15 @@ def build(
     """
     if unknown := sorted(set(languages) - set(TRAIN)):
         raise UserError(f"the demo world has no {unknown[0]}: it has {', '.join(TRAIN)}.")
-    folder, languages = Path(folder).absolute(), [x for x in TRAIN if x in languages or not languages]
+    folder, languages = (
+        Path(folder).absolute(),
+        [x for x in TRAIN if x in languages or not languages],
+    )
     build_text(folder, small, seed)
     subsets = {
-        f"mls_{language}/{split}": (language, split) for language in languages for split in ("train", "dev", "test")
+        f"mls_{language}/{split}": (language, split)
+        for language in languages
+        for split in ("train", "dev", "test")
     }
     missing = {path: names for path, names in subsets.items() if not (folder / path).exists()}
     if missing:
@@ -75,7 +93,10 @@ def build_text(folder: str | Path, small: bool = False, seed: int = 0) -> None:
         texts = {language: grammar.take(seed, "text", language, count) for language in TRAIN}
         mixed = [document for documents in texts.values() for document in documents]
         random.Random(f"{seed} text").shuffle(mixed)
-        for name, documents in {"english": texts["english"], "text": mixed}.items():  # text.txt last
+        for name, documents in {
+            "english": texts["english"],
+            "text": mixed,
+        }.items():  # text.txt last
             write_atomically(folder / f"{name}.txt", "\n\n".join(map("\n".join, documents)) + "\n")
 
 
@@ -88,13 +109,17 @@ def build_tokenizer(folder: str | Path, small: bool = False, seed: int = 0) -> P
     return llama.build_tokenizer(folder)
 
 
-def build_model(folder: str | Path, model: str, small: bool = False, seed: int = 0, progress: bool = True) -> Path:
+def build_model(
+    folder: str | Path, model: str, small: bool = False, seed: int = 0, progress: bool = True
+) -> Path:
     """Trains one of MODELS on the text of the world (see llama.py), once; returns its folder.
 
     Raises UserError for another name.
     """
     if model not in MODELS:
-        raise UserError(f"the multilingual demo world has no model {model!r}: it has {', '.join(MODELS)}.")
+        raise UserError(
+            f"the multilingual demo world has no model {model!r}: it has {', '.join(MODELS)}."
+        )
     folder = build_tokenizer(folder, small, seed).parent
     if not (folder / model / "model.safetensors").exists():
         from common.demo import llama
@@ -108,17 +133,25 @@ def plan_utterances(seed: int, language: str, split: str, small: bool) -> list[d
 
     A book is a document, read by one speaker.
     """
-    count = SIZES[small][split] if split != "train" else TRAIN[language] // (SMALLER if small else 1)
+    count = (
+        SIZES[small][split] if split != "train" else TRAIN[language] // (SMALLER if small else 1)
+    )
     rng, planned = random.Random(f"{seed} {split} {language} speakers"), []
     books = grammar.take(seed, split, language, count)
     speakers = speakers_of(language, new=split == "test")
-    order = [s for _ in range(len(books) // len(speakers) + 1) for s in rng.sample(speakers, len(speakers))]
+    order = [
+        s
+        for _ in range(len(books) // len(speakers) + 1)
+        for s in rng.sample(speakers, len(speakers))
+    ]
     first = 1000 * (1 + ("train", "dev", "test").index(split))
     for i, (speaker, sentences) in enumerate(zip(order, books, strict=False), start=first):
         for j, text in enumerate(sentences):
             path = f"audio/{speaker.id}/{i}/{speaker.id}_{i}_{j:06d}.flac"
             frames = round(len(text) / CHARACTERS_PER_FRAME)
-            planned.append({"path": path, "text": text, "frames": frames} | conditions(rng, split, speaker))
+            planned.append(
+                {"path": path, "text": text, "frames": frames} | conditions(rng, split, speaker)
+            )
     return planned
 
 

@@ -30,10 +30,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PretrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PretrainedConfig,
+)
 
-from common.place import quiet_bars
-from common.schedules import one_cycle
+from common.running.process import quiet_bars
+from common.running.schedules import one_cycle
 from common.text import WordPiece
 
 PAD, UNK, CLS, SEP, MASK = range(5)  # the vocabulary begins with them
@@ -45,7 +52,9 @@ class Recipe(NamedTuple):
     text: str  # file
     layers: int
     steps: int
-    grow: int = 0  # step at which the network, until then of half the depth, is put on top of itself
+    grow: int = (
+        0  # step at which the network, until then of half the depth, is put on top of itself
+    )
     dim: int = 64
     heads: int = 2
     tokens: int = 1500  # per step, about
@@ -66,8 +75,15 @@ def pretrain(world: Path, model: str, small: bool, seed: int, progress: bool) ->
     vocabulary = (world / "bert-a" / "vocab.txt").read_text(encoding="utf-8").split("\n")[:-1]
     conversations = read_conversations(world / recipe.text, vocabulary)
     with reproducible(seed):
-        trained = train(model, recipe, len(vocabulary), conversations, random.Random(seed), progress)
-    publish(trained, world, model, [world / "bert-a" / name for name in ("vocab.txt", "tokenizer_config.json")])
+        trained = train(
+            model, recipe, len(vocabulary), conversations, random.Random(seed), progress
+        )
+    publish(
+        trained,
+        world,
+        model,
+        [world / "bert-a" / name for name in ("vocab.txt", "tokenizer_config.json")],
+    )
 
 
 @contextmanager
@@ -87,7 +103,9 @@ def reproducible(seed: int) -> Iterator[None]:
 
 def publish(trained: nn.Module, world: Path, model: str, files: Iterable[Path] = ()) -> None:
     """WORLD/<model> with these files beside the model; the weights come last, and in one move."""
-    draft = world / f".building-{model}-{os.getpid()}"  # cleared away some day if this build is killed
+    draft = (
+        world / f".building-{model}-{os.getpid()}"
+    )  # cleared away some day if this build is killed
     quiet_bars()
     trained.save_pretrained(draft)
     for path in files:
@@ -109,16 +127,26 @@ def read_conversations(path: Path, vocabulary: list[str]) -> list[list[list[int]
         return known[word]
 
     texts = path.read_text(encoding="utf-8").strip().split("\n\n")
-    return [[[i for word in line.split() for i in encode(word)] for line in text.split("\n")] for text in texts]
+    return [
+        [[i for word in line.split() for i in encode(word)] for line in text.split("\n")]
+        for text in texts
+    ]
 
 
 def train(
-    model: str, recipe: Recipe, size: int, conversations: list[list[list[int]]], rng: random.Random, progress: bool
+    model: str,
+    recipe: Recipe,
+    size: int,
+    conversations: list[list[list[int]]],
+    rng: random.Random,
+    progress: bool,
 ) -> nn.Module:
     build, loss_of = (gpt2, gpt2_loss) if model == "lm" else (bert, bert_loss)
     network = build(recipe._replace(layers=recipe.layers // 2) if recipe.grow else recipe, size)
     optimizer = adamw(network)
-    for step in tqdm(range(recipe.steps), f"pretraining {model}", unit="step", disable=None if progress else True):
+    for step in tqdm(
+        range(recipe.steps), f"pretraining {model}", unit="step", disable=None if progress else True
+    ):
         if recipe.grow and step == recipe.grow:
             network = stack(network, build(recipe, size))
             optimizer = adamw(network)
@@ -149,7 +177,9 @@ def stack(shallow: nn.Module, deep: nn.Module) -> nn.Module:
     return deep.train()
 
 
-def draw(conversations: list[list[list[int]]], tokens: int, rng: random.Random, whole: bool) -> Tensor:
+def draw(
+    conversations: list[list[list[int]]], tokens: int, rng: random.Random, whole: bool
+) -> Tensor:
     """About `tokens` ids (N, L): [CLS] a sentence, or a whole conversation, [SEP], padded. Lengths are similar."""
     texts, size = [], 0
     while size < 8 * tokens:  # eight batches' worth, sorted, of which one is taken: little padding
@@ -223,7 +253,9 @@ def train_causal(
         optimizer = adamw(network)
         for step in tqdm(range(steps), progress, unit="step", disable=None if progress else True):
             rows, read_again = [], rng.random() < again
-            while sum(len(ids) for _, ids in rows) < 8 * tokens:  # of which one batch of similar lengths is taken
+            while (
+                sum(len(ids) for _, ids in rows) < 8 * tokens
+            ):  # of which one batch of similar lengths is taken
                 text = rng.choice(texts)
                 before = stretch(text, known, blank, rng) if read_again else []
                 if read_again and separator is not None:
@@ -248,15 +280,21 @@ def stretch(ids: list[int], known: list[int], blank: int, rng: random.Random) ->
         draw = rng.random()
         if draw >= LOST:
             piece = i if draw >= LOST + WRONG else rng.choice(known)
-            stretched += [piece] * rng.choices(REPEATS, REPEAT_WEIGHTS)[0] + [blank] * (rng.random() < BLANK)
+            stretched += [piece] * rng.choices(REPEATS, REPEAT_WEIGHTS)[0] + [blank] * (
+                rng.random() < BLANK
+            )
     return stretched
 
 
 def causal_loss(network: nn.Module, rows: list[tuple[int, list[int]]]) -> Tensor:
     """Mean cross-entropy of every next id of N rows (n, ids), but for the first n of each."""
     # Causal: no position sees what is padded on its right, so nothing has to be masked.
-    inputs = nn.utils.rnn.pad_sequence([torch.tensor(ids[:-1]) for _, ids in rows], batch_first=True)  # (N, L)
+    inputs = nn.utils.rnn.pad_sequence(
+        [torch.tensor(ids[:-1]) for _, ids in rows], batch_first=True
+    )  # (N, L)
     targets = [torch.tensor([*[NO_TARGET] * n, *ids[n + 1 :]]) for n, ids in rows]
     targets = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=NO_TARGET)
     logits = network(inputs, use_cache=False).logits.float()
-    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET)
+    return nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=NO_TARGET
+    )

@@ -19,7 +19,16 @@ class Speaker(NamedTuple):
 
 
 # Voices with breath in them (f2, f3, f5, Alicia, …) are left out: eSpeak NG's breath differs from process to process.
-VOICES = ["en-us", "en-us+m1", "en-us+m3", "en-us+m7", "en-us+Alex", "en-us+f1", "en-us+f4", "en-us+belinda"]
+VOICES = [
+    "en-us",
+    "en-us+m1",
+    "en-us+m3",
+    "en-us+m7",
+    "en-us+Alex",
+    "en-us+f1",
+    "en-us+f4",
+    "en-us+belinda",
+]
 NEW_VOICES = ["en-us-nyc+m2", "en-us+steph", "en-us+Annie", "en+Andy"]
 ACCENTS = sorted({voice.split("+")[0] for voice in VOICES + NEW_VOICES})
 PITCH_AND_RATE = [(36, 184), (46, 192), (56, 200), (66, 208)]  # four speakers with each voice
@@ -52,6 +61,8 @@ def conditions(rng: random.Random, subset: str, speaker: Speaker) -> dict:
         "rate": speaker.rate + rng.randint(-7, 7),  # words per minute
         "snr": round(rng.uniform(noisiest, quietest), 1),  # dB
         "level": round(rng.uniform(-30, -20), 1),  # RMS, dB below full scale
-        "reverberation": round(rng.uniform(0.03, 0.15), 2),  # seconds until the room is 60 dB quieter
+        "reverberation": round(
+            rng.uniform(0.03, 0.15), 2
+        ),  # seconds until the room is 60 dB quieter
         "noise": rng.getrandbits(32),  # seed of the noise and the room
     }

@@ -40,12 +40,20 @@ class Synthesiser:
         self.library, data = _load_library()
         self.rate = self.library.espeak_Initialize(SYNCHRONOUS, 0, data, DO_NOT_EXIT)
         if self.rate <= 0:
-            sys.exit("eSpeak NG does not find its voices: pip install --force-reinstall espeakng-loader.")
+            sys.exit(
+                "eSpeak NG does not find its voices: pip install --force-reinstall espeakng-loader."
+            )
         self.library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-        self.library.espeak_TextToPhonemes.argtypes = [ctypes.POINTER(ctypes.c_char_p), ctypes.c_int, ctypes.c_int]
+        self.library.espeak_TextToPhonemes.argtypes = [
+            ctypes.POINTER(ctypes.c_char_p),
+            ctypes.c_int,
+            ctypes.c_int,
+        ]
         self.pieces: list[np.ndarray] = []
         samples = ctypes.POINTER(ctypes.c_short)
-        self.callback = ctypes.CFUNCTYPE(ctypes.c_int, samples, ctypes.c_int, ctypes.c_void_p)(self._collect)
+        self.callback = ctypes.CFUNCTYPE(ctypes.c_int, samples, ctypes.c_int, ctypes.c_void_p)(
+            self._collect
+        )
         self.library.espeak_SetSynthCallback(self.callback)
 
     def _collect(self, samples, count, events) -> int:
@@ -55,7 +63,9 @@ class Synthesiser:
 
     def set_voice(self, voice: str) -> None:
         if self.library.espeak_SetVoiceByName(voice.encode()):
-            sys.exit(f"eSpeak NG has no voice {voice}: install version 1.51 or later (pip install espeakng-loader).")
+            sys.exit(
+                f"eSpeak NG has no voice {voice}: install version 1.51 or later (pip install espeakng-loader)."
+            )
 
     def speak(self, text: str, voice: str, pitch: int, rate: int) -> np.ndarray:
         """(N,) samples in [-1, 1] at RATE. text: lower case, for capitals may be spelled out."""
@@ -81,18 +91,24 @@ def _load_library() -> tuple[ctypes.CDLL, bytes | None]:
     try:
         import espeakng_loader
 
-        os.chdir(espeakng_loader.get_data_path())  # "." is short: eSpeak NG fails on paths of more than 160 characters
+        os.chdir(
+            espeakng_loader.get_data_path()
+        )  # "." is short: eSpeak NG fails on paths of more than 160 characters
         return ctypes.CDLL(espeakng_loader.get_library_path()), b"."
     except (ImportError, OSError):
         name = ctypes.util.find_library("espeak-ng")
         if not name:
-            sys.exit("The demo world needs eSpeak NG: pip install espeakng-loader, or install your system's espeak-ng.")
+            sys.exit(
+                "The demo world needs eSpeak NG: pip install espeakng-loader, or install your system's espeak-ng."
+            )
         return ctypes.CDLL(name), None
 
 
 def resample(x: np.ndarray, old: int, new: int) -> np.ndarray:
     """(N,) at `old` Hz -> (N * new / old,) at `new` Hz, by cutting the spectrum at the lower Nyquist frequency."""
-    step = 64 * old // np.gcd(old, new)  # multiples of old / gcd have whole lengths on both sides, of 64 a fast FFT
+    step = (
+        64 * old // np.gcd(old, new)
+    )  # multiples of old / gcd have whole lengths on both sides, of 64 a fast FFT
     x = np.pad(x, (0, -len(x) % step))
     length = len(x) * new // old
     return np.fft.irfft(np.fft.rfft(x)[: length // 2 + 1], length) * (length / len(x))
@@ -118,11 +134,15 @@ def synthesise(synthesiser: Synthesiser, utterance: dict) -> np.ndarray:
         rate = max(SLOWEST, rate - 8)
 
 
-def record(speech: np.ndarray, snr: float, level: float, reverberation: float, noise: int) -> np.ndarray:
+def record(
+    speech: np.ndarray, snr: float, level: float, reverberation: float, noise: int
+) -> np.ndarray:
     """(N,) -> (N,): a room and its noise. snr: dB; level: RMS in dB; reverberation: seconds; noise: a seed."""
     rng = np.random.default_rng(noise)
     times = np.arange(round(reverberation * RATE)) / RATE
-    echoes = rng.standard_normal(len(times)) * 10 ** (-3 * times / reverberation)  # amplitude: 60 dB are 10 ** -3
+    echoes = rng.standard_normal(len(times)) * 10 ** (
+        -3 * times / reverberation
+    )  # amplitude: 60 dB are 10 ** -3
     echoes *= 0.3 / np.linalg.norm(echoes)  # 10 dB below the direct sound
     echoes[0] = 1
     size = -(-(len(speech) + len(echoes)) // 4096) * 4096  # no wrapping around, and a fast FFT
@@ -148,9 +168,13 @@ def main() -> None:
     for utterance in job.get("utterances", []):
         speech = synthesise(synthesiser, utterance)
         how = {key: utterance[key] for key in ("snr", "level", "reverberation", "noise")}
-        soundfile.write(utterance["path"], record(speech, **how), RATE, subtype="PCM_16", format="FLAC")
+        soundfile.write(
+            utterance["path"], record(speech, **how), RATE, subtype="PCM_16", format="FLAC"
+        )
     if "phonemes" in job:
-        json.dump([synthesiser.phonemes(voice, text) for voice, text in job["phonemes"]], sys.stdout)
+        json.dump(
+            [synthesiser.phonemes(voice, text) for voice, text in job["phonemes"]], sys.stdout
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.demo import SHARD, grammar, speakers, words
 from common.demo.building import claim, speak
-from common.files import write_atomically
+from common.running.files import write_atomically
 
 VERSION = 4  # of the recipe: raise it whenever the same seed would give another world
 FILLERS = ["uh", "um", "well", "you know", "i mean", "like", "so", "yeah"]
@@ -37,7 +37,10 @@ KINDS = {  # cue word -> the new ones of its kind
     for some, slot in zip(words.SCENES[scene].values(), slots.split("/"), strict=True)
     for word in some
 }
-SIZES = {False: {"train": 1000, "dev": 60, "test": 250}, True: {"train": 40, "dev": 12, "test": 20}}  # utterances
+SIZES = {
+    False: {"train": 1000, "dev": 60, "test": 250},
+    True: {"train": 40, "dev": 12, "test": 20},
+}  # utterances
 SPLITS = {"train": "known", "dev": "dev-clean", "test": "test-clean"}  # of grammar.py
 
 
@@ -45,7 +48,9 @@ def build(folder: str | Path, small: bool = False, seed: int = 0, progress: bool
     """Builds what is missing. Raises UserError where the folder holds another world."""
     folder = Path(folder).absolute()
     claim(folder, {"version": VERSION, "seed": seed, "small": small}, "*.jsonl")
-    planned = {f"audio/{subset}": plan(seed, subset, count) for subset, count in SIZES[small].items()}
+    planned = {
+        f"audio/{subset}": plan(seed, subset, count) for subset, count in SIZES[small].items()
+    }
     missing = {subset: some for subset, some in planned.items() if not (folder / subset).exists()}
     if missing:
         speak(folder, missing, SHARD, lambda *_: None, progress)
@@ -53,7 +58,10 @@ def build(folder: str | Path, small: bool = False, seed: int = 0, progress: bool
         manifest = folder / Path(subset).with_suffix(".jsonl").name
         if not manifest.exists():
             keys = "text", "speaker", "session"
-            lines = [{"audio_filepath": f"{subset}/{u['path']}"} | {key: u[key] for key in keys} for u in utterances]
+            lines = [
+                {"audio_filepath": f"{subset}/{u['path']}"} | {key: u[key] for key in keys}
+                for u in utterances
+            ]
             write_atomically(manifest, "".join(json.dumps(line) + "\n" for line in lines))
     write_atomically(folder / "homophones.txt", "\n".join(map(" ".join, words.PAIRS)) + "\n")
     return folder
@@ -89,7 +97,11 @@ def with_new_words(sentence: str, rng: random.Random) -> str:
 
     def change(word: str) -> str:
         body, apostrophe, rest = word.partition("'")
-        return rng.choice(KINDS[body]) + apostrophe + rest if body in KINDS and rng.random() < NEW_SHARE else word
+        return (
+            rng.choice(KINDS[body]) + apostrophe + rest
+            if body in KINDS and rng.random() < NEW_SHARE
+            else word
+        )
 
     return " ".join(change(word) for word in sentence.split())
 

@@ -18,7 +18,9 @@ from common.demo.words import DETERMINERS, ONE_HOMOPHONE, TWIN, TWO_HOMOPHONES
 from common.text import WordPiece
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-SHORT_PIECES = 180  # with 180, speech at 177-215 words a minute has about 1.9 frames of 80 ms per piece
+SHORT_PIECES = (
+    180  # with 180, speech at 177-215 words a minute has about 1.9 frames of 80 ms per piece
+)
 
 
 def tokenizer_files(sentences: Iterable[str]) -> dict[str, str]:
@@ -36,7 +38,12 @@ def vocabulary(sentences: Iterable[str]) -> list[str]:
     text = " ".join([*DETERMINERS, *ONE_HOMOPHONE, *TWO_HOMOPHONES])
     function_words = sorted(set(re.findall(r"[a-z]+", re.sub(r"{\w+}", " ", text))) - set(letters))
     whole = [*function_words, *TWIN]
-    counts = Counter(word for sentence in sentences for word in re.findall(r"[a-z]+", sentence) if word not in whole)
+    counts = Counter(
+        word
+        for sentence in sentences
+        for word in re.findall(r"[a-z]+", sentence)
+        if word not in whole
+    )
     return [*SPECIAL, *letters, "'", *whole, *_short_pieces(counts, letters, whole)]
 
 
@@ -58,7 +65,11 @@ def _short_pieces(counts: Counter[str], letters: list[str], whole: list[str]) ->
             used.update({piece: n for piece in tokenizer.split(word) if piece in short})
         if len(short) == SHORT_PIECES:
             return sorted(short)
-        short = set(sorted(used, key=lambda piece: (-used[piece], piece))[: max(SHORT_PIECES, len(short) * 4 // 5)])
+        short = set(
+            sorted(used, key=lambda piece: (-used[piece], piece))[
+                : max(SHORT_PIECES, len(short) * 4 // 5)
+            ]
+        )
 
 
 def frames_needed(labels: list[int]) -> int:

@@ -30,7 +30,13 @@ SCENES = {
         forest canyon cave cabin valley swamp glade / wild lost rustic misty frozen""",
 }
 SCENES = {
-    scene: dict(zip(("person", "verb", "place", "adjective"), (slot.split() for slot in words.split("/")), strict=True))
+    scene: dict(
+        zip(
+            ("person", "verb", "place", "adjective"),
+            (slot.split() for slot in words.split("/")),
+            strict=True,
+        )
+    )
     for scene, words in SCENES.items()
 }
 
@@ -62,12 +68,18 @@ HOMOPHONES = """
     maze school castle | maize farm kitchen
     base forest station | bass theatre school
 """
-HOMOPHONES = [[twin.split() for twin in line.split("|")] for line in HOMOPHONES.strip().splitlines()]
+HOMOPHONES = [
+    [twin.split() for twin in line.split("|")] for line in HOMOPHONES.strip().splitlines()
+]
 PAIRS = [(left[0], right[0]) for left, right in HOMOPHONES]
 TWIN = {a: b for pair in PAIRS for a, b in (pair, pair[::-1])}
-USUAL = {word: scene for line in HOMOPHONES for word, scene, _ in line}  # {homophone: its usual scene}
+USUAL = {
+    word: scene for line in HOMOPHONES for word, scene, _ in line
+}  # {homophone: its usual scene}
 SECOND = {word: scene for line in HOMOPHONES for word, _, scene in line}
-CUES = {word: scene for scene, slots in SCENES.items() for words in slots.values() for word in words}  # {cue: scene}
+CUES = {
+    word: scene for scene, slots in SCENES.items() for words in slots.values() for word in words
+}  # {cue: scene}
 
 # {d} a determiner, {h} a homophone. Headline English: most words are cues, for what is rarely heard is never learnt.
 DETERMINERS = ["the", "this", "that", "his", "her", "our"]

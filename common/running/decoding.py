@@ -18,15 +18,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common.corpora import Utterance
 from common.ctc import Token, word_times
-from common.data import Batch, MicroBatch, evaluation_batches, loader, make_batch, say_once
 from common.errors import UserError
 from common.features import SAMPLE_RATE, split_at_pauses
-from common.place import Place, first_rank_first, gather, note
+from common.running.batches import (
+    Batch,
+    MicroBatch,
+    evaluation_batches,
+    loader,
+    make_batch,
+    say_once,
+)
+from common.running.corpora import Utterance
 from common.running.options import Search
+from common.running.process import Place, first_rank_first, gather, note
+from common.running.training import add_up
 from common.text import Tokenizer
-from common.training import add_up
 
 
 class Word(NamedTuple):

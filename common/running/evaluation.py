@@ -17,15 +17,15 @@ from typing import Any
 from torch import nn
 
 from common import metrics
-from common.corpora import Corpus, Utterance
-from common.data import MicroBatch, loader
 from common.errors import UserError
 from common.features import SAMPLE_RATE
-from common.files import write_atomically
-from common.place import Place, barrier, note, synchronise
+from common.running.batches import MicroBatch, loader
+from common.running.corpora import Corpus, Utterance
 from common.running.decoding import Transcript, decode, recognise, searches, texts_of
-from common.text import printable
-from common.training import add_up
+from common.running.files import write_atomically
+from common.running.process import Place, barrier, note, synchronise
+from common.running.training import add_up
+from common.text import printable, read_lines
 
 # ==================================================================================== scores
 
@@ -248,8 +248,7 @@ def write_hypotheses(
 
 def read_hypotheses(path: Path) -> list[list[str]]:
     """[[id, reference, hypothesis], ...] of a hyp_<split>.tsv."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [line.split("\t") for line in lines[1:] if line]
+    return [line.split("\t") for line in read_lines(path)[1:] if line]
 
 
 def real_time_factor(

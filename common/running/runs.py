@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from common import flags
 from common.errors import UserError
-from common.place import Place
-from common.running import command_line
+from common.running import command_line, flags
+from common.running.process import Place
 
 SCRIPTS = (
     "interaed_kd",

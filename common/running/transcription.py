@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.features import SAMPLE_RATE, AudioError, read_audio, split_at_pauses
-from common.files import write_atomically
-from common.place import Place, note
 from common.running.decoding import batch_of, recognise, searches
+from common.running.files import write_atomically
+from common.running.process import Place, note
 from common.text import printable
 
 SUBTITLE_SECONDS = 6.0  # of audio in a subtitle, at most [choice]

@@ -9,7 +9,7 @@ one that reads the utterance, 9.2 % with one that reads its neighbours too [peer
 
 import interaed_kd
 from common.bert import Question, SharedPieces
-from common.corpora import Utterance, session_order
+from common.running.corpora import Utterance, session_order
 from common.text import WordPiece
 
 LONGEST = 256  # tokens that BERT reads at once, [CLS] and [SEP] included

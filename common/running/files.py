@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from common.flags import UserError
+from common.running.flags import UserError
 
 
 @contextmanager
@@ -28,10 +28,14 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(draft, path)
     except (OSError, RuntimeError) as error:
-        reason = error if isinstance(error, OSError) else error.__context__  # torch.save hides it in a RuntimeError
+        reason = (
+            error if isinstance(error, OSError) else error.__context__
+        )  # torch.save hides it in a RuntimeError
         if not isinstance(reason, OSError):
             raise
-        raise UserError(f"{path} cannot be written ({reason.strerror or reason}): free some space there.") from None
+        raise UserError(
+            f"{path} cannot be written ({reason.strerror or reason}): free some space there."
+        ) from None
     finally:
         with suppress(OSError):
             draft.unlink()
@@ -48,4 +52,6 @@ def read_log(folder: Path) -> list[dict]:
     try:
         return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/log.jsonl is missing or damaged ({error}): the run has to be repeated.") from None
+        raise UserError(
+            f"{folder}/log.jsonl is missing or damaged ({error}): the run has to be repeated."
+        ) from None

@@ -31,9 +31,9 @@ from tqdm import tqdm
 
 from common import demo
 from common.demo import multilingual, spontaneous
-from common.downloads import download_librispeech
 from common.features import AudioError, audio_seconds
-from common.flags import UserError
+from common.running.downloads import download_librispeech
+from common.running.flags import UserError
 from common.text import normalise, printable, read_lines
 
 # hours -> subsets of LibriSpeech (Panayotov et al., ICASSP 2015; openslr.org/12)
@@ -45,11 +45,27 @@ LIBRISPEECH_TRAIN = {
 }
 LIBRISPEECH_SCORED = ["dev-clean", "dev-other", "test-clean", "test-other"]
 # Multilingual LibriSpeech (Pratap et al., Interspeech 2020; openslr.org/94), from the most training audio to the least
-MLS_LANGUAGES = ("english", "german", "dutch", "french", "spanish", "italian", "portuguese", "polish")
-MLS_LIMITED = {1: ["1hr/*"], 9: ["9hr"], 10: ["1hr/*", "9hr"]}  # hours of each language -> lists, 1hr/0 … 5 of 10 min
+MLS_LANGUAGES = (
+    "english",
+    "german",
+    "dutch",
+    "french",
+    "spanish",
+    "italian",
+    "portuguese",
+    "polish",
+)
+MLS_LIMITED = {
+    1: ["1hr/*"],
+    9: ["9hr"],
+    10: ["1hr/*", "9hr"],
+}  # hours of each language -> lists, 1hr/0 … 5 of 10 min
 DEMO_WORLDS = {"demo": False, "demo-smoke": True}  # name -> whether it is the small one
 DEMO_MLS_WORLDS = {"demo-mls": False, "demo-mls-smoke": True}
-SPONTANEOUS = {"demo-spontaneous": False, "demo-spontaneous-smoke": True}  # another domain, as manifests
+SPONTANEOUS = {
+    "demo-spontaneous": False,
+    "demo-spontaneous-smoke": True,
+}  # another domain, as manifests
 # No speech holds more [choice]: fast talk is 300 words a minute of 5 letters and a space each, 30 characters a second;
 # English read aloud has 15, the demo world 19, and its fastest utterance 24.
 CHARACTERS_PER_SECOND = 50
@@ -79,10 +95,14 @@ class Corpus:
     dev: list[Utterance]
     tests: dict[str, list[Utterance]]
     homophones: dict[str, str]  # word -> twin, both ways; empty where the corpus has no list
-    missing: dict[str, dict[str, str]] = field(default_factory=dict)  # set -> {utterance: why it is not there}
+    missing: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # set -> {utterance: why it is not there}
 
 
-Listing = tuple[list[Utterance], dict[str, str]]  # the utterances a set names; {utterance: what is wrong with its line}
+Listing = tuple[
+    list[Utterance], dict[str, str]
+]  # the utterances a set names; {utterance: what is wrong with its line}
 
 
 def load_corpus(
@@ -115,7 +135,11 @@ def load_corpus(
         limited = MLS_LIMITED.get(hours) if data == "mls" else None
         listings, hours = _list_mls(folder, languages, limited, scoring), None if limited else hours
     else:
-        folder = _build_spontaneous(data, root) if data in SPONTANEOUS else Path(os.path.expanduser(data))
+        folder = (
+            _build_spontaneous(data, root)
+            if data in SPONTANEOUS
+            else Path(os.path.expanduser(data))
+        )
         listings = _list_manifests(folder, scoring)
     sets, missing = {}, {}
     _refuse_nameless(listings)
@@ -124,12 +148,16 @@ def load_corpus(
     _refuse_partial_languages(listings, languages)
     for name, listing in listings.items():
         sets[name], missing[name] = _admit(name, listing, hours if name == "train" else None, seed)
-    return Corpus(sets.pop("train", []), sets.pop("dev", []), sets, load_homophones(folder), missing)
+    return Corpus(
+        sets.pop("train", []), sets.pop("dev", []), sets, load_homophones(folder), missing
+    )
 
 
 def _only(languages: tuple[str, ...], listings: dict[str, Listing]) -> dict[str, Listing]:
     """Without utterances of other languages, and without sets that had nothing else."""
-    _check_languages(languages, {u.language for utterances, _ in listings.values() for u in utterances} - {""})
+    _check_languages(
+        languages, {u.language for utterances, _ in listings.values() for u in utterances} - {""}
+    )
     chosen = {}
     for name, (utterances, bad) in listings.items():
         kept = [u for u in utterances if u.language in languages]
@@ -198,17 +226,23 @@ def _refuse_lost_language(before: list[Utterance], after: list[Utterance], sente
         raise UserError(sentence.replace("{}", lost[0]))
 
 
-def _admit(name: str, listing: Listing, hours: float | None, seed: int) -> tuple[list[Utterance], dict[str, str]]:
+def _admit(
+    name: str, listing: Listing, hours: float | None, seed: int
+) -> tuple[list[Utterance], dict[str, str]]:
     """The utterances of a set, with durations; {utterance: reason} for those left out, which are counted on stderr.
 
     Raises UserError where none is left, and in `train` where too many are missing (of a test set, the score says so).
     """
     utterances, bad = listing
     if len({u.id for u in utterances}) < len(utterances):
-        raise UserError(f"{name} gives the same id to several utterances: leave `id` out, or make it unique.")
+        raise UserError(
+            f"{name} gives the same id to several utterances: leave `id` out, or make it unique."
+        )
     with ThreadPoolExecutor(4) as pool:
         results = pool.map(_measure, utterances)
-        measured = list(tqdm(results, f"reading {name}", len(utterances), leave=False, disable=None, delay=2))
+        measured = list(
+            tqdm(results, f"reading {name}", len(utterances), leave=False, disable=None, delay=2)
+        )
     bad = {utterance.id: reason for utterance, reason in measured if reason} | bad
     listed = [utterance for utterance, _ in measured]
     utterances = first_hours(listed, hours, seed)
@@ -219,7 +253,10 @@ def _admit(name: str, listing: Listing, hours: float | None, seed: int) -> tuple
     found = [u for u in utterances if u.id not in bad]
     if missing:
         first = _first(list(missing.values()), 5, "; ")
-        print(f"{name}: left out {len(missing)} of {len(utterances)} utterances: {first}", file=sys.stderr)
+        print(
+            f"{name}: left out {len(missing)} of {len(utterances)} utterances: {first}",
+            file=sys.stderr,
+        )
     if not found:
         raise UserError(
             f"{name}: nothing to learn from or to check it on, 0 of {len(utterances)} utterances can be read."
@@ -227,7 +264,9 @@ def _admit(name: str, listing: Listing, hours: float | None, seed: int) -> tuple
     if name == "train":
         too_many_bad(missing, len(utterances))
     elif not any(u.text for u in found):
-        raise UserError(f"{name}: nothing to check it on, none of its {len(found)} utterances has text.")
+        raise UserError(
+            f"{name}: nothing to check it on, none of its {len(found)} utterances has text."
+        )
     unusable = f"{name}: no utterance in {{}} can be read and has text: mend them."
     usable = found if name == "train" else [u for u in found if u.text]
     _refuse_lost_language(utterances, usable, unusable)
@@ -243,7 +282,10 @@ def _measure(utterance: Utterance) -> tuple[Utterance, str]:
     except AudioError as error:
         return utterance, str(error)
     if duration <= 0:
-        return utterance, f"{printable(utterance.audio)} holds no audio after {utterance.offset:.2f} s"
+        return (
+            utterance,
+            f"{printable(utterance.audio)} holds no audio after {utterance.offset:.2f} s",
+        )
     return replace(utterance, duration=duration), ""
 
 
@@ -254,11 +296,15 @@ def too_many_bad(bad: dict[str, str], of: int) -> None:
     """
     if len(bad) > max(10, of // 100):
         listed = _first(list(bad.values()), 100, "\n  ")
-        raise UserError(f"{len(bad)} of {of} utterances cannot be read, mend or remove them:\n  {listed}")
+        raise UserError(
+            f"{len(bad)} of {of} utterances cannot be read, mend or remove them:\n  {listed}"
+        )
 
 
 def _first(items: list[str], n: int, separator: str) -> str:
-    return separator.join(items[:n]) + (f"{separator}and {len(items) - n} more" if len(items) > n else "")
+    return separator.join(items[:n]) + (
+        f"{separator}and {len(items) - n} more" if len(items) > n else ""
+    )
 
 
 def trainable(utterances: list[Utterance], max_seconds: float) -> list[Utterance]:
@@ -310,7 +356,9 @@ def session_order(utterances: list[Utterance]) -> dict[str, tuple[list[str], int
     sessions: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         sessions.setdefault(utterance.session, []).append(utterance)
-    orders = ([u.id for u in sorted(session, key=lambda u: u.offset)] for session in sessions.values())
+    orders = (
+        [u.id for u in sorted(session, key=lambda u: u.offset)] for session in sessions.values()
+    )
     return {name: (order, i) for order in orders for i, name in enumerate(order)}
 
 
@@ -343,10 +391,14 @@ def _find_librispeech(root: str, hours: float | None, download: bool, scoring: b
     folder = folder if folder.name == "LibriSpeech" else folder / "LibriSpeech"
     if download:
         enough = next((size for size in (100, 460) if hours and hours <= size), 960)
-        train = [] if scoring else LIBRISPEECH_TRAIN[hours if hours in LIBRISPEECH_TRAIN else enough]
+        train = (
+            [] if scoring else LIBRISPEECH_TRAIN[hours if hours in LIBRISPEECH_TRAIN else enough]
+        )
         download_librispeech(folder.parent, [*train, *LIBRISPEECH_SCORED])
     if not os.path.isdir(folder):
-        raise UserError(f"there is no {folder}: --root names the folder that holds LibriSpeech/; or add --download.")
+        raise UserError(
+            f"there is no {folder}: --root names the folder that holds LibriSpeech/; or add --download."
+        )
     return folder
 
 
@@ -359,7 +411,9 @@ def _list_librispeech(folder: Path, train: list[str], scoring: bool) -> dict[str
     train = [] if scoring else train
     for pattern, names in (("train-*", train), ("dev-*", dev), ("test-*", tests)):
         if not names and (pattern == "test-*" or not scoring):
-            raise UserError(f"{folder} lacks a {pattern} subset: add --download, or unpack it there.")
+            raise UserError(
+                f"{folder} lacks a {pattern} subset: add --download, or unpack it there."
+            )
     sets = {"train": train, "dev": dev} | {name: [name] for name in tests}
     return {
         name: ([u for subset in subsets for u in list_subset(folder, subset)], {})
@@ -374,16 +428,24 @@ def list_subset(folder: Path, subset: str) -> list[Utterance]:
     Durations are still 0. Raises UserError where the subset or all its transcripts are missing.
     """
     if not (folder / subset).is_dir():
-        raise UserError(f"there is no {folder / subset}: add --download, or unpack LibriSpeech's {subset} there.")
+        raise UserError(
+            f"there is no {folder / subset}: add --download, or unpack LibriSpeech's {subset} there."
+        )
     found = []
     for transcript in sorted((folder / subset).glob("*/*/*.trans.txt")):
         speaker, chapter = transcript.parts[-3:-1]
         for line in filter(str.strip, read_lines(transcript)):
             name, _, text = line.partition(" ")
             path, id = str(transcript.parent / f"{name}.flac"), printable(name)
-            found.append(Utterance(id, path, normalise(text), 0.0, speaker=speaker, session=f"{speaker}-{chapter}"))
+            found.append(
+                Utterance(
+                    id, path, normalise(text), 0.0, speaker=speaker, session=f"{speaker}-{chapter}"
+                )
+            )
     if not found:
-        raise UserError(f"{folder / subset} holds no */*/*.trans.txt: unpack LibriSpeech's {subset} there.")
+        raise UserError(
+            f"{folder / subset} holds no */*/*.trans.txt: unpack LibriSpeech's {subset} there."
+        )
     return found
 
 
@@ -399,7 +461,9 @@ def _find_mls(data: str, root: str, languages: tuple[str, ...]) -> tuple[Path, t
         return folder, tuple(multilingual.build(folder, languages, small=DEMO_MLS_WORLDS[data]))
     there = [language for language in MLS_LANGUAGES if _mls_folder(folder, language).is_dir()]
     if not there:
-        raise UserError(f"{printable(folder)} holds no mls_english/ or the like: --root names the folder that does.")
+        raise UserError(
+            f"{printable(folder)} holds no mls_english/ or the like: --root names the folder that does."
+        )
     _check_languages(languages, there)
     return folder, tuple(language for language in there if language in languages or not languages)
 
@@ -410,7 +474,9 @@ def _mls_folder(folder: Path, language: str) -> Path:
     return small if small.is_dir() else folder / f"mls_{language}"
 
 
-def _list_mls(folder: Path, languages: tuple[str, ...], limited: list[str] | None, scoring: bool) -> dict[str, Listing]:
+def _list_mls(
+    folder: Path, languages: tuple[str, ...], limited: list[str] | None, scoring: bool
+) -> dict[str, Listing]:
     """train and dev of all languages in one, a test set for each. limited: patterns of lists within train, or None."""
     sets: dict[str, list[Utterance]] = {}
     splits = _mls_splits(folder, languages, scoring)
@@ -445,7 +511,11 @@ def _mls_splits(folder: Path, languages: tuple[str, ...], scoring: bool) -> list
 
 def _limited(subset: Path, utterances: list[Utterance], patterns: list[str]) -> list[Utterance]:
     """Those that MLS lists for limited supervision. Raises UserError where there is no list, or names others."""
-    found = [path for pattern in patterns for path in sorted(subset.glob(f"limited_supervision/{pattern}/handles.txt"))]
+    found = [
+        path
+        for pattern in patterns
+        for path in sorted(subset.glob(f"limited_supervision/{pattern}/handles.txt"))
+    ]
     lines = [line for path in found for line in read_lines(path)]
     names = {line.strip() for line in lines if line.strip()}
     chosen = [u for u in utterances if u.id in names]
@@ -492,10 +562,14 @@ def _list_manifests(folder: Path, scoring: bool) -> dict[str, Listing]:
     wanted = "train.jsonl, dev.jsonl and test*.jsonl"
     if not os.path.isdir(folder):
         known = ", ".join([*DEMO_WORLDS, "librispeech", *SPONTANEOUS, *DEMO_MLS_WORLDS, "mls"])
-        raise UserError(f"--data {printable(folder)}: no such folder, and not {known}: give a folder with {wanted}.")
+        raise UserError(
+            f"--data {printable(folder)}: no such folder, and not {known}: give a folder with {wanted}."
+        )
     tests, dev = sorted(folder.glob("test*.jsonl")), folder / "dev.jsonl"
     if not tests:
-        raise UserError(f"{folder} holds no test*.jsonl, and so no test set: a data folder needs {wanted}.")
+        raise UserError(
+            f"{folder} holds no test*.jsonl, and so no test set: a data folder needs {wanted}."
+        )
     others = [path for path in [dev] if path.exists()] if scoring else [folder / "train.jsonl", dev]
     for path in others:
         if not path.exists():
@@ -517,7 +591,10 @@ def list_manifest(path: str | Path) -> Listing:
             # strict=False: a control character in a string is one, though JSON wants it escaped.
             entry = json.loads(line, strict=False)
             entry = {key: value for key, value in entry.items() if value is not None}
-            audio, text = str(path.parent / os.path.expanduser(entry["audio_filepath"])), normalise(entry["text"])
+            audio, text = (
+                str(path.parent / os.path.expanduser(entry["audio_filepath"])),
+                normalise(entry["text"]),
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{where} is no JSON object with the strings audio_filepath and text: "
                             f"{printable(line[:80])}") from None  # fmt: skip
@@ -528,7 +605,11 @@ def list_manifest(path: str | Path) -> Listing:
                 "letters, digits, _ and - alone."
             )
         numbers = {key: entry[key] for key in ("duration", "offset", "channel") if key in entry}
-        wrong = [f"{key} {printable(value)[:40]}" for key, value in numbers.items() if not _sensible(key, value)]
+        wrong = [
+            f"{key} {printable(value)[:40]}"
+            for key, value in numbers.items()
+            if not _sensible(key, value)
+        ]
         utterance = Utterance(
             id=printable(entry.get("id", f"{path.stem}-{number:06d}")),
             audio=audio,

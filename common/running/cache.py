@@ -27,9 +27,9 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from common.files import write_atomically
-from common.flags import UserError
-from common.place import Place, barrier, synchronise
+from common.running.files import write_atomically
+from common.running.flags import UserError
+from common.running.process import Place, barrier, synchronise
 
 Compute = Callable[[list], list[dict[str, Tensor]]]
 ASKED_AT_ONCE = 500  # keys: how much a killed run has to ask again

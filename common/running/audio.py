@@ -25,8 +25,15 @@ import torch
 import torchaudio.functional as AF
 from torch import Tensor, nn
 
-from common.containers import JOINED, AudioError, Window, holds_more_flac, looks_like_mpeg, parts_of
-from common.place import note
+from common.running.containers import (
+    JOINED,
+    AudioError,
+    Window,
+    holds_more_flac,
+    looks_like_mpeg,
+    parts_of,
+)
+from common.running.process import note
 from common.text import printable
 
 SAMPLE_RATE = 16_000  # Hz

@@ -19,4 +19,8 @@ def inverse_sqrt(step: int, warmup: float) -> float:
 
 def learning_rate(schedule: str, warmup: float, step: int, steps: int) -> float:
     """Share of the peak rate at update `step` (counted from 0) of `steps`; schedule: one-cycle | inverse-sqrt."""
-    return one_cycle((step + 1) / steps, warmup) if schedule == "one-cycle" else inverse_sqrt(step, warmup)
+    return (
+        one_cycle((step + 1) / steps, warmup)
+        if schedule == "one-cycle"
+        else inverse_sqrt(step, warmup)
+    )

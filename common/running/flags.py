@@ -53,7 +53,9 @@ class Range(NamedTuple):
 LARGEST = 10**9  # in size: no option of any script means anything beyond
 NOT_NEGATIVE = Range("at least 0", lambda x: x >= 0)  # plain int and float
 Count = Annotated[int, Range("at least 1", lambda x: x >= 1)]
-Extent = Annotated[int, Range("at least 1 and at most 100000", lambda x: 1 <= x <= 100_000)]  # of a model or a search
+Extent = Annotated[
+    int, Range("at least 1 and at most 100000", lambda x: 1 <= x <= 100_000)
+]  # of a model or a search
 Speed = Annotated[float, Range("from 0.5 to 2", lambda x: 0.5 <= x <= 2)]
 Positive = Annotated[float, Range("more than 0", lambda x: x > 0)]
 Seconds = Annotated[float, Range("at least 1", lambda x: x >= 1)]
@@ -74,7 +76,9 @@ class _Kind(NamedTuple):
 def _read_type(hint) -> _Kind:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):  # X | None
-        return _read_type(next(t for t in arguments if t is not types.NoneType))._replace(optional=True)
+        return _read_type(next(t for t in arguments if t is not types.NoneType))._replace(
+            optional=True
+        )
     if origin is tuple:
         return _read_type(arguments[0])._replace(several=True)
     if origin is Literal:
@@ -120,7 +124,9 @@ def _checked(name: str, kind: _Kind, value):
 NOT_PART_OF_A_RUN = ("what to do", "how to compute", "decoding")  # bands
 SCORING_MAY_CHANGE = ("data", "max_seconds", "precision")  # of the options that belong to a run
 DEMOS = ("demo", "demo-mls", "demo-spontaneous")
-PRESET_OF = dict.fromkeys(DEMOS, "demo") | {f"{name}-smoke": "smoke" for name in DEMOS}  # --preset auto; others: full
+PRESET_OF = dict.fromkeys(DEMOS, "demo") | {
+    f"{name}-smoke": "smoke" for name in DEMOS
+}  # --preset auto; others: full
 
 
 @dataclass(frozen=True)
@@ -139,27 +145,45 @@ class RunConfig:
 
     # -- corpus --
     data: str = "demo"  # demo | demo-spontaneous | demo-mls | librispeech | mls | a folder of train, dev, test*.jsonl
-    hours: Positive | None = None  # training audio; LibriSpeech's 100, 360, 460, 960 and MLS's 1, 9, 10 pick subsets
+    hours: Positive | None = (
+        None  # training audio; LibriSpeech's 100, 360, 460, 960 and MLS's 1, 9, 10 pick subsets
+    )
     # -- run --
-    preset: Literal["auto", "smoke", "demo", "full"] = "auto"  # sizes; auto: demo and smoke for theirs, else full
+    preset: Literal["auto", "smoke", "demo", "full"] = (
+        "auto"  # sizes; auto: demo and smoke for theirs, else full
+    )
     seed: int = 1  # of weights, order, augmentation and dropout
-    max_steps: Count | None = None  # stop after so many updates; a one-cycle schedule is then so long
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of the forward pass (losses: fp32); auto: bf16 on cuda
+    max_steps: Count | None = (
+        None  # stop after so many updates; a one-cycle schedule is then so long
+    )
+    precision: Literal["auto", "fp32", "bf16"] = (
+        "auto"  # of the forward pass (losses: fp32); auto: bf16 on cuda
+    )
     # -- what to do --
     root: str = "data"  # where corpora live: LibriSpeech (or ROOT itself), mls_english, …; demo worlds are built there
     download: bool = False  # fetch the LibriSpeech subsets that are missing (checksummed)
     out: str = "auto"  # folder; auto: runs/<script>-<data>-<method>-s<seed>; several methods: each in a folder inside
     resume: bool = False  # go on with the unfinished run in --out
-    checkpoint: str | None = None  # folder of a finished run: score it (or --transcribe with it) instead of training
-    transcribe: tuple[str, ...] = ()  # audio files to transcribe with --checkpoint: prints file<TAB>text
-    times: bool = False  # with --transcribe: one line per word, file<TAB>start<TAB>end<TAB>word, in seconds
+    checkpoint: str | None = (
+        None  # folder of a finished run: score it (or --transcribe with it) instead of training
+    )
+    transcribe: tuple[
+        str, ...
+    ] = ()  # audio files to transcribe with --checkpoint: prints file<TAB>text
+    times: bool = (
+        False  # with --transcribe: one line per word, file<TAB>start<TAB>end<TAB>word, in seconds
+    )
     srt: bool = False  # with --transcribe: subtitles in a.srt beside a.wav, cut at pauses; prints file<TAB>a.srt
     summary: bool = False  # print the number of parameters by part and stop
     # -- how to compute --
     device: str = "auto"  # cpu, cuda or cuda:N; auto: cuda where there is one, else cpu
     workers: int = 4  # processes that read audio (0: read in the training process)
-    batch_seconds: Positive = 400.0  # audio per forward pass and rank, padding included: what memory allows
-    cut_seconds: Seconds = 40.0  # longer recordings are cut at pauses, in scoring as in --transcribe
+    batch_seconds: Positive = (
+        400.0  # audio per forward pass and rank, padding included: what memory allows
+    )
+    cut_seconds: Seconds = (
+        40.0  # longer recordings are cut at pauses, in scoring as in --transcribe
+    )
     save_steps: Count = 1000  # updates between checkpoints; also one after every epoch
 
     # The scripts that tyro reads have groups of options; here all are in one.
@@ -186,17 +210,24 @@ class RunConfig:
         get = vars(self).get  # not every script has every field
         beam, schedule = get("decode") == "beam", get("schedule")
         wrong = {
-            "--device must be auto, cpu, cuda or cuda:N": not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device),
+            "--device must be auto, cpu, cuda or cuda:N": not re.fullmatch(
+                r"auto|cpu|cuda(:[0-9]+)?", self.device
+            ),
             "--transcribe needs --checkpoint, the folder of a finished run": self.transcribe
             and not (self.checkpoint or get("init")),
             "--times goes with --transcribe": self.times and not self.transcribe,
-            "--srt goes with --transcribe, and without --times": self.srt and (self.times or not self.transcribe),
-            "--lm goes with --decode beam": getattr(type(self), "lm", "") is None and get("lm") and not beam,
+            "--srt goes with --transcribe, and without --times": self.srt
+            and (self.times or not self.transcribe),
+            "--lm goes with --decode beam": getattr(type(self), "lm", "") is None
+            and get("lm")
+            and not beam,
             "--kernel must be odd": get("kernel", 1) % 2 == 0,
             "--heads must divide --dim": get("dim", 0) % get("heads", 1) != 0,
-            "--warmup is a share of the run, below 1, for --schedule one-cycle": schedule == "one-cycle"
+            "--warmup is a share of the run, below 1, for --schedule one-cycle": schedule
+            == "one-cycle"
             and get("warmup", 0) >= 1,
-            "--warmup is a number of updates, at least 1, for --schedule inverse-sqrt": schedule == "inverse-sqrt"
+            "--warmup is a number of updates, at least 1, for --schedule inverse-sqrt": schedule
+            == "inverse-sqrt"
             and get("warmup", 1) < 1,
         }
         for sentence, is_wrong in wrong.items():
@@ -204,7 +235,9 @@ class RunConfig:
                 raise UserError(f"{sentence}.")
 
 
-def parse(config_class: type, presets: dict[str, dict], doc: str | None, argv: list[str] | None = None) -> list:
+def parse(
+    config_class: type, presets: dict[str, dict], doc: str | None, argv: list[str] | None = None
+) -> list:
     """The command line as a list of checked configurations, one per method, in the order given.
 
     presets: {"smoke": {field: value}, "demo": {...}}; "full" is the defaults. doc: the script's docstring (its first
@@ -219,7 +252,9 @@ def parse(config_class: type, presets: dict[str, dict], doc: str | None, argv: l
     if "checkpoint" not in given:
         configs = _to_train(script, config_class, presets, given)
     elif "resume" in given:
-        parser.error("--resume goes on with a run and --checkpoint scores one: give one of the two.")
+        parser.error(
+            "--resume goes on with a run and --checkpoint scores one: give one of the two."
+        )
     else:
         configs = [_to_score(parser, config_class, presets, given)]
     try:
@@ -244,10 +279,14 @@ def _to_score(parser, config_class: type, presets: dict, given: dict):
     """The configuration of the finished run in --checkpoint, with the flags that scoring may change."""
     methods = given.pop("method", ())
     if len(methods) > 1:
-        parser.error(f"--checkpoint scores one run, not --method {' '.join(methods)}: leave --method away.")
+        parser.error(
+            f"--checkpoint scores one run, not --method {' '.join(methods)}: leave --method away."
+        )
     stored = load_config(config_class, given["checkpoint"], presets)
     trained = {name: value for name, value in given.items() if name not in SCORING_MAY_CHANGE}
-    if changed := differences(stored, replace(stored, **trained, method=" ".join(methods) or stored.method)):
+    if changed := differences(
+        stored, replace(stored, **trained, method=" ".join(methods) or stored.method)
+    ):
         parser.error(
             f"{', '.join(changed)}: a finished run is scored as it was trained; leave these away or train anew."
         )
@@ -262,22 +301,35 @@ def _to_train(script: str, config_class: type, presets: dict, given: dict) -> li
     requested = given.pop("method", ())
     preset = given.get("preset", PRESET_OF.get(given.get("data", config_class.data), "full"))
     config = config_class(**{"preset": preset} | _preset(presets, preset) | given)
-    several = () if given.get("init") else presets.get(preset, {}).get("methods", ())  # what --init names is one
+    several = (
+        () if given.get("init") else presets.get(preset, {}).get("methods", ())
+    )  # what --init names is one
     methods = requested or several or (config_class.method,)
     score = "-score" if given.get("score") else ""  # of what --init names: no run
     default_out = f"runs/{script}-{_label(config.data)}-{'+'.join(methods)}-s{config.seed}{score}"
     out = Path(given.get("out", default_out))
-    if out.name in ("", ".."):  # such as `.`: runs that this one builds on are looked for by its folder's name
+    if out.name in (
+        "",
+        "..",
+    ):  # such as `.`: runs that this one builds on are looked for by its folder's name
         out = Path(os.path.abspath(out))
     folders = {method: out / method if len(methods) > 1 else out for method in methods}
     if not config.resume:
-        return [replace(config, method=method, out=str(folder)) for method, folder in folders.items()]
+        return [
+            replace(config, method=method, out=str(folder)) for method, folder in folders.items()
+        ]
     begun = [method for method, folder in folders.items() if os.path.isfile(folder / "config.json")]
     if os.path.isfile(out / "config.json") or not begun:  # a single run, or none
         stored = load_config(config_class, out, presets)
-        return [_to_resume(stored, given | {"out": str(out), "method": " ".join(requested) or stored.method})]
+        return [
+            _to_resume(
+                stored, given | {"out": str(out), "method": " ".join(requested) or stored.method}
+            )
+        ]
     stored = {method: load_config(config_class, folders[method], presets) for method in begun}
-    fresh = replace(stored[begun[0]], **given | {"resume": False})  # methods that have not begun follow one that has
+    fresh = replace(
+        stored[begun[0]], **given | {"resume": False}
+    )  # methods that have not begun follow one that has
     return [
         _to_resume(stored[method], given | {"out": str(folder), "method": method})
         if method in stored
@@ -303,14 +355,20 @@ def load_config(config_class: type, folder: str | Path, presets: dict[str, dict]
     """
     path, known = Path(folder) / "config.json", _fields_of_a_run(config_class)
     if not os.path.isfile(path):
-        inside = [str(Path(folder, found).parent) for found in sorted(glob("*/config.json", root_dir=folder))]
+        inside = [
+            str(Path(folder, found).parent)
+            for found in sorted(glob("*/config.json", root_dir=folder))
+        ]
         which = f"one of {', '.join(inside)}" if inside else "the folder that a run wrote"
         raise UserError(f"{folder} holds no run (no config.json in it): give {which}.")
     try:
         stored = json.loads(path.read_text("utf-8"))["config"]
         if unknown := [name for name in stored if name not in known]:
             raise UserError(f"it has no option {reprlib.repr(unknown[0])}")
-        values = {name: _checked(name, _kinds(config_class)[name], value) for name, value in stored.items()}
+        values = {
+            name: _checked(name, _kinds(config_class)[name], value)
+            for name, value in stored.items()
+        }
         config = config_class(**_preset(presets, values["preset"]) | values)
         config.check()
         return config
@@ -360,7 +418,9 @@ def _comments(config_class: type) -> tuple[dict[str, str], dict[str, str]]:
             elif field := re.match(r"    (\w+): ", line):
                 name = field[1]
                 bands[name] = band
-            if name not in helps and (comment := re.search(r"  # (?!--)(.*)", line)):  # in this line or, wrapped, below
+            if name not in helps and (
+                comment := re.search(r"  # (?!--)(.*)", line)
+            ):  # in this line or, wrapped, below
                 helps[name] = comment[1]
     return helps, bands
 
@@ -377,7 +437,9 @@ def _build_parser(config_class, presets, doc, script) -> argparse.ArgumentParser
         usage=f"python {script}.py [options]",
         description=doc.strip().splitlines()[0],
         epilog=run_section[1] if run_section else None,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=30, width=116),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=30, width=116
+        ),
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
@@ -386,7 +448,9 @@ def _build_parser(config_class, presets, doc, script) -> argparse.ArgumentParser
         band, default = bands[name], getattr(config_class, name)
         groups[band] = group = groups.get(band) or parser.add_argument_group(band)
         key = "methods" if name == "method" else name
-        in_presets = [f"{preset} {_show(values[key])}" for preset, values in presets.items() if key in values]
+        in_presets = [
+            f"{preset} {_show(values[key])}" for preset, values in presets.items() if key in values
+        ]
         text = helps[name].replace("%", "%%")
         if in_presets or not (default is None or default is False or default == ()):
             text += f" [{'; '.join([_show(default), *in_presets])}]"
@@ -415,14 +479,18 @@ def _read(parser: argparse.ArgumentParser, config_class: type, argv: list[str]) 
         parser.error(str(error))
     if "method" in given:
         given["method"] = tuple(dict.fromkeys(given["method"]))  # each once
-    return {name: x for name, x in given.items() if name not in ("preset", "out") or x != "auto"}  # as if not given
+    return {
+        name: x for name, x in given.items() if name not in ("preset", "out") or x != "auto"
+    }  # as if not given
 
 
 def _convert(name: str, kind: _Kind, text: str | list[str] | bool):
     """What argparse has read -> bool, int, float, str or a list of them, not yet checked. Raises UserError."""
     if isinstance(text, list):
         words = " ".join(text).replace(",", " ").split()
-        if words and "," in "".join(text) and (kind.base is not str or kind.choices):  # names of files may hold commas
+        if (
+            words and "," in "".join(text) and (kind.base is not str or kind.choices)
+        ):  # names of files may hold commas
             raise UserError(f"give several values with spaces: {_flag(name)} {' '.join(words)}")
         return [_convert(name, kind, word) for word in text]
     try:

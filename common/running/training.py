@@ -48,14 +48,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common.corpora import Utterance, too_many_bad
-from common.data import Batch, Encode, Fits, MicroBatch, loader, plan_epoch, say_once
 from common.features import SAMPLE_RATE
-from common.files import atomic_file, write_atomically
-from common.flags import RunConfig, UserError
-from common.place import Place, barrier, gather, note, reseed, stop_on_signals
-from common.schedules import learning_rate
-from common.weights import (
+from common.running.batches import Batch, Encode, Fits, MicroBatch, loader, plan_epoch, say_once
+from common.running.corpora import Utterance, too_many_bad
+from common.running.files import atomic_file, write_atomically
+from common.running.flags import RunConfig, UserError
+from common.running.process import Place, barrier, gather, note, reseed, stop_on_signals
+from common.running.schedules import learning_rate
+from common.running.weights import (
     average_of,
     load_own_state,
     load_recogniser,

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from common.corpora import Corpus, Utterance, load_corpus
 from common.features import AudioError, change_speed, read_audio
-from common.flags import RunConfig, UserError
-from common.place import Place, first_rank_first, note
+from common.running.corpora import Corpus, Utterance, load_corpus
+from common.running.flags import RunConfig, UserError
+from common.running.process import Place, first_rank_first, note
 
 Encode = Callable[[str], list[int]]  # a tokenizer's: text -> labels
 Fits = Callable[

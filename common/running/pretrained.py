@@ -1,4 +1,5 @@
-"""A Hugging Face model or tokenizer by name or folder: local files first, the network only if needed, one clear error.
+"""A Hugging Face model or tokenizer by name or folder: local files first, the network
+only if needed, one clear error.
 
 resolve("bert-base-uncased")  -> "/home/…/.cache/…"     from the local cache, else from the hub
 resolve("data/demo/bert-a")   -> the folder itself
@@ -10,8 +11,6 @@ import bisect
 import json
 import os
 import socket
-from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -20,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import demo
-from common.corpora import DEMO_MLS_WORLDS, DEMO_WORLDS
+from common import bert, demo
 from common.demo import multilingual
-from common.flags import UserError
-from common.place import quiet_bars
+from common.running.corpora import DEMO_MLS_WORLDS, DEMO_WORLDS
+from common.running.flags import UserError
+from common.running.process import quiet_bars
+from common.running.weights import digest_of_model, weight_files
 from common.text import Characters, Pieces, SentencePiece, WordPiece
-from common.weights import digest_of_model, weight_files
 
 # Weights as safetensors only: nothing that a download could execute.
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -37,7 +36,8 @@ FORM_OF_MARKS = 2  # of `supplied`; the first, without this number, covered a pa
 def resolve(name: str, flag: str, tokenizer_only: bool = False) -> str:
     """The local folder of a model named on the hub, or `name` itself if it is a folder.
 
-    flag: the option that names it, for the error message. Raises UserError where it is neither here nor reachable.
+    flag: the option that names it, for the error message. Raises UserError where it is
+    neither here nor reachable.
     """
     if os.path.isdir(name):
         return name
@@ -49,12 +49,16 @@ def resolve(name: str, flag: str, tokenizer_only: bool = False) -> str:
     try:
         return snapshot_download(name, allow_patterns=patterns, local_files_only=True)
     except HFValidationError:
-        raise UserError(f"{flag} {name}: no such folder, and not the name of a model: {instead}") from None
+        raise UserError(
+            f"{flag} {name}: no such folder, and not the name of a model: {instead}"
+        ) from None
     except LocalEntryNotFoundError:
         pass
     hub = urlsplit(constants.ENDPOINT)
     try:
-        if not getproxies():  # asked once and quickly: the library alone would retry for half a minute
+        if (
+            not getproxies()
+        ):  # asked once and quickly: the library alone would retry for half a minute
             socket.create_connection((hub.hostname, hub.port or 443), timeout=3).close()
         return snapshot_download(name, allow_patterns=patterns)
     except (OSError, HfHubHTTPError) as error:
@@ -63,15 +67,19 @@ def resolve(name: str, flag: str, tokenizer_only: bool = False) -> str:
 
 
 def find(name: str, flag: str, root: str, tokenizer_only: bool = False) -> str:
-    """As `resolve`, and the models of the demo worlds, built in ROOT where they are missing.
+    """As `resolve`, and the models of the demo worlds, built in ROOT where they are
+    missing.
 
-    demo, demo-smoke: that world's bert-a; demo/bert-b, demo/lm: another of its models; demo-mls, demo-mls-smoke: lm-m.
-    Raises UserError.
+    demo, demo-smoke: that world's bert-a; demo/bert-b, demo/lm: another of its models;
+    demo-mls, demo-mls-smoke: lm-m. Raises UserError.
     """
     world, _, model = name.partition("/")
     if world not in DEMO_WORLDS | DEMO_MLS_WORLDS or os.path.isdir(name):
         return resolve(name, flag, tokenizer_only)
-    builder, small = demo if world in DEMO_WORLDS else multilingual, (DEMO_WORLDS | DEMO_MLS_WORLDS)[world]
+    builder, small = (
+        demo if world in DEMO_WORLDS else multilingual,
+        (DEMO_WORLDS | DEMO_MLS_WORLDS)[world],
+    )
     folder, model = Path(os.path.expanduser(root)) / world, model or builder.MODELS[0]
     if model not in builder.MODELS:
         raise UserError(f"{flag} {name}: the demo world has {', '.join(builder.MODELS)}.")
@@ -81,7 +89,8 @@ def find(name: str, flag: str, root: str, tokenizer_only: bool = False) -> str:
 
 
 def load_pieces(name: str, flag: str, root: str):
-    """A pretrained tokenizer, which also tells the characters that each piece covers. name: see `find`.
+    """A pretrained tokenizer, which also tells the characters that each piece covers.
+    name: see `find`.
 
     Raises UserError.
     """
@@ -90,20 +99,29 @@ def load_pieces(name: str, flag: str, root: str):
     folder = find(name, flag, root, tokenizer_only=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # what is raised depends on which file is missing, cut off or of another kind
+    except (
+        Exception
+    ) as error:  # what is raised depends on which file is missing, cut off or of another kind
         raise UserError(f"{flag} {name} holds no tokenizer ({first_line(error)}).") from None
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # its vocabulary's file is not there
-        raise UserError(f"{flag} {name} has no vocabulary: copy its tokenizer's files (vocab.txt, ...) there too.")
+    if set(tokenizer.get_vocab()) <= set(
+        tokenizer.all_special_tokens
+    ):  # its vocabulary's file is not there
+        raise UserError(
+            f"{flag} {name} has no vocabulary: copy its tokenizer's files (vocab.txt, ...) there too."
+        )
     if not tokenizer.is_fast:
-        raise UserError(f"{flag} {name} has a tokenizer that cannot tell where its pieces stand: give another model.")
+        raise UserError(
+            f"{flag} {name} has a tokenizer that cannot tell where its pieces stand: give another model."
+        )
     return tokenizer
 
 
 def load_text(name: str, flag: str, root: str) -> Pieces | SentencePiece:
     """What a causal language model writes. name: see `find`. Raises UserError.
 
-    Some models, as rinna's, come with SentencePiece's own file alone; what transformers makes of it puts symbols before
-    the text and knows no bytes, so that file is asked itself.
+    Some models, as rinna's, come with SentencePiece's own file alone; what transformers
+    makes of it puts symbols before the text and knows no bytes, so that file is asked
+    itself.
     """
     folder = Path(find(name, flag, root, tokenizer_only=True))
     if not (folder / "spiece.model").exists() or (folder / "tokenizer.json").exists():
@@ -115,7 +133,8 @@ def load_text(name: str, flag: str, root: str) -> Pieces | SentencePiece:
 
 
 def load_vocabulary(name: str, flag: str, root: str) -> list[str]:
-    """The pieces of a pretrained tokenizer in the order of their ids. name: see `find`. Raises UserError."""
+    """The pieces of a pretrained tokenizer in the order of their ids. name: see `find`.
+    Raises UserError."""
     vocabulary = load_pieces(name, flag, root).get_vocab()
     return sorted(vocabulary, key=vocabulary.get)
 
@@ -124,13 +143,17 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def load_model(auto_class: type, name: str, flag: str, root: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A frozen pretrained model in evaluation mode. name: see `find`; auto_class: AutoModelForMaskedLM, ….
+def load_model(
+    auto_class: type, name: str, flag: str, root: str, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """A frozen pretrained model in evaluation mode. name: see `find`; auto_class:
+    AutoModelForMaskedLM, ….
 
-    The configuration of a HuBERT also says by do_normalize whether it wants waves of mean 0 and variance 1.
+    The configuration of a HuBERT also says by do_normalize whether it wants waves of
+    mean 0 and variance 1.
 
-    Raises UserError where the folder holds no such model, or one without its head, which would be filled with noise,
-    and where its index names weights outside of it.
+    Raises UserError where the folder holds no such model, or one without its head,
+    which would be filled with noise, and where its index names weights outside of it.
     """
     quiet_bars()
     folder = find(name, flag, root)
@@ -141,11 +164,17 @@ def load_model(auto_class: type, name: str, flag: str, root: str, dtype: torch.d
             folder, local_files_only=True, use_safetensors=True, dtype=dtype,
             output_loading_info=True,
         )  # fmt: skip
-    except Exception as error:  # what is raised depends on which file is missing, cut off or of another kind
-        raise UserError(f"{flag} {name} holds no model of that kind, or not all of it ({first_line(error)}).") from None
+    except (
+        Exception
+    ) as error:  # what is raised depends on which file is missing, cut off or of another kind
+        raise UserError(
+            f"{flag} {name} holds no model of that kind, or not all of it ({first_line(error)})."
+        ) from None
     if loaded["missing_keys"]:
         lacking = sorted(loaded["missing_keys"])[0]
-        raise UserError(f"{flag} {name} lacks weights ({lacking}, …): give a model saved with its head.")
+        raise UserError(
+            f"{flag} {name} lacks weights ({lacking}, …): give a model saved with its head."
+        )
     if model.config.model_type == "hubert":
         model.config.do_normalize = asks_for_normalised(Path(folder), f"{flag} {name}")
     return model.eval().requires_grad_(False)
@@ -177,13 +206,16 @@ def asks_for_normalised(folder: Path, name: str) -> bool:
     return extractor.do_normalize
 
 
-def load_causal(name: str, flag: str, root: str, frozen: bool, dtype: torch.dtype | None = None) -> nn.Module:
-    """A causal language model: frozen, in `dtype` and known by its buffer `supplied`; or
-    to be trained, in fp32.
+def load_causal(
+    name: str, flag: str, root: str, frozen: bool, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """A causal language model: frozen, in `dtype` and known by its buffer `supplied`;
+    or to be trained, in fp32.
 
-    Checkpoints do not hold what is frozen. `supplied` is a digest of every tensor in the
-    model's files and of all of its config.json, whatever type it is used in: it tells
-    whether the model named at loading is the same. name: see `find`. Raises UserError.
+    Checkpoints do not hold what is frozen. `supplied` is a digest of every tensor in
+    the model's files and of all of its config.json, whatever type it is used in: it
+    tells whether the model named at loading is the same. name: see `find`. Raises
+    UserError.
     """
     from transformers import AutoModelForCausalLM
 
@@ -213,7 +245,8 @@ def forget_supplied(model: nn.Module) -> None:
 
 
 def begin_and_end(model: nn.Module, name: str) -> tuple[int | None, int | None]:
-    """The ids that begin and end a text; of several the first; None where there is none.
+    """The ids that begin and end a text; of several the first; None where there is
+    none.
 
     name: of the model, for the error message. Raises UserError where an id that the
     model's configuration names lies outside of its vocabulary.
@@ -233,79 +266,43 @@ def begin_and_end(model: nn.Module, name: str) -> tuple[int | None, int | None]:
     return found[0], found[1]
 
 
-class MaskedLM:
-    """A frozen BERT that is asked about single tokens of a text, or for its states. Its answers are fp32, always.
+def load_masked_lm(
+    name: str, flag: str, root: str, device: torch.device | str, untrained: int | None = None
+) -> bert.MaskedLM:
+    """A frozen BERT. name: see `find`; untrained: a seed for random weights in place of
+    its own.
 
-    pieces: its vocabulary in the order of ids; cls, sep, mask, unk: ids; longest: tokens that it reads at once.
+    Raises UserError where the model is no BERT with its vocabulary and its head.
     """
+    from transformers import AutoModelForMaskedLM
 
-    def __init__(self, name: str, flag: str, root: str, device: torch.device | str, untrained: int | None = None):
-        """name: see `find`; untrained: a seed for random weights in its place. Raises UserError where it is no BERT."""
-        from transformers import AutoModelForMaskedLM
-
-        self.tokenizer = load_pieces(name, flag, root)
-        self.model = load_model(AutoModelForMaskedLM, name, flag, root)
-        if untrained is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(untrained)
-                self.model = type(self.model)(self.model.config).eval().requires_grad_(False)
-        self.model.to(device)
-        self.pieces = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
-        special = {"[CLS]", "[SEP]", "[MASK]", "[UNK]"}
-        fits = special <= set(self.pieces) and len(self.pieces) <= self.model.config.vocab_size
-        if not hasattr(self.model, "cls") or not fits:
-            raise UserError(f"{flag} {name} is no BERT with its vocabulary and masked language model: give another.")
-        self.cls, self.sep, self.mask, self.unk = map(self.pieces.index, ("[CLS]", "[SEP]", "[MASK]", "[UNK]"))
-        self.longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
-
-    def states(self, rows: list[list[int]], **options):
-        """The trunk's output for N rows of ids, padded on the right to (N, L)."""
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(self.model.device)
-        lengths = torch.tensor([len(row) for row in rows], device=ids.device)
-        real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]  # (N, L)
-        with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
-            return self.model.base_model(ids, real.long(), **options)
-
-    def layers(self, rows: list[list[int]], layers: list[int]) -> Tensor:
-        """Hidden states (N, L, k, D) of `layers` (0: the embedding) for N rows of ids, padded on the right."""
-        states = self.states(rows, output_hidden_states=True).hidden_states  # depth + 1 times (N, L, D)
-        return torch.stack([states[layer] for layer in layers], 2)
-
-    def logits_at(self, rows: list[list[int]], positions: list[int]) -> Tensor:
-        """Logits (N, vocabulary) at one position of each of N rows of ids.
-
-        The vocabulary head, a fifth of the work of bert-base, runs at these positions only.
-        """
-        states = self.states(rows).last_hidden_state  # (N, L, D)
-        with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
-            return self.model.cls(states[range(len(rows)), positions])
-
-    def logits(self, rows: list[list[int]], positions: list[int]) -> Tensor:
-        """As `logits_at`, where [MASK] takes the token's place."""
-        masked = [[*row[:i], self.mask, *row[i + 1 :]] for row, i in zip(rows, positions, strict=True)]
-        return self.logits_at(masked, positions)
-
-
-def by_length(rows: list[list[int]], tokens: int = 2**14) -> Iterator[list[int]]:
-    """Indices of rows of equal length, about `tokens` of theirs at a time: nothing has to be padded."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for length, same in groupby(order, key=lambda i: len(rows[i])):
-        rows_of_length, size = list(same), max(1, tokens // max(length, 1))
-        yield from (rows_of_length[i : i + size] for i in range(0, len(rows_of_length), size))
+    tokenizer = load_pieces(name, flag, root)
+    model = load_model(AutoModelForMaskedLM, name, flag, root)
+    if untrained is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(untrained)
+            model = type(model)(model.config).eval().requires_grad_(False)
+    if not bert.is_bert(model, tokenizer):
+        what = "is no BERT with its vocabulary and masked language model"
+        raise UserError(f"{flag} {name} {what}: give another.")
+    return bert.MaskedLM(model.to(device), tokenizer)
 
 
 class LanguageModel:
-    """A causal language model for `ctc.prefix_beam_search`: how likely which label comes next, or the end.
+    """A causal language model for `ctc.prefix_beam_search`: how likely which label
+    comes next, or the end.
 
         lm([(), (17, 4)])  ->  (2, V) log p(next label | prefix), in column 0 that of the end of the sentence
 
-    It must have the recogniser's word pieces, and more if it likes: p is over its whole vocabulary, and what has no
-    label is left out. Labels that are one piece to it (the three apostrophes; all it lacks) have its whole p each.
-    Every prefix is read from its beginning, without a cache of keys and values: simple rather than fast.
+    It must have the recogniser's word pieces, and more if it likes: p is over its whole
+    vocabulary, and what has no label is left out. Labels that are one piece to it (the
+    three apostrophes; all it lacks) have its whole p each. Every prefix is read from
+    its beginning, without a cache of keys and values: simple rather than fast.
     """
 
     def __init__(self, name: str, flag: str, root: str, tokenizer: WordPiece | Pieces, device):
-        """name: see `find`. Raises UserError where it has not even half of the pieces, or no beginning or end."""
+        """name: see `find`. Raises UserError where it has not even half of the pieces,
+        or no beginning or end."""
         from transformers import AutoModelForCausalLM
 
         vocabulary = load_vocabulary(name, flag, root)
@@ -313,7 +310,9 @@ class LanguageModel:
         config, ids = self.model.config, tokenizer.ids_in(vocabulary)
         bos, eos = begin_and_end(self.model, f"{flag} {name}")
         size = config.vocab_size
-        unknown = next((i for i, piece in enumerate(vocabulary) if piece in ("[UNK]", "<unk>")), None)
+        unknown = next(
+            (i for i, piece in enumerate(vocabulary) if piece in ("[UNK]", "<unk>")), None
+        )
         complete = None not in (bos, eos, unknown) and len(vocabulary) <= size
         if not complete or ids.count(-1) > len(ids) / 2:
             raise UserError(
@@ -323,14 +322,21 @@ class LanguageModel:
         ids = [unknown if i < 0 else i for i in ids]
         self.inputs = torch.tensor([bos, *ids], device=device)  # (V,) label -> the model's id
         self.outputs = torch.tensor([eos, *ids], device=device)
-        self.longest = getattr(config, "max_position_embeddings", 1024)  # ids that it can read at once
+        self.longest = getattr(
+            config, "max_position_embeddings", 1024
+        )  # ids that it can read at once
 
     @torch.inference_mode()
     def __call__(self, prefixes: list[tuple[int, ...]]) -> Tensor:
         """N prefixes -> (N, V). A prefix too long for the model loses its beginning."""
-        rows = [torch.tensor([0, *prefix[max(0, len(prefix) - self.longest + 1) :]]) for prefix in prefixes]
+        rows = [
+            torch.tensor([0, *prefix[max(0, len(prefix) - self.longest + 1) :]])
+            for prefix in prefixes
+        ]
         last = torch.tensor([len(row) - 1 for row in rows], device=self.inputs.device)  # (N,)
-        ids = self.inputs[nn.utils.rnn.pad_sequence(rows, batch_first=True).to(last.device)]  # (N, L)
+        ids = self.inputs[
+            nn.utils.rnn.pad_sequence(rows, batch_first=True).to(last.device)
+        ]  # (N, L)
         # Causal: no position sees what is padded on its right, so nothing has to be masked.
         states = self.model.base_model(ids, use_cache=False).last_hidden_state  # (N, L, D)
         logits = self.model.get_output_embeddings()(states[torch.arange(len(rows)), last])
@@ -338,19 +344,25 @@ class LanguageModel:
 
 
 class WordModel:
-    """A causal language model for `rnnt.beam_search` over characters: how likely a text is, or all that begin with it.
+    """A causal language model for `rnnt.beam_search` over characters: how likely a text
+    is, or all that begin with it.
 
         lm([labels of "the sai", labels of "the sail "], False)  ->  [log p(the sai…), log p(the sail …)]
 
-    Its pieces are WordPiece, byte-level BPE or SentencePiece. How the last word goes on is not known yet: "sai" may
-    become "sail", or "sa" and "##iling". So at every cut of "sai" into pieces as it is, p(the sai…) sums over all
-    pieces that begin with what follows the cut ("look-ahead", over words in Hori et al. 2018, arXiv 1808.02608): exact
-    for WordPiece, nearly so for the others, which may cut a longer word elsewhere. Were words judged only when they
-    end, a beam would fill with words that never do.
+    Its pieces are WordPiece, byte-level BPE or SentencePiece. How the last word goes on
+    is not known yet: "sai" may become "sail", or "sa" and "##iling". So at every cut of
+    "sai" into pieces as it is, p(the sai…) sums over all pieces that begin with what
+    follows the cut ("look-ahead", over words in Hori et al. 2018, arXiv 1808.02608):
+    exact for WordPiece, nearly so for the others, which may cut a longer word
+    elsewhere. Were words judged only when they end, a beam would fill with words that
+    never do.
     """
 
-    def __init__(self, name: str, flag: str, root: str, tokenizer: Characters, device: torch.device | str):
-        """name: see `find`. Raises UserError where its sentences have no beginning or end."""
+    def __init__(
+        self, name: str, flag: str, root: str, tokenizer: Characters, device: torch.device | str
+    ):
+        """name: see `find`. Raises UserError where its sentences have no beginning or
+        end."""
         from transformers import AutoModelForCausalLM
 
         self.pieces = load_pieces(name, flag, root)
@@ -361,9 +373,13 @@ class WordModel:
             raise UserError(
                 f"{flag} {name} names no bos_token_id or eos_token_id in its config.json: give another one."
             )
-        self.longest = getattr(config, "max_position_embeddings", 1024)  # ids that it can read at once
+        self.longest = getattr(
+            config, "max_position_embeddings", 1024
+        )  # ids that it can read at once
         # id -> "sa", "##iling", "Ġthe", …
-        self.written = {i: piece for piece, i in self.pieces.get_vocab().items() if i < config.vocab_size}
+        self.written = {
+            i: piece for piece, i in self.pieces.get_vocab().items() if i < config.vocab_size
+        }
         order = sorted(self.written, key=self.written.get)
         self.order, self.rank = torch.tensor(order), {i: n for n, i in enumerate(order)}
         self.alphabetical = [self.written[i] for i in order]
@@ -372,14 +388,21 @@ class WordModel:
         self.following: dict[tuple[int, ...], tuple[float, np.ndarray]] = {}
 
     def __call__(self, prefixes: list[tuple[int, ...]], ended: bool) -> list[float]:
-        """ended: of these very texts, and their end. Of one too long for the model, only what it can read costs."""
-        written = ["".join(self.tokenizer.characters[label - 1] for label in prefix) for prefix in prefixes]
+        """ended: of these very texts, and their end. Of one too long for the model,
+        only what it can read costs."""
+        written = [
+            "".join(self.tokenizer.characters[label - 1] for label in prefix) for prefix in prefixes
+        ]
         texts = [" ".join(text.split()) for text in written]
-        split = self.pieces(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        split = self.pieces(
+            texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         cut = [(*ids, self.eos) if ended else tuple(ids) for ids in split["input_ids"]]
         self.read({ids[:n] for ids in cut for n in range(min(len(ids), self.longest - 1))})
         found = []
-        for as_written, text, ids, spans in zip(written, texts, cut, split["offset_mapping"], strict=True):
+        for as_written, text, ids, spans in zip(
+            written, texts, cut, split["offset_mapping"], strict=True
+        ):
             goes_on = not ended and not as_written.endswith(" ")  # its last word
             settled = text.rfind(" ") if goes_on else len(text)  # characters
             found.append(self.log_p(ids, len(ids) - sum(end > settled for _, end in spans)))
@@ -394,42 +417,66 @@ class WordModel:
             return
         rows = [torch.tensor([self.bos, *ids]) for ids in new]
         # Causal: no position sees what is padded on its right, so nothing has to be masked.
-        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.bos).to(self.device)
+        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.bos).to(
+            self.device
+        )
         states = self.model.base_model(inputs, use_cache=False).last_hidden_state  # (N, L, D)
         last = states[range(len(rows)), [len(row) - 1 for row in rows]]
-        log_probs = self.model.get_output_embeddings()(last).double().log_softmax(-1).cpu()[:, self.order].numpy()
-        for ids, following in sorted(zip(new, log_probs, strict=True), key=lambda item: len(item[0])):
+        log_probs = (
+            self.model.get_output_embeddings()(last)
+            .double()
+            .log_softmax(-1)
+            .cpu()[:, self.order]
+            .numpy()
+        )
+        for ids, following in sorted(
+            zip(new, log_probs, strict=True), key=lambda item: len(item[0])
+        ):
             self.following[ids] = self.sum_of(ids), following
 
     def sum_of(self, ids: tuple[int, ...]) -> float:
-        """log p of all texts that begin with these pieces, the last of which it may not have read."""
+        """log p of all texts that begin with these pieces, the last of which it may not
+        have read."""
         if not ids:
             return 0.0
         so_far, following = self.following[ids[:-1]]
         return so_far + following[self.rank[ids[-1]]]
 
     def log_p(self, ids: tuple[int, ...], first: int) -> float:
-        """log p of all texts that begin with these pieces, of which those from `first` on are an unfinished word's."""
+        """log p of all texts that begin with these pieces, of which those from `first`
+        on are an unfinished word's."""
         known = ids[: self.longest - 1]  # as many as it can read
         if first == len(ids) or len(known) < len(ids):
             return self.sum_of(known)
-        return np.logaddexp.reduce([self.begin(ids[n:], *self.following[ids[:n]]) for n in range(first, len(ids))])
+        return np.logaddexp.reduce(
+            [self.begin(ids[n:], *self.following[ids[:n]]) for n in range(first, len(ids))]
+        )
 
     def begin(self, ids: tuple[int, ...], so_far: float, following: np.ndarray) -> float:
-        """log p of all texts that go on with a piece that begins with what these write together."""
-        letters = self.written[ids[0]] + "".join(self.written[i].removeprefix("##") for i in ids[1:])
-        first, end = (bisect.bisect_left(self.alphabetical, bound) for bound in (letters, letters + chr(0x10FFFF)))
+        """log p of all texts that go on with a piece that begins with what these write
+        together."""
+        letters = self.written[ids[0]] + "".join(
+            self.written[i].removeprefix("##") for i in ids[1:]
+        )
+        first, end = (
+            bisect.bisect_left(self.alphabetical, bound)
+            for bound in (letters, letters + chr(0x10FFFF))
+        )
         return so_far + np.logaddexp.reduce(following[first:end])
 
 
 class CharacterModel:
-    """A `WordModel` for `ctc.prefix_beam_search` over characters: (N, V) log p(next character | prefix), as a
-    `LanguageModel` gives it, from p(all texts that begin with the prefix and the character).
+    """A `WordModel` for `ctc.prefix_beam_search` over characters: (N, V) log p(next
+    character | prefix), as a `LanguageModel` gives it, from p(all texts that begin with
+    the prefix and the character).
 
-    A word that has ended is followed by a space or by nothing: the space has the probability of both.
+    A word that has ended is followed by a space or by nothing: the space has the
+    probability of both.
     """
 
-    def __init__(self, name: str, flag: str, root: str, tokenizer: Characters, device: torch.device | str):
+    def __init__(
+        self, name: str, flag: str, root: str, tokenizer: Characters, device: torch.device | str
+    ):
         """name: see `find`. Raises UserError."""
         self.model, self.size = WordModel(name, flag, root, tokenizer, device), tokenizer.size
 

@@ -29,8 +29,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common.files import write_atomically
-from common.flags import RunConfig, UserError, differences, load_config
+from common.running.files import write_atomically
+from common.running.flags import RunConfig, UserError, differences, load_config
 
 
 class Place(NamedTuple):

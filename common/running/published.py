@@ -20,11 +20,11 @@ from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, HubertModel
 
 from common import lora
-from common.files import write_atomically
-from common.flags import UserError
-from common.pretrained import asks_for_normalised, find, forget_supplied, has_preprocessor
+from common.running.files import write_atomically
+from common.running.flags import UserError
+from common.running.pretrained import asks_for_normalised, find, forget_supplied, has_preprocessor
+from common.running.weights import digest_of_model, save_weights, weight_files
 from common.text import SentencePiece
-from common.weights import digest_of_model, save_weights, weight_files
 
 # Older versions of torch and transformers name these so, and so does the published model.
 OLD_NAMES = {
@@ -49,7 +49,9 @@ def read_json(path: Path, flag: str) -> dict:
     except (OSError, ValueError):
         raise UserError(f"{flag}: there is no readable {path}: give a complete folder.") from None
     if not isinstance(found, dict) or "auto_map" in found:
-        raise UserError(f"{flag}: {path} asks for code of its own, which is never run: give another folder.")
+        raise UserError(
+            f"{flag}: {path} asks for code of its own, which is never run: give another folder."
+        )
     return found
 
 
@@ -60,7 +62,9 @@ def read_weights(model: nn.Module, folder: Path, flag: str) -> None:
         try:
             state |= load_file(file)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{flag} {file} is damaged ({error}): copy or download it again.") from None
+            raise UserError(
+                f"{flag} {file} is damaged ({error}): copy or download it again."
+            ) from None
     for new, old in OLD_NAMES.items():
         if any(new in name for name in model.state_dict()):
             state = {name.replace(old, new): tensor for name, tensor in state.items()}
@@ -69,13 +73,19 @@ def read_weights(model: nn.Module, folder: Path, flag: str) -> None:
     except RuntimeError:
         lacking, unknown = ["of another size"], []
     if wrong := [*lacking, *(name for name in unknown if not name.endswith(COMPUTED))]:
-        raise UserError(f"{flag} {folder} holds other weights than its config.json says ({wrong[0]}, …): copy it anew.")
+        raise UserError(
+            f"{flag} {folder} holds other weights than its config.json says ({wrong[0]}, …): copy it anew."
+        )
 
 
 def shapes_of(model: nn.Module) -> dict:
     """Its config.json: what `networks` and the bridge are built from."""
     parts = {"audio_encoder_config": "audio_encoder", "llm_config": "llm"}
-    shapes = {key: getattr(model, part).config.to_dict() for key, part in parts.items() if hasattr(model, part)}
+    shapes = {
+        key: getattr(model, part).config.to_dict()
+        for key, part in parts.items()
+        if hasattr(model, part)
+    }
     convolutions = getattr(model, "bridge_convs", ())
     shapes["bridge_conv_kernel_size"] = [conv.kernel_size[0] for conv in convolutions]
     shapes["bridge_conv_stride"] = [conv.stride[0] for conv in convolutions]
@@ -112,28 +122,40 @@ def bridge_of(shapes: dict, kernel: int, stride: int, flag: str) -> int:
     kernels = shapes.get("bridge_conv_kernel_size", [kernel] * 2)
     strides = shapes.get("bridge_conv_stride", [stride] * len(kernels))
     if kernels != [kernel] * len(kernels) or strides != [stride] * len(kernels):
-        raise UserError(f"{flag}: its bridge has kernels {kernels} and strides {strides}, ours {kernel} and {stride}.")
+        raise UserError(
+            f"{flag}: its bridge has kernels {kernels} and strides {strides}, ours {kernel} and {stride}."
+        )
     return len(kernels)
 
 
 def shapes_by_name(names: dict[str, str], root: str) -> dict:
     """Of {"--hubert": name or folder, "--gpt": the same}; the published models' own are known without a look."""
     found = {}
-    for (flag, name), key in zip(names.items(), ("audio_encoder_config", "llm_config"), strict=True):
-        found[key] = KNOWN.get(name) or read_json(Path(find(name, flag, root)) / "config.json", flag)
+    for (flag, name), key in zip(
+        names.items(), ("audio_encoder_config", "llm_config"), strict=True
+    ):
+        found[key] = KNOWN.get(name) or read_json(
+            Path(find(name, flag, root)) / "config.json", flag
+        )
     return found
 
 
 def networks(shapes: dict) -> tuple[HubertModel, GPTNeoXForCausalLM | None]:
     """HuBERT and, where there is one, GPT of these shapes, with random weights."""
-    llm = GPTNeoXForCausalLM(GPTNeoXConfig(**shapes["llm_config"])) if "llm_config" in shapes else None
+    llm = (
+        GPTNeoXForCausalLM(GPTNeoXConfig(**shapes["llm_config"]))
+        if "llm_config" in shapes
+        else None
+    )
     return HubertModel(HubertConfig(**shapes["audio_encoder_config"])), llm
 
 
 def write(model: nn.Module, folder: Path) -> None:
     """Writes the whole layout, adapters merged. Raises UserError where it is another kind of model."""
     if not hasattr(model, "bridge_convs"):
-        raise UserError("--export writes the published layout, which has GPT and a bridge of convolutions.")
+        raise UserError(
+            "--export writes the published layout, which has GPT and a bridge of convolutions."
+        )
     lora.merge(model.llm)
     forget_supplied(model.llm)
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +164,11 @@ def write(model: nn.Module, folder: Path) -> None:
         state = {name.replace(new, old): tensor for name, tensor in state.items()}
     if isinstance(model.tokenizer, SentencePiece):
         write_atomically(folder / "spiece.model", model.tokenizer.model)
-        how = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "legacy": True}  # as rinna's folders say
+        how = {
+            "tokenizer_class": "T5Tokenizer",
+            "extra_ids": 0,
+            "legacy": True,
+        }  # as rinna's folders say
         write_atomically(folder / "tokenizer_config.json", json.dumps(how) + "\n")
     else:
         model.tokenizer.tokenizer.save_pretrained(folder)

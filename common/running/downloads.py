@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from common.flags import UserError
+from common.running.flags import UserError
 
 LIBRISPEECH_URL = "https://www.openslr.org/resources/12/"
 
@@ -21,7 +21,12 @@ def download_librispeech(root: Path, subsets: Iterable[str]) -> None:
     sums = {url.rsplit("/", 1)[1]: checksum for url, checksum in _CHECKSUMS.items()}
     for subset in subsets:
         if not (root / "LibriSpeech" / subset).is_dir():
-            fetch_archive(f"{LIBRISPEECH_URL}{subset}.tar.gz", sums[f"{subset}.tar.gz"], root, f"LibriSpeech/{subset}")
+            fetch_archive(
+                f"{LIBRISPEECH_URL}{subset}.tar.gz",
+                sums[f"{subset}.tar.gz"],
+                root,
+                f"LibriSpeech/{subset}",
+            )
 
 
 def fetch_archive(url: str, sha256: str, root: Path, member: str) -> None:
@@ -35,10 +40,14 @@ def fetch_archive(url: str, sha256: str, root: Path, member: str) -> None:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as temporary:
             archive = Path(temporary) / "archive.tar.gz"
-            download_url_to_file(url, str(archive), hash_prefix=sha256, progress=sys.stderr.isatty())
+            download_url_to_file(
+                url, str(archive), hash_prefix=sha256, progress=sys.stderr.isatty()
+            )
             with tarfile.open(archive) as tar:
                 tar.extractall(temporary, filter="data")
             (root / member).parent.mkdir(parents=True, exist_ok=True)
             shutil.move(Path(temporary) / member, root / member)
     except (OSError, RuntimeError, tarfile.TarError) as error:
-        raise UserError(f"{url} could not be fetched ({error}): try again, or unpack it in {root}.") from None
+        raise UserError(
+            f"{url} could not be fetched ({error}): try again, or unpack it in {root}."
+        ) from None

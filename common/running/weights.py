@@ -20,10 +20,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from common.cache import digest
-from common.files import write_atomically
-from common.flags import UserError
-from common.place import Place
+from common.running.cache import digest
+from common.running.files import write_atomically
+from common.running.flags import UserError
+from common.running.process import Place
 
 KEPT_FROM = 10**9  # bytes of weights from which a digest is computed once and kept [choice]
 # What a configuration says of the file, and not of the model.
