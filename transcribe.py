@@ -58,9 +58,6 @@ class Transcription:
             raise UserError("--times prints words, --srt writes subtitles: give one of the two.")
         if self.stream and (self.times or self.srt):
             raise UserError("--times and --srt need whole files: leave --stream out.")
-        weights = (self.search.lm_weight, self.search.bonus)
-        if self.search.decode == "beam" and max(map(len, weights)) > 1:
-            raise UserError("--decode beam needs one value of --lm-weight and of --bonus here.")
 
 
 def files_of(paths: tuple[str, ...]) -> list[str]:
