@@ -236,8 +236,16 @@ class Recogniser(nn.Module):
         self.tokenizer, self.seconds = tokenizer, config.subsampling * FRAME_SECONDS  # of an encoder frame
         self.masks = config.frequency_masks, config.time_masks
         self.frontend = LogMel()
-        sizes = config.dim, config.layers, config.heads, config.ff_dim, config.kernel, config.dropout
-        self.encoder = Conformer(*sizes, config.subsampling, config.channels)
+        self.encoder = Conformer(
+            dim=config.dim,
+            layers=config.layers,
+            heads=config.heads,
+            ff_dim=config.ff_dim,
+            kernel=config.kernel,
+            dropout=config.dropout,
+            subsampling=config.subsampling,
+            channels=config.channels,
+        )
         self.ctc_head = nn.Linear(config.dim, vocabulary)
 
     def forward(self, waves: Tensor, samples: Tensor, taps: tuple[int, ...] = ()) -> tuple[list[Tensor], Tensor]:

@@ -196,8 +196,16 @@ class Recogniser(nn.Module):
         self.tokenizer, self.seconds = tokenizer, config.subsampling * FRAME_SECONDS  # of an encoder frame
         self.masks, self.noise = (config.frequency_masks, config.time_masks), config.noise
         self.frontend = LogMel()
-        sizes = config.dim, config.layers, config.heads, config.ff_dim, config.kernel, config.dropout
-        self.encoder = Conformer(*sizes, config.subsampling, config.channels)
+        self.encoder = Conformer(
+            dim=config.dim,
+            layers=config.layers,
+            heads=config.heads,
+            ff_dim=config.ff_dim,
+            kernel=config.kernel,
+            dropout=config.dropout,
+            subsampling=config.subsampling,
+            channels=config.channels,
+        )
         self.predictor = rnnt.Predictor(vocabulary, config.embedding_dim, config.predictor_dim)
         sizes = config.dim, config.predictor_dim, config.joint_dim, vocabulary
         self.joint = rnnt.Joint(*sizes, multiply=config.joint == "multiply")

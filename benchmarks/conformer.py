@@ -18,7 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torchaudio
 from transformers import Wav2Vec2ConformerConfig
-from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import Wav2Vec2ConformerEncoder
+from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
+    Wav2Vec2ConformerEncoder,
+)
 
 from common.conformer import Conformer, length_mask
 from common.features import SAMPLE_RATE
@@ -37,9 +39,13 @@ def interleaved(functions: dict, repeats: int) -> dict[str, float]:
     return {name: median(values[2:]) for name, values in times.items()}  # the first two warm up
 
 
-def compare(dim: int, layers: int, ff_dim: int, kernel: int, B: int, T: int, dropout: float, repeats: int) -> None:
+def compare(
+    dim: int, layers: int, ff_dim: int, kernel: int, B: int, T: int, dropout: float, repeats: int
+) -> None:
     heads = 4
-    ours = Conformer(dim, layers, heads, ff_dim, kernel, dropout)
+    ours = Conformer(
+        dim=dim, layers=layers, heads=heads, ff_dim=ff_dim, kernel=kernel, dropout=dropout
+    )
     torchaudios = torchaudio.models.Conformer(dim, heads, ff_dim, layers, kernel, dropout=dropout)
     config = Wav2Vec2ConformerConfig(
         hidden_size=dim, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=ff_dim,
@@ -50,13 +56,11 @@ def compare(dim: int, layers: int, ff_dim: int, kernel: int, B: int, T: int, dro
     hugging_faces = Wav2Vec2ConformerEncoder(config)
     x, lengths = torch.randn(B, T, dim), torch.full((B,), T)
     lengths[1:] -= T // 10
-    mask, state = length_mask(lengths, T), ours.fresh_state(B)
+    mask = length_mask(lengths, T)
 
     def run_ours():
-        y, shared = x, ours.shared(state, lengths, T)
-        for i, block in enumerate(ours.blocks):
-            y, *_ = block(y, state.keys_values[:, i], state.tails[:, i], shared)
-        ours.norm(y).sum().backward()
+        attended = ours.attention_mask(lengths, T)
+        ours.run_blocks(x, lengths, attended, taps=()).output.sum().backward()
 
     times = interleaved(
         {
@@ -66,13 +70,24 @@ def compare(dim: int, layers: int, ff_dim: int, kernel: int, B: int, T: int, dro
         },
         repeats,
     )
-    print(f"{layers} x {dim}, B {B}, T {T}, dropout {dropout}: ours {1000 * times['ours']:.0f} ms;", end=" ")
-    print("; ".join(f"{name} takes {times[name] / times['ours']:.2f} times as long" for name in list(times)[1:]))
+    print(
+        f"{layers} x {dim}, B {B}, T {T}, dropout {dropout}: ours {1000 * times['ours']:.0f} ms;",
+        end=" ",
+    )
+    print(
+        "; ".join(
+            f"{name} takes {times[name] / times['ours']:.2f} times as long"
+            for name in list(times)[1:]
+        )
+    )
 
 
 def stream(minutes: float) -> None:
     recogniser = Recogniser(Config(size="S"), vocabulary=2)
-    streaming, wave = StreamingEncoder(recogniser.frontend, recogniser.encoder), torch.randn(60 * SAMPLE_RATE)
+    streaming, wave = (
+        StreamingEncoder(recogniser.frontend, recogniser.encoder),
+        torch.randn(60 * SAMPLE_RATE),
+    )
     streams, times = [streaming.start()], []
     for i in range(round(minutes * 375)):  # chunks of 160 ms
         samples = wave[2560 * (i % 375) :][:2560]
@@ -82,7 +97,9 @@ def stream(minutes: float) -> None:
         if i + 1 in (375, round(minutes * 375)):
             last = sorted(times[-375:])
             size = sum(part.nbytes for part in (*streams[0][:2], *streams[0].encoder))
-            memory = int(Path("/proc/self/statm").read_text().split()[1]) * 4096  # resident, where there is Linux
+            memory = (
+                int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+            )  # resident, where there is Linux
             print(
                 f"minute {(i + 1) / 375:.0f}: a chunk takes {1000 * median(last):.1f} ms (95 % of them less than",
                 end=" ",

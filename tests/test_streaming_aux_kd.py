@@ -257,7 +257,7 @@ def test_who_hears_the_future():
     branch, encoders = made.models["branches"]["2"], {"s": made.models["recogniser"].encoder, "h": made.teacher.encoder}
 
     def layer(name: str, x: torch.Tensor) -> torch.Tensor:
-        output, lengths, (tap,), _ = encoders[name if name == "h" else "s"](x[None], torch.tensor([len(x)]), [2])
+        output, lengths, (tap,) = encoders[name if name == "h" else "s"](x[None], torch.tensor([len(x)]), [2])
         z, qkv, r = branch(tap.raw, tap.qkv, lengths)
         return {"s": output, "h": tap.raw, "z": z, "r": r, "qkv": qkv}[name][0]
 
