@@ -173,7 +173,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import rnnt, scoring
+from common import rnnt, rnnt_beam, scoring
 from common.conformer import Conformer, length_mask, subsampled
 from common.corpora import Corpus, Utterance, session_order, trainable
 from common.data import Batch, read_corpus, read_one, sample_waves
@@ -220,17 +220,11 @@ class Recogniser(nn.Module):
         return encoded.output, encoded.lengths
 
     def transcribe(self, batch: Batch, place: Place, beam: int | None = None, **search) -> list[Transcript]:
-        """Greedily, each label at the frame that emits it; or by rnnt.beam_search with its options, at the expected."""
+        """Greedily, or with a beam; search: see rnnt_beam.search."""
         with place.autocast():
             h, lengths = self(batch.waves, batch.samples)
         encoded = self.joint.encode(h.float())  # (B, T, J)
-        if beam is None:
-            paths = rnnt.greedy(self.predictor, self.joint, encoded, lengths)
-        else:
-            networks, paths = (self.predictor, self.joint), []
-            for e in (e[:n] for e, n in zip(encoded, lengths.tolist(), strict=True)):
-                best = rnnt.beam_search(*networks, e, beam, **search)[0].labels if len(e) else []
-                paths.append(rnnt.align(*networks, e, best))
+        paths = rnnt_beam.search(self.predictor, self.joint, encoded, lengths, beam, **search)
         return [scoring.transcript_of(path, self.tokenizer, self.seconds) for path in paths]
 
 

@@ -110,9 +110,10 @@ class Subsampling(nn.Module):
 def rotary_table(
     T: int, head_dim: int, device, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of position times frequency, (T, 1, head_dim). RoFormer, Su et al. 2021.
+    """cos and sin of position times frequency, (T, 1, head_dim).
 
-    Both numbers of a pair have one frequency; sin is negative for the first of them.
+    RoFormer, Su et al. 2021. Both numbers of a pair have one frequency; sin is negative
+    for the first of them.
     """
     even = torch.arange(0, head_dim, 2, device=device, dtype=dtype)  # (head_dim / 2,)
     frequencies = 10_000.0 ** (-even / head_dim)
@@ -223,7 +224,7 @@ class FeedForward(nn.Sequential):
 
 
 class ConformerBlock(nn.Module):
-    """Feed-forward, attention, convolution, feed-forward; each is added to its input."""
+    """Feed-forward, attention, convolution, feed-forward, all with a residual."""
 
     def __init__(
         self,

@@ -1,4 +1,5 @@
-"""The encoder: padding, positions, lengths, taps, the chunk mask, and chunk by chunk = at once."""
+"""The encoder: padding, positions, lengths, taps, the chunk mask, and chunk by chunk =
+at once."""
 
 import pytest
 import torch
@@ -221,7 +222,7 @@ def test_every_parameter_is_used(context):
     assert all(p.grad is not None for p in model.parameters())
 
 
-# ------------------------------------------------------------------------------------------------------------- streams
+# ------------------------------------------------------------------------------------------ streams
 
 
 def test_extend():
@@ -265,7 +266,8 @@ def test_size_S_in_portions_is_at_once():
 
 @torch.inference_mode()
 def test_streams_of_different_length_in_one_batch():
-    """One ends with a part of a chunk, one has heard nothing yet, one goes on; states are joined and split."""
+    """One ends with a part of a chunk, one has heard nothing yet, one goes on; states
+    are joined and split."""
     model, lengths = encoder(**STREAMING), (38, 96, 16)
     waves = [torch.randn(n, 80) for n in lengths]
     states, outputs = [fresh_state(model, 1) for _ in waves], [[], [], []]
@@ -307,7 +309,8 @@ def test_state_has_one_shape_and_keeps_what_it_says():
 
 @torch.inference_mode()
 def test_an_hour_later():
-    """Positions do not count: where nothing kept from it is in reach, an hour that went before changes nothing."""
+    """Positions do not count: where nothing kept from it is in reach, an hour that went
+    before changes nothing."""
     model = encoder(layers=1, **STREAMING)
     x, frames = torch.randn(1, 160, 80), torch.tensor([160])
     first, _ = encode_piece(model, x, frames, fresh_state(model, 1))
@@ -331,11 +334,12 @@ def test_errors():
         encode_piece(model, x, frames, ended)
 
 
-# --------------------------------------------------------------------------------------------- what depends on what
+# ----------------------------------------------------------------------------- what depends on what
 
 
 def outputs(model: Conformer):
-    """features (F, 80) -> output, raw output and queries, keys, values of layer 2, side by side (T, …)."""
+    """features (F, 80) -> output, raw output and queries, keys, values of layer 2, side
+    by side (T, …)."""
 
     def function(features):
         output, _, (tap,) = model(features[None], torch.tensor([len(features)]), (2,))
@@ -350,7 +354,8 @@ def test_a_student_depends_on_its_past_and_a_teacher_on_everything():
     model = encoder(layers=2, kernel=3, **STREAMING)
     seen = dependencies(outputs(model), features, 16, 4)
     back = chunks[:, None] - chunks
-    # Per layer two chunks through attention, and one through the convolution; the subsampling reaches one further.
+    # Per layer two chunks through attention and one through the convolution; the subsampling
+    # reaches one further.
     assert (seen & (back < 0)).sum() == 0 and (seen & (back > 2 * (2 + 1) + 1)).sum() == 0
     assert seen[(back >= 0) & (back <= 2 * 2)].all()
     teacher = encoder(layers=2, kernel=3, causal_subsampling=True)
