@@ -27,6 +27,8 @@ from torch import Tensor
 
 from common.conformer import Conformer, Encoded, chunk_mask, subsampled
 
+Index = tuple[Tensor, Tensor]  # of rows (B, 1) and of frames (B, N)
+
 
 class State(NamedTuple):
     """What B streams keep between two calls of an encoder with L layers."""
@@ -63,12 +65,14 @@ def encode_piece(
         raise ValueError("an encoder of full context needs the whole utterance at once")
     if (state.seen % (encoder.factor * encoder.chunk))[frames > 0].any():
         raise ValueError("a stream has ended with the call that brought it a part of a chunk")
-    features, last_features = extend(state.features, features, frames)
+    newest = newest_frames(frames, encoder.factor - 1)
+    features, last_features = extend(state.features, features, newest)
     x = encoder.subsampling(features)  # (B, T, D)
     lengths = subsampled(frames, encoder.factor, causal=True)
+    newest = newest_frames(lengths, encoder.left), newest_frames(lengths, encoder.kernel - 1)
     pasts = []
     for layer in range(len(encoder.blocks)):
-        pasts.append(LayerPast(state.keys_values[:, layer], state.tails[:, layer], lengths))
+        pasts.append(LayerPast(state.keys_values[:, layer], state.tails[:, layer], *newest))
     mask = mask_with_past(encoder, lengths, x.shape[1], state.seen)
     encoded = encoder.run_blocks(x, lengths, mask, taps, pasts)
     state = State(
@@ -86,35 +90,39 @@ class LayerPast:
     The layer puts them in front of its new frames; the newest of both replace them.
     """
 
-    def __init__(self, keys_values: Tensor, tail: Tensor, lengths: Tensor):
+    def __init__(self, keys_values: Tensor, tail: Tensor, newest_keys: Index, newest_tail: Index):
         self.keys_values = keys_values  # (B, left, 2, H, D/H), not rotated
         self.tail = tail  # (B, kernel - 1, D) inputs of the depthwise convolution
-        self.lengths = lengths  # (B,) real frames among the new ones
+        self.newest_keys = newest_keys  # of `newest_frames`, the same for all layers
+        self.newest_tail = newest_tail
 
     def extend_keys_values(self, new: Tensor) -> Tensor:
         """new (B, T, 2, H, D/H) -> (B, left + T, 2, H, D/H)"""
-        extended, self.keys_values = extend(self.keys_values, new, self.lengths)
+        extended, self.keys_values = extend(self.keys_values, new, self.newest_keys)
         return extended
 
     def extend_tail(self, new: Tensor) -> Tensor:
         """new (B, T, D) -> (B, kernel - 1 + T, D)"""
-        extended, self.tail = extend(self.tail, new, self.lengths)
+        extended, self.tail = extend(self.tail, new, self.newest_tail)
         return extended
 
 
-def extend(past: Tensor, new: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Puts past (B, N, …) in front of new (B, T, …), with `lengths` (B,) real frames.
+def newest_frames(lengths: Tensor, N: int) -> Index:
+    """Where the newest N real frames stand after N stored and `lengths` (B,) new ones."""
+    row = torch.arange(len(lengths), device=lengths.device)[:, None]  # (B, 1)
+    return row, lengths[:, None] + torch.arange(N, device=lengths.device)  # (B, N)
+
+
+def extend(past: Tensor, new: Tensor, newest: Index) -> tuple[Tensor, Tensor]:
+    """Puts past (B, N, …) in front of new (B, T, …); newest: of `newest_frames`.
 
     Returns both (B, N + T, …), and the newest N real frames (B, N, …):
 
         past             new                both                     newest
         [ . . a b ]  +   [ c d e . . ]  ->  [ . . a b c d e . . ]    [ b c d e ]
     """
-    B, N = past.shape[:2]
     both = torch.cat([past.to(new.dtype), new], dim=1)
-    row = torch.arange(B, device=new.device)[:, None]  # (B, 1)
-    newest = lengths[:, None] + torch.arange(N, device=new.device)  # (B, N)
-    return both, both[row, newest]
+    return both, both[newest]
 
 
 def mask_with_past(encoder: Conformer, lengths: Tensor, T: int, seen: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from common.conformer_stream import (
     extend,
     fresh_state,
     join_states,
+    newest_frames,
     split_state,
 )
 from common.streaming import dependencies
@@ -194,7 +195,7 @@ def test_the_depthwise_convolution_is_its_own_module(causal, T):
     )
     assert torch.allclose(module(x, real), expected, atol=1e-6)
     if causal:
-        past = LayerPast(None, torch.zeros(2, N, 8), lengths)
+        past = LayerPast(None, torch.zeros(2, N, 8), None, newest_frames(lengths, N))
         assert torch.allclose(module(x, real, past), expected, atol=1e-6)
         assert torch.equal(past.tail, torch.stack([inner[0, T - 4 :], inner[1, T - 7 : T - 3]]))
 
@@ -231,9 +232,9 @@ def test_extend():
         torch.tensor([[5, 6, 7], [8, 9, 0]]),
         torch.tensor([3, 1]),
     )
-    both, kept = extend(past, new, lengths)
+    both, kept = extend(past, new, newest_frames(lengths, 2))
     assert both.tolist() == [[1, 2, 5, 6, 7], [3, 4, 8, 9, 0]] and kept.tolist() == [[6, 7], [4, 8]]
-    both, kept = extend(past[:, :0], new, lengths)
+    both, kept = extend(past[:, :0], new, newest_frames(lengths, 0))
     assert torch.equal(both, new) and kept.shape == (2, 0)
 
 

@@ -11,13 +11,23 @@ from common.flags import UserError
 
 CONFIGS = {
     "llama": LlamaConfig(
-        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
     ),
     "bloom": BloomConfig(vocab_size=20, hidden_size=16, n_layer=2, n_head=2),
     "gpt_neox": GPTNeoXConfig(
-        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
     ),
-    "gpt2": GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
+    "gpt2": GPT2Config(
+        vocab_size=20, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+    ),
 }
 WIDTHS = {"llama": [(16, 16)] * 4, "bloom": [(16, 48), (16, 16)], "gpt_neox": [(16, 48), (16, 16)]}
 WIDTHS["gpt2"] = WIDTHS["bloom"]
@@ -37,7 +47,9 @@ def test_nothing_at_first_something_later_and_merged_the_same(family):
     assert torch.equal(lm(IDS).logits, before)
     trained = {name: p for name, p in lm.named_parameters() if p.requires_grad}
     assert {name[-1] for name in trained} == {"A", "B"}
-    assert sum(p.numel() for p in trained.values()) == 2 * sum(4 * (i + o) for i, o in WIDTHS[family])  # two layers
+    assert sum(p.numel() for p in trained.values()) == 2 * sum(
+        4 * (i + o) for i, o in WIDTHS[family]
+    )  # two layers
     for parameter in trained.values():
         nn.init.normal_(parameter, std=0.3)
     after = lm(IDS).logits
