@@ -291,15 +291,17 @@ class Recogniser(nn.Module):
             ("greedy", "beam"), lm=LanguageModel if lm is None else None, own=own
         )
         self.frontend = LogMel()
-        sizes = (
-            config.dim,
-            config.layers,
-            config.heads,
-            config.ff_dim,
-            config.kernel,
-            config.dropout,
+        self.encoder = Conformer(
+            dim=config.dim,
+            layers=config.layers,
+            heads=config.heads,
+            ff_dim=config.ff_dim,
+            kernel=config.kernel,
+            dropout=config.dropout,
+            subsampling=8,
+            channels=config.channels,
+            macaron=False,
         )
-        self.encoder = Conformer(*sizes, 8, config.channels, macaron=False)
         if lm is None:
             self.ctc_head = nn.Linear(config.dim, vocabulary)
         else:

@@ -215,7 +215,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from common import figures, rnnt
+from common import figures, rnnt, rnnt_beam
 from common.conformer import Conformer, length_mask, subsampled
 from common.features import FRAME_SECONDS, LogMel, mix_utterances, num_frames, spec_augment
 from common.running import decoding, evaluation, transcription
@@ -249,15 +249,16 @@ class Recogniser(nn.Module):
         )  # of an encoder frame
         self.masks, self.noise = (config.frequency_masks, config.time_masks), config.noise
         self.frontend = LogMel()
-        sizes = (
-            config.dim,
-            config.layers,
-            config.heads,
-            config.ff_dim,
-            config.kernel,
-            config.dropout,
+        self.encoder = Conformer(
+            dim=config.dim,
+            layers=config.layers,
+            heads=config.heads,
+            ff_dim=config.ff_dim,
+            kernel=config.kernel,
+            dropout=config.dropout,
+            subsampling=config.subsampling,
+            channels=config.channels,
         )
-        self.encoder = Conformer(*sizes, config.subsampling, config.channels)
         self.predictor = rnnt.Predictor(vocabulary, config.embedding_dim, config.predictor_dim)
         sizes = config.dim, config.predictor_dim, config.joint_dim, vocabulary
         self.joint = rnnt.Joint(*sizes, multiply=config.joint == "multiply")
@@ -274,17 +275,11 @@ class Recogniser(nn.Module):
     def transcribe(
         self, batch: Batch, place: Place, beam: int | None = None, **search
     ) -> list[Transcript]:
-        """Greedily, each label at the frame that emits it; or by rnnt.beam_search with its options, at the expected."""
+        """Greedily, or with a beam; search: see rnnt_beam.search."""
         with place.autocast():
             h, lengths = self(batch.waves, batch.samples)
         encoded = self.joint.encode(h.float())  # (B, T, J)
-        if beam is None:
-            paths = rnnt.greedy(self.predictor, self.joint, encoded, lengths)
-        else:
-            networks, paths = (self.predictor, self.joint), []
-            for e in (e[:n] for e, n in zip(encoded, lengths.tolist(), strict=True)):
-                best = rnnt.beam_search(*networks, e, beam, **search)[0].labels if len(e) else []
-                paths.append(rnnt.align(*networks, e, best))
+        paths = rnnt_beam.search(self.predictor, self.joint, encoded, lengths, beam, **search)
         return [decoding.transcript_of(path, self.tokenizer, self.seconds) for path in paths]
 
 

@@ -246,7 +246,6 @@ from common.conformer import (
     Encoded,
     FeedForward,
     SelfAttention,
-    Shared,
     Tap,
     chunk_mask,
     length_mask,
@@ -277,20 +276,21 @@ class Recogniser(nn.Module):
         super().__init__()
         size, self.tokenizer = SIZES[config.size], tokenizer
         self.masks = config.frequency_masks, config.time_masks
-        streaming = dict(chunk=config.chunk_ms // FRAME_MS, left=config.left_ms // FRAME_MS)
-        streaming = {} if config.method == "teacher" else streaming
+        streams = config.method != "teacher"
         self.frontend = LogMel()
-        sizes = (
-            size.dim,
-            size.layers,
-            size.heads,
-            size.ff_dim,
-            size.kernel,
-            config.dropout,
-            4,
-            size.channels,
+        self.encoder = Conformer(
+            dim=size.dim,
+            layers=size.layers,
+            heads=size.heads,
+            ff_dim=size.ff_dim,
+            kernel=size.kernel,
+            dropout=config.dropout,
+            subsampling=4,
+            channels=size.channels,
+            chunk=config.chunk_ms // FRAME_MS if streams else 0,
+            left=config.left_ms // FRAME_MS if streams else 0,
+            causal_subsampling=True,  # (C1 frames)
         )
-        self.encoder = Conformer(*sizes, causal_subsampling=True, **streaming)  # (C1 frames)
         self.predictor = rnnt.Predictor(vocabulary, size.embedding_dim, size.predictor_dim)
         self.joint = rnnt.Joint(size.dim, size.predictor_dim, size.joint_dim, vocabulary)
 
@@ -338,16 +338,14 @@ class Branch(nn.Module):
 
     def look_around(self, s: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """The Transformer layer: s (B, T, D) -> z (B, T, D) and its own queries, keys, values."""
-        (B, T, D), real, config = s.shape, length_mask(lengths, s.shape[1]), self.config
-        mask = (
-            branch_mask(T, config.aux_mask, config.apc_steps, s.device) & real[:, None]
-        )  # (B, T, T)
-        mask = mask | torch.eye(
+        T, D = s.shape[1:]
+        real = length_mask(lengths, T)  # (B, T)
+        visible = branch_mask(T, self.config.aux_mask, self.config.apc_steps, s.device)  # (T, T)
+        itself = torch.eye(
             T, dtype=torch.bool, device=s.device
-        )  # padding attends itself: no softmax of nothing
-        no_past, keep = s.new_zeros(B, 0, 2, self.heads, D // self.heads), lengths.new_zeros(B, 0)
-        shared = Shared(real, mask[:, None], rotary_table(T, D // self.heads, s.device), keep, keep)
-        y, qkv, _ = self.attention(s, no_past, shared)
+        )  # or padding would have no key at all
+        mask = (visible & real[:, None]) | itself  # (B, T, T)
+        y, qkv = self.attention(s, mask[:, None], rotary_table(T, D // self.heads, s.device))
         x = s + y
         return x + self.feed_forward(x), qkv
 

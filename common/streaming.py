@@ -6,7 +6,7 @@
     16 kHz  |   wave: what no complete feature frame has consumed           resampling as torchaudio's, a finite filter
         v
     (chunk x factor, 80) log-mel features: a block                          LogMel: no statistic of the whole file
-        |   encoder: State of the Conformer
+        |   encoder: State of conformer_stream
         v
     (chunk, D) encoder frames
 
@@ -40,7 +40,8 @@ import torch.nn.functional as F
 import torchaudio
 from torch import Tensor, nn
 
-from common.conformer import Conformer, State, join_states, split_state
+from common.conformer import Conformer
+from common.conformer_stream import State, encode_piece, fresh_state, join_states, split_state
 from common.ctc import BLANK
 from common.features import HOP, N_MELS, SAMPLE_RATE, WINDOW, LogMel, read_audio
 from common.metrics import has_no_spaces_between_words
@@ -99,7 +100,7 @@ class StreamingEncoder:
     def start(self) -> Stream:
         """A stream that has heard nothing; the resampler sees zeros before its beginning."""
         zeros = self.features.window.new_zeros
-        return Stream(zeros(self.width), zeros(0), self.encoder.fresh_state(1))
+        return Stream(zeros(self.width), zeros(0), fresh_state(self.encoder, 1))
 
     @torch.inference_mode()
     def push(
@@ -120,10 +121,8 @@ class StreamingEncoder:
         ]
         for features in zip_longest(*blocks, fillvalue=nothing):
             frames = torch.tensor([len(block) for block in features], device=nothing.device)
-            encoded = self.encoder(
-                nn.utils.rnn.pad_sequence(features, batch_first=True), frames, state=state
-            )
-            state = encoded.state
+            padded = nn.utils.rnn.pad_sequence(features, batch_first=True)  # (B, F, 80)
+            encoded, state = encode_piece(self.encoder, padded, frames, state)
             for outputs, output, length in zip(
                 found, encoded.output, encoded.lengths.tolist(), strict=True
             ):

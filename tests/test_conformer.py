@@ -1,4 +1,5 @@
-"""The encoder: padding, positions, lengths, taps, the chunk mask, and chunk by chunk = at once."""
+"""The encoder: padding, positions, lengths, taps, the chunk mask, and chunk by chunk =
+at once."""
 
 import pytest
 import torch
@@ -7,18 +8,23 @@ import torch.nn.functional as F
 from common.conformer import (
     Conformer,
     Convolution,
-    Shared,
-    State,
+    SelfAttention,
     Subsampling,
     chunk_mask,
-    extend,
-    join_states,
     length_mask,
-    newest,
     rotary_table,
     rotate,
-    split_state,
     subsampled,
+)
+from common.conformer_stream import (
+    LayerPast,
+    State,
+    encode_piece,
+    extend,
+    fresh_state,
+    join_states,
+    newest_frames,
+    split_state,
 )
 from common.streaming import dependencies
 
@@ -36,10 +42,10 @@ def encoder(**changes) -> Conformer:
 
 def in_portions(model: Conformer, features: torch.Tensor, portion: int) -> torch.Tensor:
     """features (F, 80), `portion` at a time -> (T, D)."""
-    state, outputs = model.fresh_state(1), []
+    state, outputs = fresh_state(model, 1), []
     for part in features.split(portion):
-        output, lengths, _, state = model(part[None], torch.tensor([len(part)]), state=state)
-        outputs.append(output[0, : lengths[0]])
+        encoded, state = encode_piece(model, part[None], torch.tensor([len(part)]), state)
+        outputs.append(encoded.output[0, : encoded.lengths[0]])
     return torch.cat(outputs)
 
 
@@ -69,14 +75,14 @@ def test_alone_is_as_in_a_padded_batch(factor, context):
         features[i, n:] = (
             1e3  # rubbish in the padding must not leak, nor may an utterance too short give NaN
         )
-    out, lengths, taps, _ = model(features, frames, (1, 3))
+    out, lengths, taps = model(features, frames, (1, 3))
     assert (
         lengths.tolist() == [subsampled(int(n), factor, bool(context)) for n in frames]
         and lengths[3] == 0
     )
     assert out.isfinite().all() and all(part.isfinite().all() for tap in taps for part in tap)
     for i, n in enumerate(frames[:3]):
-        alone, length, alone_taps, _ = model(features[i : i + 1, :n], frames[i : i + 1], (1, 3))
+        alone, length, alone_taps = model(features[i : i + 1, :n], frames[i : i + 1], (1, 3))
         assert length == lengths[i]
         pairs = [
             (out, alone),
@@ -134,7 +140,7 @@ def test_causal_subsampling_sees_nothing_later(factor):
 def test_the_last_tap_is_the_output_and_taps_keep_their_order():
     model = encoder()
     features, frames = torch.randn(1, 60, 80), torch.tensor([60])
-    out, _, taps, _ = model(features, frames, (3, 1))
+    out, _, taps = model(features, frames, (3, 1))
     assert torch.equal(taps[0].output, out)
     shallow = encoder(layers=1)
     shallow.load_state_dict(model.state_dict(), strict=False)
@@ -187,12 +193,27 @@ def test_the_depthwise_convolution_is_its_own_module(causal, T):
     expected = module.pointwise_out(
         F.silu(module.depthwise_norm(module.depthwise(padded).transpose(1, 2)))
     )
-    shared = Shared(real, None, None, None, newest(lengths, N, T))
-    y, past = module(x, torch.zeros(2, N, 8), shared)
-    assert torch.allclose(y, expected, atol=1e-6)
-    assert not causal or torch.equal(
-        past, torch.stack([inner[0, T - 4 :], inner[1, T - 7 : T - 3]])
-    )
+    assert torch.allclose(module(x, real), expected, atol=1e-6)
+    if causal:
+        past = LayerPast(None, torch.zeros(2, N, 8), None, newest_frames(lengths, N))
+        assert torch.allclose(module(x, real, past), expected, atol=1e-6)
+        assert torch.equal(past.tail, torch.stack([inner[0, T - 4 :], inner[1, T - 7 : T - 3]]))
+
+
+def test_attention_with_a_mask_of_its_own():
+    """One attention layer alone, against a softmax written out per query."""
+    torch.manual_seed(0)
+    layer, x, mask = SelfAttention(8, 2), torch.randn(1, 5, 8), torch.rand(1, 1, 5, 5) < 0.5
+    mask |= torch.eye(5, dtype=torch.bool)
+    table = rotary_table(5, 4, "cpu")
+    y, qkv = layer(x, mask, table)
+    q, k = (rotate(qkv[:, :, i], table)[0] for i in (0, 1))  # (5, 2, 4)
+    heads = []
+    for h in range(2):
+        scores = q[:, h] @ k[:, h].T / 4**0.5
+        weights = scores.masked_fill(~mask[0, 0], -torch.inf).softmax(-1)
+        heads.append(weights @ qkv[0, :, 2, h])
+    assert torch.allclose(y[0], layer.out(torch.cat(heads, dim=-1)), atol=1e-6)
 
 
 @pytest.mark.parametrize("context", [{}, STREAMING])
@@ -202,7 +223,7 @@ def test_every_parameter_is_used(context):
     assert all(p.grad is not None for p in model.parameters())
 
 
-# ------------------------------------------------------------------------------------------------------------- streams
+# ------------------------------------------------------------------------------------------ streams
 
 
 def test_extend():
@@ -211,10 +232,10 @@ def test_extend():
         torch.tensor([[5, 6, 7], [8, 9, 0]]),
         torch.tensor([3, 1]),
     )
-    both, kept = extend(past, new, newest(lengths, 2, 3))
+    both, kept = extend(past, new, newest_frames(lengths, 2))
     assert both.tolist() == [[1, 2, 5, 6, 7], [3, 4, 8, 9, 0]] and kept.tolist() == [[6, 7], [4, 8]]
-    both, kept = extend(past[:, :0], new, newest(lengths, 0, 3))
-    assert both is new and kept.shape == (2, 0)
+    both, kept = extend(past[:, :0], new, newest_frames(lengths, 0))
+    assert torch.equal(both, new) and kept.shape == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -246,10 +267,11 @@ def test_size_S_in_portions_is_at_once():
 
 @torch.inference_mode()
 def test_streams_of_different_length_in_one_batch():
-    """One ends with a part of a chunk, one has heard nothing yet, one goes on; states are joined and split."""
+    """One ends with a part of a chunk, one has heard nothing yet, one goes on; states
+    are joined and split."""
     model, lengths = encoder(**STREAMING), (38, 96, 16)
     waves = [torch.randn(n, 80) for n in lengths]
-    states, outputs = [model.fresh_state(1) for _ in waves], [[], [], []]
+    states, outputs = [fresh_state(model, 1) for _ in waves], [[], [], []]
     for start, stop in ((0, 32), (32, 48), (48, 96)):
         parts = [wave[start:stop] for wave in waves]
         if start == 0:  # the third begins later
@@ -260,9 +282,9 @@ def test_streams_of_different_length_in_one_batch():
         padded = F.pad(
             torch.nn.utils.rnn.pad_sequence(parts, batch_first=True), (0, 0, 0, 5), value=1e3
         )
-        out, found, _, state = model(padded, frames, state=join_states(states))
+        encoded, state = encode_piece(model, padded, frames, join_states(states))
         states = split_state(state)
-        for kept, output, length in zip(outputs, out, found, strict=True):
+        for kept, output, length in zip(outputs, encoded.output, encoded.lengths, strict=True):
             kept.append(output[:length])
     for wave, parts in zip(waves, outputs, strict=True):
         expected, length, *_ = model(wave[None], torch.tensor([len(wave)]))
@@ -272,12 +294,12 @@ def test_streams_of_different_length_in_one_batch():
 
 def test_state_has_one_shape_and_keeps_what_it_says():
     model = encoder(**STREAMING)
-    state = model.fresh_state(2)
+    state = fresh_state(model, 2)
     shapes = [part.shape for part in state]
     assert shapes == [(2, 3, 80), (2, 3, 8, 2, 4, 8), (2, 3, 6, 32), (2,)]
     features = torch.randn(2, 48, 80)
     for n in (16, 32, 48, 0):
-        _, _, (tap,), new = model(features[:, :n], torch.full((2,), n), (1,), state)
+        (_, _, (tap,)), new = encode_piece(model, features[:, :n], torch.full((2,), n), state, (1,))
         assert [part.shape for part in new] == shapes and isinstance(new, State)
         if n == 48:
             assert torch.equal(new.features, features[:, -3:])
@@ -288,12 +310,14 @@ def test_state_has_one_shape_and_keeps_what_it_says():
 
 @torch.inference_mode()
 def test_an_hour_later():
-    """Positions do not count: where nothing kept from it is in reach, an hour that went before changes nothing."""
+    """Positions do not count: where nothing kept from it is in reach, an hour that went
+    before changes nothing."""
     model = encoder(layers=1, **STREAMING)
     x, frames = torch.randn(1, 160, 80), torch.tensor([160])
-    first = model(x, frames, state=model.fresh_state(1)).output
-    later = model.fresh_state(1)._replace(seen=torch.tensor([16 * 22_500]))
-    assert (first - model(x, frames, state=later).output).abs().amax(2)[0, 20:].max() <= 1e-6
+    first, _ = encode_piece(model, x, frames, fresh_state(model, 1))
+    later = fresh_state(model, 1)._replace(seen=torch.tensor([16 * 22_500]))
+    second, _ = encode_piece(model, x, frames, later)
+    assert (first.output - second.output).abs().amax(2)[0, 20:].max() <= 1e-6
 
 
 def test_errors():
@@ -303,22 +327,23 @@ def test_errors():
         encoder(left=4)
     x, frames = torch.randn(1, 18, 80), torch.tensor([18])
     with pytest.raises(ValueError, match="full context"):
-        encoder()(x, frames, state=encoder().fresh_state(1))
+        encode_piece(encoder(), x, frames, fresh_state(encoder(), 1))
     model = encoder(**STREAMING)
-    ended = model(x, frames).state
-    model(x, torch.tensor([0]), state=ended)
+    _, ended = encode_piece(model, x, frames, fresh_state(model, 1))
+    encode_piece(model, x, torch.tensor([0]), ended)
     with pytest.raises(ValueError, match="has ended"):
-        model(x, frames, state=ended)
+        encode_piece(model, x, frames, ended)
 
 
-# --------------------------------------------------------------------------------------------- what depends on what
+# ----------------------------------------------------------------------------- what depends on what
 
 
 def outputs(model: Conformer):
-    """features (F, 80) -> output, raw output and queries, keys, values of layer 2, side by side (T, …)."""
+    """features (F, 80) -> output, raw output and queries, keys, values of layer 2, side
+    by side (T, …)."""
 
     def function(features):
-        output, _, (tap,), _ = model(features[None], torch.tensor([len(features)]), (2,))
+        output, _, (tap,) = model(features[None], torch.tensor([len(features)]), (2,))
         return torch.cat([output[0], tap.raw[0], tap.qkv[0].flatten(1)], dim=1)
 
     return function
@@ -330,7 +355,8 @@ def test_a_student_depends_on_its_past_and_a_teacher_on_everything():
     model = encoder(layers=2, kernel=3, **STREAMING)
     seen = dependencies(outputs(model), features, 16, 4)
     back = chunks[:, None] - chunks
-    # Per layer two chunks through attention, and one through the convolution; the subsampling reaches one further.
+    # Per layer two chunks through attention and one through the convolution; the subsampling
+    # reaches one further.
     assert (seen & (back < 0)).sum() == 0 and (seen & (back > 2 * (2 + 1) + 1)).sum() == 0
     assert seen[(back >= 0) & (back <= 2 * 2)].all()
     teacher = encoder(layers=2, kernel=3, causal_subsampling=True)

@@ -14,7 +14,8 @@ def collapse(path: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def enumerate_paths(log_probs, target) -> float:
-    """-log of the summed probability of all paths that collapse to the target, in plain Python."""
+    """-log of the summed probability of all paths that collapse to the target, in plain
+    Python."""
     T, V = log_probs.shape
     total = 0.0
     for path in itertools.product(range(V), repeat=T):
@@ -91,7 +92,7 @@ def test_alignment_is_the_best_of_all_paths():
         best = max(
             paths, key=lambda p: sum(log_probs[t, label].item() for t, label in enumerate(p))
         )
-        assert ctc.align(log_probs, target) == ctc._collapse(list(best))
+        assert ctc.align(log_probs, target) == ctc.collapse(best)
 
 
 def test_alignment_of_the_impossible():
@@ -119,13 +120,14 @@ def test_word_times_for_pieces_and_characters():
     assert ctc.word_times(tokens, characters.decode) == [("a", 0, 1), ("bc", 4, 7)]
 
 
-# ---------------------------------------------------------------------------------------------------- beam search
+# -------------------------------------------------------------------------------------- beam search
 
 EXACT = {"beam": None, "candidates": None, "blank_skip": None}
 
 
 class TableLM:
-    """A random p(next label or end | prefix) for every prefix, and a record of what was asked."""
+    """A random p(next label or end | prefix) for every prefix, and a record of what was
+    asked."""
 
     def __init__(self, labels: int):
         self.labels, self.table, self.calls = labels, {}, []
@@ -160,7 +162,7 @@ def test_without_pruning_the_search_is_exact(T, V, weight, bonus):
         if (exact := -enumerate_paths(log_probs, y)) > -math.inf:
             expected[y] = exact + weight * lm.sentence(y) + bonus * len(y), exact
     for limits in (EXACT, {"beam": 10**6, "candidates": V - 1, "blank_skip": 1.0}):
-        found = ctc.prefix_beam_search(log_probs, **limits, lm=lm, lm_weight=weight, bonus=bonus)
+        found = ctc.prefix_beam_search(log_probs, **limits, fusion=ctc.Fusion(lm, weight, bonus))
         assert {tuple(h.labels) for h in found} == set(expected) and len(found) == len(expected)
         for labels, *scores in found:
             assert scores == pytest.approx(expected[tuple(labels)], abs=1e-9), labels
@@ -170,7 +172,7 @@ def test_without_pruning_the_search_is_exact(T, V, weight, bonus):
 
 def test_the_whole_probability_is_found():
     found = ctc.prefix_beam_search(random_log_probs(7, 4, seed=0), **EXACT)
-    assert sum(math.exp(h.ctc) for h in found) == pytest.approx(1, abs=1e-9)
+    assert sum(math.exp(h.log_p) for h in found) == pytest.approx(1, abs=1e-9)
 
 
 @pytest.mark.parametrize("beam", [1, 2, 5])
@@ -181,15 +183,15 @@ def test_pruning_only_loses_paths(beam, candidates, blank_skip):
         log_probs, lm = random_log_probs(6, 4, seed, sharpness=2), TableLM(4)
         exact = {
             tuple(h.labels): h
-            for h in ctc.prefix_beam_search(log_probs, **EXACT, lm=lm, lm_weight=0.5)
+            for h in ctc.prefix_beam_search(log_probs, **EXACT, fusion=ctc.Fusion(lm, 0.5))
         }
-        found = ctc.prefix_beam_search(log_probs, beam, candidates, blank_skip, lm, lm_weight=0.5)
+        found = ctc.prefix_beam_search(log_probs, beam, candidates, blank_skip, ctc.Fusion(lm, 0.5))
         assert 1 <= len(found) <= beam and len({tuple(h.labels) for h in found}) == len(found)
         for labels, score, log_p in found:
             whole = exact[tuple(labels)]
-            assert -math.inf < log_p <= whole.ctc + 1e-12 and score <= whole.score + 1e-12
+            assert -math.inf < log_p <= whole.log_p + 1e-12 and score <= whole.score + 1e-12
             assert score - log_p == pytest.approx(
-                whole.score - whole.ctc, abs=1e-9
+                whole.score - whole.log_p, abs=1e-9
             )  # the language model's part
             assert len(ctc.align(log_probs, labels)) == len(labels)
 
@@ -216,15 +218,15 @@ def test_skipping_a_frame_that_is_surely_blank_changes_nothing():
     for seed in range(5):
         log_probs, lm = random_log_probs(6, 3, seed), TableLM(3)
         log_probs[[0, 2, 3]] = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64).log()
-        whole = ctc.prefix_beam_search(log_probs, **EXACT, lm=lm, lm_weight=0.6)
-        skipped = ctc.prefix_beam_search(log_probs, None, None, 0.999, lm, 0.6)
+        whole = ctc.prefix_beam_search(log_probs, **EXACT, fusion=ctc.Fusion(lm, 0.6))
+        skipped = ctc.prefix_beam_search(log_probs, None, None, 0.999, ctc.Fusion(lm, 0.6))
         assert [h.labels for h in skipped] == [h.labels for h in whole]
         assert [h[1:] for h in skipped] == [pytest.approx(h[1:], abs=1e-9) for h in whole]
 
 
 def test_a_skipped_frame_is_a_blank():
     almost = torch.tensor([[0.1, 0.9], [0.95, 0.05], [0.1, 0.9]], dtype=torch.float64)
-    found = {tuple(h.labels): h.ctc for h in ctc.prefix_beam_search(almost.log(), blank_skip=0.9)}
+    found = {tuple(h.labels): h.log_p for h in ctc.prefix_beam_search(almost.log(), blank_skip=0.9)}
     blank = torch.tensor([[0.1, 0.9], [0.95, 0.0], [0.1, 0.9]], dtype=torch.float64)
     expected = {y: -enumerate_paths(blank.log(), y) for y in [(), (1,), (1, 1)]}
     assert found == pytest.approx(expected, abs=1e-12)
@@ -233,7 +235,7 @@ def test_a_skipped_frame_is_a_blank():
 def test_the_language_model_is_asked_in_batches_and_never_twice():
     log_probs, lm = random_log_probs(12, 6, seed=3), TableLM(6)
     log_probs[4:6] = torch.tensor([0.9995, *[0.0001] * 5]).log()
-    found = ctc.prefix_beam_search(log_probs, beam=4, candidates=3, lm=lm, lm_weight=0.5)
+    found = ctc.prefix_beam_search(log_probs, beam=4, candidates=3, fusion=ctc.Fusion(lm, 0.5))
     asked = [y for call in lm.calls for y in call]
     assert lm.calls[0] == [()] and len(asked) == len(set(asked))
     assert len(lm.calls) <= 10 + 1 and all(
@@ -245,7 +247,8 @@ def test_the_language_model_is_asked_in_batches_and_never_twice():
 def test_without_weight_the_language_model_is_not_asked():
     log_probs, lm = random_log_probs(5, 4, seed=0), TableLM(4)
     assert (
-        ctc.prefix_beam_search(log_probs, lm=lm) == ctc.prefix_beam_search(log_probs)
+        ctc.prefix_beam_search(log_probs, fusion=ctc.Fusion(lm))
+        == ctc.prefix_beam_search(log_probs)
         and not lm.calls
     )
 
@@ -258,8 +261,10 @@ def test_the_language_model_chooses_between_homophones_and_the_bonus_the_length(
 
     for beam in (1, 10):
         assert ctc.prefix_beam_search(log_probs, beam)[0].labels == [1]
-        assert ctc.prefix_beam_search(log_probs, beam, lm=lm, lm_weight=0.5)[0].labels == [2]
-        assert ctc.prefix_beam_search(log_probs, beam, bonus=-10.0)[0].labels == []
+        assert ctc.prefix_beam_search(log_probs, beam, fusion=ctc.Fusion(lm, 0.5))[0].labels == [2]
+        assert (
+            ctc.prefix_beam_search(log_probs, beam, fusion=ctc.Fusion(bonus=-10.0))[0].labels == []
+        )
 
 
 @pytest.mark.parametrize("T", [0, 1, 4])
@@ -271,7 +276,7 @@ def test_silence_is_one_empty_hypothesis(T):
         == [([], 0.0, 0.0)]
     )
     lm = TableLM(3)
-    assert ctc.prefix_beam_search(log_probs, lm=lm, lm_weight=0.5) == [
+    assert ctc.prefix_beam_search(log_probs, fusion=ctc.Fusion(lm, 0.5)) == [
         ([], 0.5 * lm.sentence(()), 0.0)
     ]
     assert lm.calls == [[()]]

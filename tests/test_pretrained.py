@@ -334,7 +334,8 @@ def test_too_long_a_prefix_loses_its_beginning(folder):
 def test_hypotheses_carry_the_score_of_their_sentence(folder):
     tokenizer = WordPiece.prune(VOCABULARY, ["the knight"], 2)
     log_probs = torch.zeros(4, tokenizer.size).log_softmax(-1)
-    found = ctc.prefix_beam_search(log_probs, beam=5, lm=load(folder, tokenizer), lm_weight=1.0)
+    fusion = ctc.Fusion(load(folder, tokenizer), lm_weight=1.0)
+    found = ctc.prefix_beam_search(log_probs, beam=5, fusion=fusion)
     assert max(len(h.labels) for h in found) > 1
     for labels, score, log_p in found:
         steps = enumerate([*labels, 0])

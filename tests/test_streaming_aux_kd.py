@@ -315,7 +315,7 @@ def test_who_hears_the_future():
     )
 
     def layer(name: str, x: torch.Tensor) -> torch.Tensor:
-        output, lengths, (tap,), _ = encoders[name if name == "h" else "s"](
+        output, lengths, (tap,) = encoders[name if name == "h" else "s"](
             x[None], torch.tensor([len(x)]), [2]
         )
         z, qkv, r = branch(tap.raw, tap.qkv, lengths)

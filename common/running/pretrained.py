@@ -344,7 +344,7 @@ class LanguageModel:
 
 
 class WordModel:
-    """A causal language model for `rnnt.beam_search` over characters: how likely a text
+    """A causal language model for `rnnt_beam` over characters: how likely a text
     is, or all that begin with it.
 
         lm([labels of "the sai", labels of "the sail "], False)  ->  [log p(the sai…), log p(the sail …)]
