@@ -121,12 +121,13 @@ def test_no_figure_loses_a_result(finished, which, tmp_path, monkeypatch, capsys
     for name in ("train", "dev", "test"):
         (data / "empty.mp3").touch()
         path = data / f"{name}.jsonl"
-        first = {"audio_filepath": "empty.mp3", "text": "the captain", "duration": 1.0}
+        first = json.loads(path.read_text().splitlines()[0]) | {"audio_filepath": "empty.mp3", "id": "empty"}
         path.write_text(json.dumps(first) + "\n" + path.read_text())
     seen, out = [], tmp_path / "run"
 
     def fail(figure, path):
-        seen.append((path.name, (out / "result.json").exists()))
+        if path.parent == out:  # not of an earlier stage
+            seen.append((path.name, (out / "result.json").exists()))
         raise ValueError("a broken font")
 
     monkeypatch.setattr(figures, "_save", fail)
@@ -138,7 +139,7 @@ def test_no_figure_loses_a_result(finished, which, tmp_path, monkeypatch, capsys
     expected = {"loss.png"} | {name for name in finished.script.files if name.endswith(".png") and which}
     assert {name for name, _ in seen} >= expected and all(there for _, there in seen)
     for name, _ in seen:
-        assert said.err.count(f"{name} could not be drawn (a broken font); the results are complete.") == 1
+        assert said.err.count(f"{name} could not be drawn (a broken font); the results are complete.") >= 1
 
 
 # ---------------------------------------------------------------------------------------- ranks, accumulation, methods
