@@ -224,7 +224,17 @@ DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about f
     methods=("teacher", "scratch", "aux_kd"), units=100, size="demo", kd_every=2, dropout=0.0,
     epochs=4, lr=4.5e-3, weight_decay=1e-2, schedule="one-cycle", warmup=0.3, average=1,
 )  # fmt: skip
-SMOKE = DEMO | dict(data="demo-smoke", hours=0.1, size="smoke", update_seconds=8.0, epochs=2)
+# Few and long pieces, small updates, and a choice among many epochs: what a transducer needs to write its first words.
+SMOKE = DEMO | dict(
+    data="demo-smoke",
+    hours=0.05,
+    size="smoke",
+    units=400,
+    update_seconds=4.0,
+    epochs=6,
+    lr=6e-3,
+    warmup=0.2,
+)
 PRESETS = {"smoke": SMOKE, "demo": DEMO}
 
 if __name__ == "__main__":

@@ -387,9 +387,10 @@ def test_without_a_word_that_both_get_right_there_is_no_delay(corpus):
 
 def test_an_utterance_that_cannot_be_read_is_not_drawn(tmp_path):
     made, lost = build("aux_kd"), script.Utterance("x", str(tmp_path / "x.flac"), "a", 1.0)
-    script.draw_features(
-        replace(made.config, out=str(tmp_path)), made.models, made.teacher, lost, CPU
-    )
+    with pytest.raises(UserError, match="short enough and can be read"):
+        script.draw_features(
+            replace(made.config, out=str(tmp_path)), made.models, made.teacher, [lost], CPU
+        )
     assert not list(tmp_path.iterdir())
 
 
