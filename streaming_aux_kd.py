@@ -269,7 +269,8 @@ from common.running.batches import Batch, first_readable, read_corpus, sample_wa
 from common.running.corpora import Corpus, Utterance, trainable
 from common.running.decoding import Decoding, Transcript
 from common.running.process import Place, Stage, earlier_stage, reseed, start
-from common.running.training import Run, add_up, digest_of
+from common.running.training import Run, digest_of
+from common.running.updates import add_up
 from common.running.weights import load_recogniser
 from common.streaming import dependencies, stream_words
 from common.text import SentencePiece, load_tokenizer

@@ -23,7 +23,7 @@ from common.running.corpora import trainable
 from common.running.files import read_log
 from common.running.flags import UserError
 from common.running.process import Place, reseed
-from common.running.training import add_up
+from common.running.updates import add_up
 from common.running.weights import load_weights
 from common.streaming import dependencies
 from streaming_aux_kd import branch_losses, branch_mask, chunk_mask, compute_losses

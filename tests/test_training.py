@@ -22,7 +22,7 @@ from test_files import largest_file
 from torch import nn
 from toy import CPU, Toy, signal_at
 
-from common.running import evaluation, training
+from common.running import evaluation, training, updates
 from common.running.files import read_log
 from common.running.flags import UserError
 from common.running.schedules import inverse_sqrt, learning_rate, one_cycle
@@ -97,9 +97,9 @@ def test_gradients_are_sums_divided_by_the_utterances_of_the_update():
     used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
     for _ in range(4):
         (used * 6).sum().backward()
-    training.average_gradients([used, unused], 8, CPU)
+    updates.average_gradients([used, unused], 8, CPU)
     assert used.grad.tolist() == [3, 3, 3] and unused.grad is None
-    training.average_gradients([unused], 0, CPU)
+    updates.average_gradients([unused], 0, CPU)
     assert unused.grad is None
 
 

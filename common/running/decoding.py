@@ -32,7 +32,7 @@ from common.running.batches import (
 from common.running.corpora import Utterance
 from common.running.options import Search
 from common.running.process import Place, first_rank_first, gather, note
-from common.running.training import add_up
+from common.running.updates import add_up
 from common.text import Tokenizer
 
 

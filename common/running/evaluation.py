@@ -24,7 +24,7 @@ from common.running.corpora import Corpus, Utterance
 from common.running.decoding import Transcript, decode, recognise, searches, texts_of
 from common.running.files import write_atomically
 from common.running.process import Place, barrier, note, synchronise
-from common.running.training import add_up
+from common.running.updates import add_up
 from common.text import printable, read_lines
 
 # ==================================================================================== scores
