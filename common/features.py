@@ -1,9 +1,12 @@
-"""Audio to log-mel features: speed perturbation, the filter bank, SpecAugment, splitting long recordings.
+"""Audio to log-mel features: speed perturbation, the filter bank, SpecAugment,
+splitting long recordings.
 
-    file --audio.read_audio--> (samples,) float32 in [-1, 1] at 16 kHz --LogMel--> (frames, 80), one frame per 10 ms
+    file --audio.read_audio--> (samples,) float32 in [-1, 1] at 16 kHz --LogMel-->
+    (frames, 80), one frame per 10 ms
 
-A frame looks 25 ms ahead of its start and nothing is padded around the signal, so that an utterance gives the same
-frames alone and in a padded batch: frames = (samples - 400) // 160 + 1.
+A frame looks 25 ms ahead of its start and nothing is padded around the signal, so that
+an utterance gives the same frames alone and in a padded batch: frames = (samples - 400)
+// 160 + 1.
 """
 
 from __future__ import annotations
@@ -26,12 +29,16 @@ N_MELS = 80
 
 
 def change_speed(wave: Tensor, factor: float) -> Tensor:
-    """Plays (samples,) faster (factor > 1) or slower, in per cent; the pitch moves too. Ko et al., Interspeech 2015."""
+    """Plays (samples,) faster (factor > 1) or slower, in per cent; the pitch moves too.
+
+    Ko et al., Interspeech 2015.
+    """
     return wave if factor == 1 else AF.resample(wave, round(100 * factor), 100)
 
 
 def num_frames(samples):
-    """Frames of `samples` samples (int or Tensor); anything shorter than one window is padded to one frame."""
+    """Frames of `samples` samples (int or Tensor); shorter ones than a window give one
+    frame."""
     return (
         (samples.clamp(min=WINDOW) if isinstance(samples, Tensor) else max(samples, WINDOW))
         - WINDOW
@@ -39,28 +46,35 @@ def num_frames(samples):
 
 
 class LogMel(nn.Module):
-    """Log-mel filter bank with global mean and variance normalisation; its statistics travel with the weights."""
+    """Log-mel filter bank with global mean and variance, which are stored with the
+    weights."""
 
     def __init__(self):
         super().__init__()
         filters = AF.melscale_fbanks(
             WINDOW // 2 + 1, 20.0, 7600.0, N_MELS, SAMPLE_RATE
         )  # (201, 80)
-        # The spectrum comes as re, im, re, im, …: with every filter row twice, the matrix product adds re^2 + im^2.
+        # The spectrum comes as re, im, re, im, …: with every filter row twice, the matrix
+        # product adds re^2 + im^2.
         self.register_buffer("filters", filters.repeat_interleave(2, dim=0), persistent=False)
         self.register_buffer("window", torch.hann_window(WINDOW, periodic=False), persistent=False)
         self.register_buffer("mean", torch.zeros(N_MELS))
         self.register_buffer("std", torch.ones(N_MELS))
 
     def forward(self, waves: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """waves (B, N) zero-padded, samples (B,) -> features (B, F, 80), zero behind the end; frames (B,)."""
+        """waves (B, N) zero-padded, samples (B,) -> features (B, F, 80) and frames
+        (B,).
+
+        Behind an utterance's end the features are zero.
+        """
         frames = num_frames(samples)
         features = (self.log_mel(waves) - self.mean) / self.std
         padding = torch.arange(features.shape[1], device=waves.device) >= frames[:, None]  # (B, F)
         return features.masked_fill(padding[..., None], 0.0), frames
 
     def log_mel(self, waves: Tensor) -> Tensor:
-        """waves (B, N) -> (B, F, 80), not normalised; fp32 under autocast too, for the sake of quiet frames."""
+        """waves (B, N) -> (B, F, 80), not normalised; always fp32, for the sake of
+        quiet frames."""
         waves = nn.functional.pad(waves, (0, max(0, WINDOW - waves.shape[1])))
         # On a CPU one utterance at a time stays in the cache, which is twice as fast.
         parts = waves.split(1 if waves.device.type == "cpu" else len(waves))
@@ -73,15 +87,18 @@ class LogMel(nn.Module):
         return (power @ self.filters).clamp(min=1e-10).log()
 
     def fit(self, waves: Iterable[Tensor]) -> None:
-        """Sets mean and standard deviation per mel channel from (samples,) waves. Raises AudioError without any."""
-        count, total, squares = 0, 0.0, 0.0
+        """Sets mean and standard deviation per mel channel from (samples,) waves.
+
+        Raises AudioError without any.
+        """
+        count = 0
+        total = 0.0
+        squares = 0.0
         for wave in waves:
             features = self.log_mel(wave[None].to(self.window.device))[0].double()
-            count, total, squares = (
-                count + len(features),
-                total + features.sum(0),
-                squares + features.square().sum(0),
-            )
+            count += len(features)
+            total = total + features.sum(0)
+            squares = squares + features.square().sum(0)
         if not count:
             raise AudioError("no audio to take the mean and variance of the features from")
         self.mean.copy_(total / count)
@@ -96,15 +113,18 @@ def spec_augment(
     time_masks: int,
     time_share: float,
 ) -> Tensor:
-    """Blanks random bands and stretches of normalised features (B, F, 80), zero being their mean. Park et al. 2019.
+    """Blanks random bands and stretches of normalised features (B, F, 80), zero being
+    their mean. Park et al. 2019.
 
-    Each frequency mask covers 0..frequency_width channels, each time mask 0..time_share of the utterance's own frames.
-    Draws from torch's global CPU generator, so that a CPU and a GPU mask the same.
+    Each frequency mask covers 0..frequency_width channels, each time mask 0..time_share
+    of the utterance's own frames. Draws from torch's global CPU generator, so that a
+    CPU and a GPU mask the same.
     """
     B, F, C = features.shape
 
     def masks(n: int, positions: int, size: Tensor, widest: Tensor) -> Tensor:
-        """(B, positions), True where any of n masks of width 0..widest lies inside 0..size."""
+        """(B, positions), True where any of n masks of width 0..widest lies inside
+        0..size."""
         width = (torch.rand(B, n) * (widest[:, None] + 1)).floor()
         start = (torch.rand(B, n) * (size[:, None] - width + 1)).floor()
         where = torch.arange(positions)[:, None]  # (positions, 1) against (B, 1, n)
@@ -120,9 +140,11 @@ def spec_augment(
 
 
 def mix_utterances(features: Tensor, frames: Tensor, share: float, frontend: LogMel) -> Tensor:
-    """Adds 0.4 of another utterance's power to `share` of the batch: "sequence noise injection", Saon et al. 2019.
+    """Adds 0.4 of another utterance's power to `share` of the batch: "sequence noise
+    injection", Saon et al. 2019.
 
-    features (B, F, 80) normalised, frames (B,). log(e^x_i + 0.4 e^x_j) of the log-mel features themselves.
+    features (B, F, 80) normalised, frames (B,). log(e^x_i + 0.4 e^x_j) of the log-mel
+    features themselves.
     """
     B, device = len(features), features.device
     if not share or B < 2:
@@ -137,10 +159,11 @@ def mix_utterances(features: Tensor, frames: Tensor, share: float, frontend: Log
 
 
 def split_at_pauses(wave: Tensor, longest: float) -> list[tuple[int, int]]:
-    """Cuts (samples,) into pieces of at most `longest` seconds, each cut at the quietest moment of the second half.
+    """Cuts (samples,) into pieces of at most `longest` seconds, each cut at the
+    quietest moment of the second half.
 
-    longest: more than 0, however short. Returns [(start, end), …] in samples; the pieces follow each other without gap
-    or overlap.
+    longest: more than 0, however short. Returns [(start, end), …] in samples; the
+    pieces follow each other without gap or overlap.
     """
     limit = max(1, int(min(longest * SAMPLE_RATE, len(wave))))  # samples
     half = limit // 2

@@ -49,7 +49,7 @@ def _set_up() -> None:
     import matplotlib
     from matplotlib.font_manager import fontManager
 
-    # matplotlib's own font has no Chinese, Japanese or Korean: for what it lacks, fonts of the system that may have it.
+    # matplotlib's own font has no Chinese, Japanese or Korean: take fonts of the system for them.
     names = {font.name for font in fontManager.ttflist}
     fallbacks = sorted(
         name for name in names if re.search("CJK|Gothic|Hiragino|PingFang|Nanum", name)
@@ -151,7 +151,8 @@ def matrices(path: Path, panels: dict[str, np.ndarray], x: str, y: str) -> None:
     axes = figure.subplots(
         1, len(panels), squeeze=False, sharey=len({len(m) for m in panels.values()}) == 1
     )[0]
-    low, high = min(np.min(m) for m in panels.values()), max(np.max(m) for m in panels.values())
+    low = min(np.min(m) for m in panels.values())
+    high = max(np.max(m) for m in panels.values())
     for axis, (name, matrix) in zip(axes, panels.items(), strict=True):
         axis.imshow(
             matrix, aspect="auto", cmap="magma_r", vmin=low, vmax=high, interpolation="nearest"

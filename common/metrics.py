@@ -27,8 +27,9 @@ def comparable(text: str) -> str:
     return normalise(text).translate(WITHOUT_JOINERS)
 
 
-# How long words are on average, in characters, at most [choice]: in scripts that put no spaces between words, where a
-# transcript may be cut into words all the same, and in all others. A script is the first word of its characters' names.
+# How long words are on average, in characters, at most [choice]: in scripts that put no spaces
+# between words, where a transcript may be cut into words all the same, and in all others. A script
+# is the first word of its characters' names.
 LONGEST_MEAN_WORD = {
     "CJK": 3,
     "HIRAGANA": 3,
@@ -76,11 +77,11 @@ def word_errors(
     """With `twins`, a word and its homophone count as the same: what is left are the
     errors one can hear."""
 
-    def prepared(texts):
-        return (
-            " ".join(min(word, twins.get(word, word)) for word in comparable(text).split())
-            for text in texts
-        )
+    def one_of_both(text: str) -> str:
+        return " ".join(min(word, twins.get(word, word)) for word in comparable(text).split())
+
+    def prepared(texts: Iterable[str]) -> list[str]:
+        return [one_of_both(text) for text in texts]
 
     return _count(prepared(references), prepared(hypotheses))
 
@@ -143,7 +144,9 @@ def _align(
 def hits(reference: str, hypothesis: str) -> list[tuple[int, int]]:
     """[(index of a reference word, index of the same word in the hypothesis), …] of the
     words that were right."""
-    found, i, j = [], 0, 0
+    found = []
+    i = 0
+    j = 0
     (alignment,) = _align([reference], [hypothesis])
     for kind, ref_words, hyp_words in alignment:
         if kind == "equal":
@@ -194,7 +197,8 @@ def score(
     """Word and homophone errors, both sides utterance -> text, over the utterances that
     have a hypothesis."""
     pairs = [(text, hypotheses[name]) for name, text in references.items() if name in hypotheses]
-    texts, found = [text for text, _ in pairs], [hypothesis for _, hypothesis in pairs]
+    texts = [text for text, _ in pairs]
+    found = [hypothesis for _, hypothesis in pairs]
     return word_errors(texts, found), homophone_errors(texts, found, twins)
 
 

@@ -225,7 +225,9 @@ class WordPiece:
     its right one.
     """
 
-    INSIDE, INITIAL, FINAL = "##'##", "'##", "##'"
+    INSIDE = "##'##"
+    INITIAL = "'##"
+    FINAL = "##'"
 
     def __init__(self, pieces: list[str]):
         self.pieces = pieces
@@ -268,7 +270,8 @@ class WordPiece:
         """The pieces of one word. Raises UserError on a character the vocabulary has
         not."""
         body = word.strip("'")
-        before, after = word.index(body), len(word) - len(body) - word.index(body)
+        before = word.index(body)
+        after = len(word) - len(body) - before
         pieces = [self.INITIAL] * before
         for i, part in enumerate(body.split("'")):
             pieces += [self.INSIDE] * (i > 0)
@@ -389,8 +392,7 @@ def _write_json(folder: str | Path, content: dict) -> None:
 
 def _lookup(ids: dict[str, int], character: str, text: str) -> int:
     if character not in ids:
-        raise UserError(
-            f"{text!r} holds {character!r}, which the training transcripts never had: normalise the text, "
-            "or train with transcripts that have it."
-        )
+        what = f"{text!r} holds {character!r}, which the training transcripts never had"
+        advice = "normalise the text, or train with transcripts that have it."
+        raise UserError(f"{what}: {advice}")
     return ids[character]

@@ -223,15 +223,23 @@ class _Reader(Dataset):
         fits: Fits | None,
         known_bad: set[str],
     ):
-        self.plan, self.encode, self.fits, self.known_bad = plan, encode, fits, known_bad
-        self.seed, self.speeds = config.seed, config.augmentation.speeds if encode else ()
+        self.plan = plan
+        self.encode = encode
+        self.fits = fits
+        self.known_bad = known_bad
+        self.seed = config.seed
+        self.speeds = config.augmentation.speeds if encode else ()
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __getitem__(self, index: int) -> Batch:
-        plan, bad, infeasible = self.plan[index], {}, 0
-        waves, labels, kept = [], [], []
+        plan = self.plan[index]
+        bad: dict[str, str] = {}
+        infeasible = 0
+        waves = []
+        labels = []
+        kept = []
         cancelling: dict[str, str] = {}
         for utterance in plan.utterances:
             if utterance.id in self.known_bad:

@@ -5,11 +5,11 @@ safe to be killed at any moment.
 
     which is, a step at a time:
 
-    for part in missing(folder, keys, place):     this rank's share of the absent keys
+    for part in missing(folder, keys, place):     a share of the absent keys
         add(folder, {key: {name: tensor}}, seconds)
     entries, seconds = load(folder)               {key: {name: tensor}}, and their cost
 
-    FOLDER/<hash of its keys>.safetensors         some entries; complete or absent, never half
+    FOLDER/<hash of its keys>.safetensors         some entries, complete or absent
 
 Any number of processes may add pieces at once. What the entries depend on belongs into
 the folder's name: `digest`.
@@ -94,7 +94,9 @@ def add(folder: Path, entries: dict[str, dict[str, Tensor]], seconds: float) -> 
     """Writes entries whose tensors differ in their first dimension only. seconds: what
     they cost."""
     names = list(next(iter(entries.values())))
-    content = {name: torch.cat([entry[name] for entry in entries.values()]) for name in names}
+    content = {}
+    for name in names:
+        content[name] = torch.cat([entry[name] for entry in entries.values()])
     lengths = ",".join(str(len(entry[names[0]])) for entry in entries.values())
     metadata = {"keys": ",".join(entries), "lengths": lengths, "seconds": str(seconds)}
     write_atomically(folder / f"{digest(*entries)}.safetensors", save(content, metadata))
@@ -109,7 +111,9 @@ def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], float]:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata()
                 lengths = [int(n) for n in metadata["lengths"].split(",")]
-                columns = {name: file.get_tensor(name).split(lengths) for name in file.keys()}  # noqa: SIM118
+                columns = {}
+                for name in file.keys():  # noqa: SIM118
+                    columns[name] = file.get_tensor(name).split(lengths)
         except (SafetensorError, OSError, RuntimeError):
             continue
         seconds += float(metadata["seconds"])

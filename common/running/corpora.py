@@ -3,15 +3,18 @@
     load_corpus("librispeech", root, hours=100) -> Corpus(train, dev, tests, homophones, missing)
     trainable(corpus.train, max_seconds)        -> those to learn from
 
-Three layouts are read: LibriSpeech's and that of Multilingual LibriSpeech (the demo worlds are written in them), and
-JSONL manifests in NeMo's convention: one JSON object per line with `audio_filepath` (relative to the manifest), `text`
-and, if wanted, `duration`, `offset` (both in seconds), `channel`, `id`, `speaker`, `session`, `lang`. A file
-`homophones.txt` beside a corpus (one pair per line) makes the score report homophone errors.
+Three layouts are read: LibriSpeech's and that of Multilingual LibriSpeech (the demo
+worlds are written in them), and JSONL manifests in NeMo's convention: one JSON object
+per line with `audio_filepath` (relative to the manifest), `text` and, if wanted,
+`duration`, `offset` (both in seconds), `channel`, `id`, `speaker`, `session`, `lang`. A
+file `homophones.txt` beside a corpus (one pair per line) makes the score report
+homophone errors.
 
-A `lang` is a name of letters, digits, _ and -, and stands on every line or on none. Where a
-corpus has several languages, each must have its part in train, dev and test.
+A `lang` is a name of letters, digits, _ and -, and stands on every line or on none.
+Where a corpus has several languages, each must have its part in train, dev and test.
 
-A layout only lists what it names; `_admit` then looks what is there, for all layouts alike.
+A layout only lists what it names; `_admit` then looks what is there, for all layouts
+alike.
 """
 
 from __future__ import annotations
@@ -114,13 +117,15 @@ def load_corpus(
     scoring: bool = False,
     languages: tuple[str, ...] = (),
 ) -> Corpus:
-    """data: demo | demo-spontaneous | demo-mls | librispeech | mls | a folder with train, dev and test*.jsonl.
+    """data: demo | demo-spontaneous | demo-mls | librispeech | mls | a folder with
+    train, dev and test*.jsonl.
 
-    hours: LibriSpeech's 100, 360, 460, 960 pick its subsets, MLS's 1, 9 and 10 (of each language) its own; in the
-    English demo world so much is spoken; anywhere else the first `hours` after a shuffle of whole sessions that depends
-    on `seed` alone. scoring: train stays empty, and neither it nor dev need exist. languages: only those; none: all
-    there are. Raises UserError where a set is absent or empty, where it lacks one of several
-    languages, or where too much of train is missing.
+    hours: LibriSpeech's 100, 360, 460, 960 pick its subsets, MLS's 1, 9 and 10 (of each
+    language) its own; in the English demo world so much is spoken; anywhere else the
+    first `hours` after a shuffle of whole sessions that depends on `seed` alone.
+    scoring: train stays empty, and neither it nor dev need exist. languages: only
+    those; none: all there are. Raises UserError where a set is absent or empty, where
+    it lacks one of several languages, or where too much of train is missing.
     """
     if data in DEMO_WORLDS:
         folder, subsets = _build_demo(data, root, hours, scoring)
@@ -199,10 +204,11 @@ def _refuse_nameless(listings: dict[str, Listing]) -> None:
 
 
 def _refuse_partial_languages(listings: dict[str, Listing], languages: tuple[str, ...]) -> None:
-    """Raises UserError where one of several languages would silently be left out somewhere.
+    """Raises UserError where one of several languages would silently be left out
+    somewhere.
 
-    languages: those asked for; none: all that any set has. Training, the choice of epochs
-    and the mean of the scores are then about the same languages.
+    languages: those asked for; none: all that any set has. Training, the choice of
+    epochs and the mean of the scores are then about the same languages.
     """
     spoken = {name: {u.language for u in listing[0]} for name, listing in listings.items()}
     present = set().union(*spoken.values())
@@ -220,7 +226,8 @@ def _refuse_partial_languages(listings: dict[str, Listing], languages: tuple[str
 
 
 def _refuse_lost_language(before: list[Utterance], after: list[Utterance], sentence: str) -> None:
-    """Raises UserError with the sentence, in which {} is a language that `after` has lost."""
+    """Raises UserError with the sentence, in which {} is a language that `after` has
+    lost."""
     lost = sorted({u.language for u in before} - {u.language for u in after})
     if lost:
         raise UserError(sentence.replace("{}", lost[0]))
@@ -229,9 +236,11 @@ def _refuse_lost_language(before: list[Utterance], after: list[Utterance], sente
 def _admit(
     name: str, listing: Listing, hours: float | None, seed: int
 ) -> tuple[list[Utterance], dict[str, str]]:
-    """The utterances of a set, with durations; {utterance: reason} for those left out, which are counted on stderr.
+    """The utterances of a set, with durations; {utterance: reason} for those left out,
+    which are counted on stderr.
 
-    Raises UserError where none is left, and in `train` where too many are missing (of a test set, the score says so).
+    Raises UserError where none is left, and in `train` where too many are missing (of a
+    test set, the score says so).
     """
     utterances, bad = listing
     if len({u.id for u in utterances}) < len(utterances):
@@ -274,7 +283,8 @@ def _admit(
 
 
 def _measure(utterance: Utterance) -> tuple[Utterance, str]:
-    """With the duration from the file's header where the listing has none; and why there is none, or "" ."""
+    """With the duration from the file's header where the listing has none; and why
+    there is none, or "" ."""
     if utterance.duration > 0:
         return utterance, ""
     try:
@@ -290,7 +300,8 @@ def _measure(utterance: Utterance) -> tuple[Utterance, str]:
 
 
 def too_many_bad(bad: dict[str, str], of: int) -> None:
-    """Raises UserError with a list where more than 10 and more than 1 % of a set cannot be read.
+    """Raises UserError with a list where more than 10 and more than 1 % of a set cannot
+    be read.
 
     bad: utterance -> reason; of: utterances of the set, the bad ones among them.
     """
@@ -308,7 +319,8 @@ def _first(items: list[str], n: int, separator: str) -> str:
 
 
 def trainable(utterances: list[Utterance], max_seconds: float) -> list[Utterance]:
-    """Those to learn from; the others are counted on stderr. Raises UserError where none is left."""
+    """Those to learn from; the others are counted on stderr. Raises UserError where
+    none is left."""
     reasons = [untrainable(u, max_seconds) for u in utterances]
     kept = [u for u, reason in zip(utterances, reasons, strict=True) if not reason]
     counts = Counter(filter(None, reasons))
@@ -334,7 +346,8 @@ def untrainable(utterance: Utterance, max_seconds: float) -> str:
 
 
 def first_hours(utterances: list[Utterance], hours: float | None, seed: int) -> list[Utterance]:
-    """Whole sessions in an order drawn from `seed`, until they hold `hours` hours. Sessions are never cut."""
+    """Whole sessions in an order drawn from `seed`, until they hold `hours` hours.
+    Sessions are never cut."""
     if hours is None:
         return utterances
     sessions: dict[str, list[Utterance]] = {}
@@ -352,7 +365,8 @@ def first_hours(utterances: list[Utterance], hours: float | None, seed: int) -> 
 
 
 def session_order(utterances: list[Utterance]) -> dict[str, tuple[list[str], int]]:
-    """utterance -> all of its session, in the order of their beginnings whatever their channel; its place there."""
+    """utterance -> all of its session, in the order of their beginnings whatever their
+    channel; its place there."""
     sessions: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         sessions.setdefault(utterance.session, []).append(utterance)
@@ -363,7 +377,8 @@ def session_order(utterances: list[Utterance]) -> dict[str, tuple[list[str], int
 
 
 def load_homophones(folder: str | Path) -> dict[str, str]:
-    """{word: twin}, both ways, from the pairs in homophones.txt. Raises UserError where a line is no pair."""
+    """{word: twin}, both ways, from the pairs in homophones.txt. Raises UserError where
+    a line is no pair."""
     path = Path(folder) / "homophones.txt"
     lines = read_lines(path) if path.exists() else []
     pairs = [line.split() for line in lines if line.strip()]
@@ -376,7 +391,8 @@ def load_homophones(folder: str | Path) -> dict[str, str]:
 
 
 def _build_demo(name: str, root: str, hours: float | None, scoring: bool) -> tuple[Path, list[str]]:
-    """The folder of a demo world, built where it is missing, and its training subsets (scoring: one)."""
+    """The folder of a demo world, built where it is missing, and its training subsets
+    (scoring: one)."""
     folder = Path(os.path.expanduser(root)) / name
     hours = demo.SHARD_HOURS if scoring else hours or demo.HOURS
     return folder / "LibriSpeech", demo.build(folder, hours=hours, small=DEMO_WORLDS[name])
@@ -423,9 +439,11 @@ def _list_librispeech(folder: Path, train: list[str], scoring: bool) -> dict[str
 
 
 def list_subset(folder: Path, subset: str) -> list[Utterance]:
-    """One subset of LibriSpeech: <subset>/<speaker>/<chapter>/<speaker>-<chapter>.trans.txt beside the FLAC files.
+    """One subset of LibriSpeech:
+    <subset>/<speaker>/<chapter>/<speaker>-<chapter>.trans.txt beside the FLAC files.
 
-    Durations are still 0. Raises UserError where the subset or all its transcripts are missing.
+    Durations are still 0. Raises UserError where the subset or all its transcripts are
+    missing.
     """
     if not (folder / subset).is_dir():
         raise UserError(
@@ -453,7 +471,8 @@ def list_subset(folder: Path, subset: str) -> list[Utterance]:
 
 
 def _find_mls(data: str, root: str, languages: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
-    """The folder that holds mls_<language>/, and the languages wanted of those there; a demo world is built."""
+    """The folder that holds mls_<language>/, and the languages wanted of those there; a
+    demo world is built."""
     folder = Path(os.path.expanduser(root))
     if data in DEMO_MLS_WORLDS:
         _check_languages(languages, MLS_LANGUAGES)
@@ -477,7 +496,8 @@ def _mls_folder(folder: Path, language: str) -> Path:
 def _list_mls(
     folder: Path, languages: tuple[str, ...], limited: list[str] | None, scoring: bool
 ) -> dict[str, Listing]:
-    """train and dev of all languages in one, a test set for each. limited: patterns of lists within train, or None."""
+    """train and dev of all languages in one, a test set for each. limited: patterns of
+    lists within train, or None."""
     sets: dict[str, list[Utterance]] = {}
     splits = _mls_splits(folder, languages, scoring)
     for language in languages:
@@ -490,7 +510,8 @@ def _list_mls(
 
 
 def _mls_splits(folder: Path, languages: tuple[str, ...], scoring: bool) -> list[str]:
-    """Those of train, dev, test that are to be read; scoring needs test, and takes dev if there.
+    """Those of train, dev, test that are to be read; scoring needs test, and takes dev
+    if there.
 
     Raises UserError where a language lacks one of them.
     """
@@ -510,7 +531,8 @@ def _mls_splits(folder: Path, languages: tuple[str, ...], scoring: bool) -> list
 
 
 def _limited(subset: Path, utterances: list[Utterance], patterns: list[str]) -> list[Utterance]:
-    """Those that MLS lists for limited supervision. Raises UserError where there is no list, or names others."""
+    """Those that MLS lists for limited supervision. Raises UserError where there is no
+    list, or names others."""
     found = [
         path
         for pattern in patterns
@@ -526,7 +548,8 @@ def _limited(subset: Path, utterances: list[Utterance], patterns: list[str]) -> 
 
 
 def list_mls(subset: Path, language: str) -> list[Utterance]:
-    """One of train, dev, test of a language: transcripts.txt beside audio/<speaker>/<book>/<id>.flac or .opus.
+    """One of train, dev, test of a language: transcripts.txt beside
+    audio/<speaker>/<book>/<id>.flac or .opus.
 
     Durations are still 0. Raises UserError where a line has another form.
     """
@@ -547,7 +570,8 @@ def list_mls(subset: Path, language: str) -> list[Utterance]:
 
 
 def _mls_ending(paths: list[str]) -> str:
-    """The ending of the first of these files that is there; without any, the first of all."""
+    """The ending of the first of these files that is there; without any, the first of
+    all."""
     for path in paths:
         for ending in MLS_ENDINGS:
             if os.path.exists(path + ending):
@@ -578,9 +602,11 @@ def _list_manifests(folder: Path, scoring: bool) -> dict[str, Listing]:
 
 
 def list_manifest(path: str | Path) -> Listing:
-    """The utterances of a manifest, see the module's docstring; durations that it does not give are 0.
+    """The utterances of a manifest, see the module's docstring; durations that it does
+    not give are 0.
 
-    A line whose numbers make no sense is a bad utterance; any other mistake raises UserError with the line's number.
+    A line whose numbers make no sense is a bad utterance; any other mistake raises
+    UserError with the line's number.
     """
     path, utterances, bad = Path(path), [], {}
     for number, line in enumerate(read_lines(path), start=1):
@@ -628,6 +654,7 @@ def list_manifest(path: str | Path) -> Listing:
 
 
 def _sensible(key: str, value: object) -> bool:
-    """Whether a manifest's number is one of seconds, or of a channel; LARGEST is more than any file has."""
+    """Whether a manifest's number is one of seconds, or of a channel; LARGEST is more
+    than any file has."""
     number = type(value) in (int, float) and 0 <= value < LARGEST
     return number and (value > 0 or key != "duration") and (value == int(value) or key != "channel")

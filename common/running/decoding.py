@@ -111,7 +111,8 @@ def join(parts: list[Transcript], starts: list[float]) -> Transcript:
 def decode(
     recogniser: nn.Module, utterances: list[Utterance], config: Any, place: Place, **search: Any
 ) -> dict[str, Transcript]:
-    """{utterance: transcript}; all ranks share the work. Unreadable utterances are named.
+    """{utterance: transcript}; all ranks share the work. Unreadable utterances are
+    named.
 
     Utterances whose channels cancel each other are counted, and named once per file.
     """

@@ -1,4 +1,4 @@
-"""Corpora from the web: checked against their sums before they are unpacked, and in place in one rename."""
+"""Corpora from the web: checksums before unpacking, one rename at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ LIBRISPEECH_URL = "https://www.openslr.org/resources/12/"
 
 
 def download_librispeech(root: Path, subsets: Iterable[str]) -> None:
-    """Fetches the subsets that ROOT/LibriSpeech lacks, with the SHA-256 sums that torchaudio ships."""
+    """Fetches the subsets that ROOT/LibriSpeech lacks.
+
+    The SHA-256 sums are those that torchaudio ships.
+    """
     from torchaudio.datasets.librispeech import _CHECKSUMS
 
     sums = {url.rsplit("/", 1)[1]: checksum for url, checksum in _CHECKSUMS.items()}
@@ -30,9 +33,11 @@ def download_librispeech(root: Path, subsets: Iterable[str]) -> None:
 
 
 def fetch_archive(url: str, sha256: str, root: Path, member: str) -> None:
-    """Downloads a .tar.gz, verifies it before unpacking, and moves its folder `member` to ROOT/member in one rename.
+    """Downloads and verifies a .tar.gz, unpacks it, and renames its folder to
+    ROOT/member.
 
-    An interrupted call leaves nothing behind that a later one would take for a corpus. Raises UserError.
+    An interrupted call leaves nothing behind that a later one would take for a corpus.
+    Raises UserError.
     """
     from torch.hub import download_url_to_file
 

@@ -52,11 +52,12 @@ def dev_scores(
 
 
 def mean_error(utterances: list[Utterance], found: dict[str, str]) -> float:
-    """The error rate, %, by which epochs and searches are chosen; of languages the plain mean.
+    """The error rate, %, by which epochs and searches are chosen; of languages the
+    plain mean.
 
-    Words are counted. Characters are counted in a language whose references are written without
-    spaces, since a sentence would be one word there; all utterances decide about that, see
-    `metrics.written_without_spaces`.
+    Words are counted. Characters are counted in a language whose references are written
+    without spaces, since a sentence would be one word there; all utterances decide
+    about that, see `metrics.written_without_spaces`.
 
     utterances: the whole dev set. found: {utterance: text} of those that were decoded.
     """
@@ -94,7 +95,8 @@ def languages_by_characters(utterances: list[Utterance]) -> list[str]:
 
 @functools.cache  # which writes it once
 def note_once(message: str) -> None:
-    """As `note`; a message that this process has written before is not written again."""
+    """As `note`; a message that this process has written before is not written
+    again."""
     note(message)
 
 

@@ -1,4 +1,4 @@
-"""Writing files so that whoever reads one finds it as before or complete, whenever the machine stops."""
+"""Atomic writing: whenever the machine stops, a file is as before or complete."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from common.running.flags import UserError
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends; if the block fails, nothing has changed.
+    """A binary file that takes the place of `path` when the block ends.
 
-    Several processes may write the same path at once: each has a draft of its own. Raises UserError where the disk is
-    full or the folder cannot be written.
+    If the block fails, nothing has changed. Several processes may write the same path
+    at once: each has a draft of its own. Raises UserError where the disk is full or the
+    folder cannot be written.
     """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.partial")

@@ -1,4 +1,5 @@
-"""Command line of the scripts: a frozen dataclass is the configuration, and the comment behind a field is its help.
+"""Command line of the scripts: a frozen dataclass is the configuration, and the comment
+behind a field is its help.
 
     @dataclass(frozen=True)
     class Config(RunConfig):
@@ -10,8 +11,9 @@
     PRESETS = {"demo": dict(layers=4, methods=("ctc", "interctc"))}
     configs = parse(Config, PRESETS, doc=__doc__)  # a finished configuration per --method
 
-The dataclass defaults are the preset `full`; PRESETS holds what `smoke` and `demo` change, and under `methods` the rows
-that they run. Who wins: flag > configuration of the checkpoint (or of the run to resume) > preset > default.
+The dataclass defaults are the preset `full`; PRESETS holds what `smoke` and `demo`
+change, and under `methods` the rows that they run. Who wins: flag > configuration of
+the checkpoint (or of the run to resume) > preset > default.
 
 This module imports no torch, so that `--help` and a mistyped flag answer at once.
 """
@@ -64,7 +66,8 @@ Real = Annotated[float, Range(f"between -{LARGEST} and {LARGEST}", lambda x: abs
 
 
 class _Kind(NamedTuple):
-    """What the type of a field says: `tuple[Count, ...] | None` is _Kind(int, "at least 1", several, optional)."""
+    """What the type of a field says: `tuple[Count, ...] | None` is _Kind(int, "at least
+    1", several, optional)."""
 
     base: type  # bool, int, float or str
     limits: Range = NOT_NEGATIVE  # of a number
@@ -96,7 +99,8 @@ _NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def _checked(name: str, kind: _Kind, value):
-    """The value as the field's type wants it (a tuple for a list). Raises UserError, one sentence with its flag."""
+    """The value as the field's type wants it (a tuple for a list). Raises UserError,
+    one sentence with its flag."""
     if value is None and kind.optional:
         return None
     if kind.several and isinstance(value, list | tuple):
@@ -131,11 +135,13 @@ PRESET_OF = dict.fromkeys(DEMOS, "demo") | {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Options that every script shares. Subclasses add `method`, limits on the data, model and optimisation.
+    """Options that every script shares. Subclasses add `method`, limits on the data,
+    model and optimisation.
 
-    Each field stands in a band, a comment `# -- band --`. The band decides what belongs to a run: the fields of "what
-    to do", "how to compute" and "decoding" may differ between a run and its continuation or its scoring, and are not
-    stored in config.json. All others are stored; --resume and --checkpoint refuse to change them.
+    Each field stands in a band, a comment `# -- band --`. The band decides what belongs
+    to a run: the fields of "what to do", "how to compute" and "decoding" may differ
+    between a run and its continuation or its scoring, and are not stored in
+    config.json. All others are stored; --resume and --checkpoint refuse to change them.
     """
 
     # No options here; a script for several languages makes them options of its own.
@@ -201,7 +207,8 @@ class RunConfig:
         return {"script": Path(inspect.getfile(type(self))).stem, "config": config_as_dict(self)}
 
     def check(self) -> None:
-        """Refuses values that would fail late, or silently do nothing. Raises UserError. Scripts add theirs."""
+        """Refuses values that would fail late, or silently do nothing. Raises
+        UserError. Scripts add theirs."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             _checked(field.name, _kinds(type(self))[field.name], value)
@@ -238,12 +245,14 @@ class RunConfig:
 def parse(
     config_class: type, presets: dict[str, dict], doc: str | None, argv: list[str] | None = None
 ) -> list:
-    """The command line as a list of checked configurations, one per method, in the order given.
+    """The command line as a list of checked configurations, one per method, in the
+    order given.
 
-    presets: {"smoke": {field: value}, "demo": {...}}; "full" is the defaults. doc: the script's docstring (its first
-    line and its section "Run" become the help); None, as under python -OO: it is taken from the script's source.
-    Exits with code 2 and one sentence on a wrong command line; raises UserError where the folder of --checkpoint or
-    --resume holds no readable run, or one that --resume would change.
+    presets: {"smoke": {field: value}, "demo": {...}}; "full" is the defaults. doc: the
+    script's docstring (its first line and its section "Run" become the help); None, as
+    under python -OO: it is taken from the script's source. Exits with code 2 and one
+    sentence on a wrong command line; raises UserError where the folder of --checkpoint
+    or --resume holds no readable run, or one that --resume would change.
     """
     path = Path(inspect.getfile(config_class))
     script, doc = path.stem, doc or ast.get_docstring(ast.parse(path.read_text("utf-8")))
@@ -266,9 +275,11 @@ def parse(
 
 
 def check_command_line(config_class: type, presets: dict[str, dict], doc: str | None) -> None:
-    """Answers --help and whatever is wrong with the command line before a script imports anything heavy.
+    """Answers --help and whatever is wrong with the command line before a script
+    imports anything heavy.
 
-    From here on, errors that a user can mend end the script in one sentence instead of a traceback.
+    From here on, errors that a user can mend end the script in one sentence instead of
+    a traceback.
     """
     explain_errors()
     keep_docstrings()
@@ -276,7 +287,8 @@ def check_command_line(config_class: type, presets: dict[str, dict], doc: str | 
 
 
 def _to_score(parser, config_class: type, presets: dict, given: dict):
-    """The configuration of the finished run in --checkpoint, with the flags that scoring may change."""
+    """The configuration of the finished run in --checkpoint, with the flags that
+    scoring may change."""
     methods = given.pop("method", ())
     if len(methods) > 1:
         parser.error(
@@ -297,7 +309,8 @@ def _to_score(parser, config_class: type, presets: dict, given: dict):
 
 
 def _to_train(script: str, config_class: type, presets: dict, given: dict) -> list:
-    """A configuration per method, each with a folder of its own; with --resume that of the run in this folder."""
+    """A configuration per method, each with a folder of its own; with --resume that of
+    the run in this folder."""
     requested = given.pop("method", ())
     preset = given.get("preset", PRESET_OF.get(given.get("data", config_class.data), "full"))
     config = config_class(**{"preset": preset} | _preset(presets, preset) | given)
@@ -349,9 +362,11 @@ def _to_resume(stored, given: dict):
 
 
 def load_config(config_class: type, folder: str | Path, presets: dict[str, dict]):
-    """The configuration a run was started with. Raises UserError where there is none, or one of another script.
+    """The configuration a run was started with. Raises UserError where there is none,
+    or one of another script.
 
-    What it lacks, because an option is newer than the run or does not belong to one, comes from its preset.
+    What it lacks, because an option is newer than the run or does not belong to one,
+    comes from its preset.
     """
     path, known = Path(folder) / "config.json", _fields_of_a_run(config_class)
     if not os.path.isfile(path):
@@ -408,7 +423,8 @@ def _label(data: str) -> str:
 
 @functools.cache
 def _comments(config_class: type) -> tuple[dict[str, str], dict[str, str]]:
-    """({field: comment behind it}, {field: band it stands in}), read from the source of the class and its parents."""
+    """({field: comment behind it}, {field: band it stands in}), read from the source of
+    the class and its parents."""
     helps, bands = {}, {}
     for cls in reversed([c for c in config_class.__mro__ if dataclasses.is_dataclass(c)]):
         band = name = "options"
@@ -466,7 +482,8 @@ def _build_parser(config_class, presets, doc, script) -> argparse.ArgumentParser
 
 
 def _read(parser: argparse.ArgumentParser, config_class: type, argv: list[str]) -> dict:
-    """{field: value} of the flags that were given; `method`: a tuple. Exits with one sentence on what is wrong."""
+    """{field: value} of the flags that were given; `method`: a tuple. Exits with one
+    sentence on what is wrong."""
     texts, unknown = parser.parse_known_args(argv)
     if unknown:
         parser.error(_suggest(unknown[0], [o for a in parser._actions for o in a.option_strings]))
@@ -485,7 +502,8 @@ def _read(parser: argparse.ArgumentParser, config_class: type, argv: list[str]) 
 
 
 def _convert(name: str, kind: _Kind, text: str | list[str] | bool):
-    """What argparse has read -> bool, int, float, str or a list of them, not yet checked. Raises UserError."""
+    """What argparse has read -> bool, int, float, str or a list of them, not yet
+    checked. Raises UserError."""
     if isinstance(text, list):
         words = " ".join(text).replace(",", " ").split()
         if (

@@ -1,9 +1,9 @@
 """Where a run runs: this process among its ranks, its device, its folder, its random
 numbers, what it says.
 
-place = start(config)               # joins torchrun's other ranks, picks the device, opens --out
-with first_rank_first(place): ...   # one rank downloads or builds, then the others find it there
-gather(item, place)                 # [the item of every rank]
+    place = start(config)              # ranks, device, the folder --out
+    with first_rank_first(place): ...  # one rank downloads or builds, then the others go on
+    gather(item, place)                # [the item of every rank]
 """
 
 from __future__ import annotations
@@ -229,12 +229,10 @@ def open_folder(config: RunConfig, place: Place) -> None:
             ) from None
         if not config.resume:
             if (folder / "last.pt").exists() or (folder / "model.safetensors").exists():
-                raise UserError(
-                    f"{folder} already holds a run: add --resume to go on with it, or choose another --out."
-                )
-            (folder / "log.jsonl").unlink(
-                missing_ok=True
-            )  # of a run that never reached its first checkpoint
+                advice = "add --resume to go on with it, or choose another --out."
+                raise UserError(f"{folder} already holds a run: {advice}")
+            # A run that never reached its first checkpoint has left its log.
+            (folder / "log.jsonl").unlink(missing_ok=True)
             write_atomically(folder / "config.json", json.dumps(config.stored(), indent=1) + "\n")
         for draft in folder.rglob(".*.partial"):  # of a run that was killed while it wrote
             draft.unlink()
@@ -280,10 +278,8 @@ def earlier_stage(
     # Asked before the first rank makes one.
     begun = gather((folder / "config.json").exists(), place)[0]
     if named != "auto" and not begun:
-        raise UserError(
-            f"{stage.flag} {named} holds no run: give the folder of a run of {stage.method}, or "
-            f"auto, which trains one where there is none."
-        )
+        what = f"give the folder of a run of {stage.method}, or auto, which trains one"
+        raise UserError(f"{stage.flag} {named} holds no run: {what} where there is none.")
     changes = {"method": stage.method, "checkpoint": None, "decode": "greedy"} | changes
     asked = replace(config, out=str(folder), resume=begun, **changes)
     if begun:
@@ -292,10 +288,8 @@ def earlier_stage(
         cut_short = config.max_steps or not stored.max_steps
         asked = replace(asked, max_steps=stored.max_steps if cut_short else None)
         if changed := differences(stored, asked):
-            raise UserError(
-                f"the {stage.method} in {folder} was trained otherwise ({'; '.join(changed)}): "
-                f"give another {stage.flag}."
-            )
+            what = f"the {stage.method} in {folder} was trained otherwise ({'; '.join(changed)})"
+            raise UserError(f"{what}: give another {stage.flag}.")
     if not (folder / "model.safetensors").exists():
         if place.first:
             note(f"{stage.method} first, in {folder}")
@@ -320,21 +314,16 @@ def _check_corpus(folder: Path, stage: Stage, place: Place) -> None:
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         corpus = state["progress"]["corpus"]
     except Exception as error:  # what torch.load raises depends on where a file is damaged
-        raise UserError(
-            f"{path} cannot be read (damaged, or of another version: {type(error).__name__}): "
-            f"give another {stage.flag}."
-        ) from None
+        what = f"cannot be read (damaged, or of another version: {type(error).__name__})"
+        raise UserError(f"{path} {what}: give another {stage.flag}.") from None
     if corpus != stage.corpus:
-        raise UserError(
-            f"the {stage.method} in {folder} was trained on other utterances than --data now "
-            f"has: bring the data back as they were, or give another {stage.flag}."
-        )
+        what = f"the {stage.method} in {folder} was trained on other utterances than --data now has"
+        advice = f"bring the data back as they were, or give another {stage.flag}."
+        raise UserError(f"{what}: {advice}")
 
 
 def _earlier_folder(config: RunConfig, method: str) -> Path:
-    beside, script = (
-        Path(config.out).with_name(method),
-        Path(sys.modules[type(config).__module__].__file__).stem,
-    )
+    beside = Path(config.out).with_name(method)
+    script = Path(sys.modules[type(config).__module__].__file__).stem
     default = Path("runs") / f"{script}-{Path(config.data).name}-{method}-s{config.seed}"
     return beside if (beside / "config.json").exists() else default

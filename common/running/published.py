@@ -6,7 +6,8 @@
 
     model = ...; read_weights(model, folder, "--init");  write(model, folder)
 
-A model here has parts of these names. Only safetensors are read, and no folder's code is run.
+A model here has parts of these names. Only safetensors are read, and no folder's code
+is run.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ COMPUTED = (".attention.bias", ".masked_bias", ".inv_freq")  # buffers that olde
 
 
 def read_json(path: Path, flag: str) -> dict:
-    """Raises UserError where there is none, half of one, or one that wants code of its own to be run."""
+    """Raises UserError where there is none, half of one, or one that wants code of its
+    own to be run."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -56,7 +58,8 @@ def read_json(path: Path, flag: str) -> dict:
 
 
 def read_weights(model: nn.Module, folder: Path, flag: str) -> None:
-    """Fills a model from FOLDER/model.safetensors, or from the parts that its index names. Raises UserError."""
+    """Fills a model from FOLDER/model.safetensors, or from the parts that its index
+    names. Raises UserError."""
     state = {}
     for file in weight_files(folder, flag):
         try:
@@ -93,7 +96,8 @@ def shapes_of(model: nn.Module) -> dict:
 
 
 def keep_shapes(model: nn.Module, folder: Path) -> None:
-    """Of a run, so that it is scored without the models that it began with; also the characters of a CTC head."""
+    """Of a run, so that it is scored without the models that it began with; also the
+    characters of a CTC head."""
     write_atomically(folder / SHAPES, json.dumps(shapes_of(model), indent=1) + "\n")
     if model.characters and model.characters is not model.tokenizer:
         (folder / "characters").mkdir(exist_ok=True)
@@ -101,7 +105,8 @@ def keep_shapes(model: nn.Module, folder: Path) -> None:
 
 
 def complete_shapes(shapes: dict, folder: Path) -> None:
-    """Whether HuBERT wants normalised audio, where only a file beside config.json says it."""
+    """Whether HuBERT wants normalised audio, where only a file beside config.json says
+    it."""
     if has_preprocessor(folder):
         asked = asks_for_normalised(folder, str(folder))
         shapes["audio_encoder_config"].setdefault("do_normalize", asked)
@@ -110,15 +115,16 @@ def complete_shapes(shapes: dict, folder: Path) -> None:
 def mark_of(folder: Path, shapes: dict, flag: str, root: str) -> str:
     """The digest of the GPT in a folder in this layout, or in a run's.
 
-    shapes: of the folder's config.json or SHAPES. Where the run itself kept only adapters,
-    its mark of the model below them is among the tensors, so that counts too. Raises
-    UserError.
+    shapes: of the folder's config.json or SHAPES. Where the run itself kept only
+    adapters, its mark of the model below them is among the tensors, so that counts too.
+    Raises UserError.
     """
     return digest_of_model(shapes["llm_config"], weight_files(folder, flag), root, "llm.")
 
 
 def bridge_of(shapes: dict, kernel: int, stride: int, flag: str) -> int:
-    """How many convolutions the folder's bridge has. Raises UserError where one has another kernel or stride."""
+    """How many convolutions the folder's bridge has. Raises UserError where one has
+    another kernel or stride."""
     kernels = shapes.get("bridge_conv_kernel_size", [kernel] * 2)
     strides = shapes.get("bridge_conv_stride", [stride] * len(kernels))
     if kernels != [kernel] * len(kernels) or strides != [stride] * len(kernels):
@@ -129,7 +135,8 @@ def bridge_of(shapes: dict, kernel: int, stride: int, flag: str) -> int:
 
 
 def shapes_by_name(names: dict[str, str], root: str) -> dict:
-    """Of {"--hubert": name or folder, "--gpt": the same}; the published models' own are known without a look."""
+    """Of {"--hubert": name or folder, "--gpt": the same}; the published models' own are
+    known without a look."""
     found = {}
     for (flag, name), key in zip(
         names.items(), ("audio_encoder_config", "llm_config"), strict=True
@@ -151,7 +158,8 @@ def networks(shapes: dict) -> tuple[HubertModel, GPTNeoXForCausalLM | None]:
 
 
 def write(model: nn.Module, folder: Path) -> None:
-    """Writes the whole layout, adapters merged. Raises UserError where it is another kind of model."""
+    """Writes the whole layout, adapters merged. Raises UserError where it is another
+    kind of model."""
     if not hasattr(model, "bridge_convs"):
         raise UserError(
             "--export writes the published layout, which has GPT and a bridge of convolutions."

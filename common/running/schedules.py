@@ -6,19 +6,29 @@ import math
 
 
 def one_cycle(share: float, warmup: float) -> float:
-    """Linear from 0 to 1 over the first `warmup` of the run, then half a cosine to 0. share: how much is done."""
+    """Linear from 0 to 1 over the first `warmup` of the run, then half a cosine to 0.
+
+    share: how much of the run is done.
+    """
     if share < warmup:
         return share / warmup
     return 0.5 + 0.5 * math.cos(math.pi * min(1.0, (share - warmup) / (1 - warmup)))
 
 
 def inverse_sqrt(step: int, warmup: float) -> float:
-    """Linear to 1 over `warmup` steps, then falling with 1 / sqrt(step). Vaswani et al. 2017. step counts from 0."""
+    """Linear to 1 over `warmup` steps, then falling with 1 / sqrt(step). Vaswani et al.
+    2017.
+
+    step counts from 0.
+    """
     return min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))
 
 
 def learning_rate(schedule: str, warmup: float, step: int, steps: int) -> float:
-    """Share of the peak rate at update `step` (counted from 0) of `steps`; schedule: one-cycle | inverse-sqrt."""
+    """Share of the peak rate at update `step` (counted from 0) of `steps`.
+
+    schedule: one-cycle or inverse-sqrt.
+    """
     return (
         one_cycle((step + 1) / steps, warmup)
         if schedule == "one-cycle"

@@ -4,7 +4,7 @@ averages.
 The loop itself, with the forward pass, backward, clipping and the optimiser's step,
 stands in each script:
 
-    run = Run(config, place, models=..., optimizer=..., utterances=..., encode=..., fits=...)
+    run = Run(config, place, models=..., optimizer=..., utterances=..., ...)
     for _ in run.epochs():            # those that are left, after --resume
         for update in run.updates():  # ends at --max-steps, or when asked to stop
             for batch in update:      # this rank's micro-batches, on the device

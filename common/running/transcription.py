@@ -75,8 +75,10 @@ def lines_of(
 
 
 def subtitle_files(paths: list[str]) -> dict[str, Path]:
-    """{audio file: its subtitles}: a.srt for a.wav; a.wav.srt and a.flac.srt for two of a name."""
-    shared = Counter(path.with_suffix(".srt") for path in {Path(name) for name in paths})
+    """{audio file: its subtitles}: a.srt for a.wav; a.wav.srt and a.flac.srt for two of
+    a name."""
+    different = {Path(name) for name in paths}
+    shared = Counter(path.with_suffix(".srt") for path in different)
     found = {}
     for name in paths:
         path = Path(name)

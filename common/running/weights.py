@@ -61,11 +61,13 @@ def average_of(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     lie near each other. For adapters of different runs it means nothing: merge those
     first.
     """
-    first = states[0]
-    return {
-        name: torch.stack([state[name] for state in states]).mean(0) if x.is_floating_point() else x
-        for name, x in first.items()
-    }
+    mean = {}
+    for name, first in states[0].items():
+        if first.is_floating_point():
+            mean[name] = torch.stack([state[name] for state in states]).mean(0)
+        else:
+            mean[name] = first
+    return mean
 
 
 def own_state(module: nn.Module) -> dict[str, Tensor]:
@@ -160,10 +162,8 @@ def _names_in(index: Path, flag: str) -> list[str]:
         ) from None
     for path in paths:
         if path.is_absolute() or ".." in path.parts:
-            raise UserError(
-                f"{flag}: {index} names {path}, which is outside of that folder: give a folder "
-                "that holds its weights itself."
-            )
+            what = f"{index} names {path}, which is outside of that folder"
+            raise UserError(f"{flag}: {what}: give a folder that holds its weights itself.")
     if not names:
         raise UserError(f"{flag}: {index} names no weights: copy or download it again.")
     return names
@@ -197,7 +197,8 @@ def digest_of_weights(files: list[Path], beginning: str = "") -> str:
     for file in files:
         try:
             with safe_open(file, "pt") as weights:
-                found += [(name, file) for name in weights.keys() if name.startswith(beginning)]  # noqa: SIM118
+                names = [name for name in weights.keys() if name.startswith(beginning)]  # noqa: SIM118
+                found += [(name, file) for name in names]
         except (SafetensorError, OSError) as error:
             raise _damaged(file, error) from None
     for name, file in sorted(found):
