@@ -1,7 +1,8 @@
-"""Errors that a user can fix end a program with one sentence instead of a traceback.
+"""What a user is told: errors that they can fix end a program with one sentence.
 
 raise UserError("--root names the folder that holds LibriSpeech/.")
-explain_errors()        at the start of a program
+explain_errors()       at the start of a program: sentences instead of tracebacks
+note("epoch 1: ...")   a line on stderr
 """
 
 from __future__ import annotations
@@ -11,10 +12,17 @@ import multiprocessing
 import os
 import sys
 
+from tqdm import tqdm
+
 
 class UserError(Exception):
     """An error that the user can fix: in the data, a model or a folder. Its text says
     how. Exit code 1."""
+
+
+def note(message: str) -> None:
+    """One line on stderr, above any progress bar."""
+    tqdm.write(message, file=sys.stderr)
 
 
 def explain_errors() -> None:

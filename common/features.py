@@ -18,10 +18,9 @@ import torch
 import torchaudio.functional as AF
 from torch import Tensor, nn
 
-from common.running.audio import SAMPLE_RATE, AudioError
-from common.running.audio import audio_seconds as audio_seconds  # others look for these two here
-from common.running.audio import read_audio as read_audio
+from common.errors import UserError
 
+SAMPLE_RATE = 16_000  # Hz, of all audio inside the models
 WINDOW = 400  # samples = 25 ms
 HOP = 160  # samples = 10 ms
 FRAME_SECONDS = HOP / SAMPLE_RATE
@@ -89,7 +88,7 @@ class LogMel(nn.Module):
     def fit(self, waves: Iterable[Tensor]) -> None:
         """Sets mean and standard deviation per mel channel from (samples,) waves.
 
-        Raises AudioError without any.
+        Raises UserError without any.
         """
         count = 0
         total = 0.0
@@ -100,7 +99,7 @@ class LogMel(nn.Module):
             total = total + features.sum(0)
             squares = squares + features.square().sum(0)
         if not count:
-            raise AudioError("no audio to take the mean and variance of the features from")
+            raise UserError("no audio to take the mean and variance of the features from")
         self.mean.copy_(total / count)
         self.std.copy_((squares / count - (total / count).square()).clamp(min=1e-4).sqrt())
 

@@ -7,6 +7,7 @@ figures.draw(folder, {"lattice.png": partial(...), ...})      # after the result
 from __future__ import annotations
 
 import functools
+import json
 import re
 import warnings
 from collections.abc import Callable
@@ -15,14 +16,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.running.files import read_log
-from common.running.process import note
+from common.errors import UserError, note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
 Drawings = dict[str, Callable[[], object]]  # {file: a function that draws it}
+
+
+def read_log(folder: Path) -> list[dict]:
+    """log.jsonl of a run: an entry per update and per epoch. Raises UserError."""
+    try:
+        return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}/log.jsonl is missing or damaged ({error}): the run has to be repeated."
+        ) from None
 
 
 def draw(folder: str | Path, drawings: Drawings) -> None:

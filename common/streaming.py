@@ -43,8 +43,9 @@ from torch import Tensor, nn
 from common.conformer import Conformer
 from common.conformer_stream import State, encode_piece, fresh_state, join_states, split_state
 from common.ctc import BLANK
-from common.features import HOP, N_MELS, SAMPLE_RATE, WINDOW, LogMel, read_audio
+from common.features import HOP, N_MELS, SAMPLE_RATE, WINDOW, LogMel
 from common.metrics import has_no_spaces_between_words
+from common.running.audio import read_audio
 from common.running.flags import RunConfig, UserError
 from common.running.process import Place, note, stop_on_signals
 

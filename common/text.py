@@ -23,8 +23,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from common.running.files import write_atomically
-from common.running.flags import UserError
+from common.errors import UserError
+from common.files import write_atomically
 
 APOSTROPHES = str.maketrans("’‘ʼ`´", "'''''")
 JOINERS = "\u200c\u200d"  # zero width non-joiner and zero width joiner
@@ -385,9 +385,8 @@ def _distinct(pieces: str | list) -> bool:
 
 
 def _write_json(folder: str | Path, content: dict) -> None:
-    write_atomically(
-        Path(folder) / "tokenizer.json", json.dumps(content, ensure_ascii=False) + "\n"
-    )
+    text = json.dumps(content, ensure_ascii=False) + "\n"
+    write_atomically(Path(folder) / "tokenizer.json", text)
 
 
 def _lookup(ids: dict[str, int], character: str, text: str) -> int:

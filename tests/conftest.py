@@ -444,6 +444,6 @@ def wait_for_log(folder: Path, lines: int, process: subprocess.Popen) -> None:
 
 
 def log_without_clocks(folder: Path) -> list[dict]:
-    from common.running.files import read_log
+    from common.figures import read_log
 
     return [{k: v for k, v in entry.items() if k != "clock"} for entry in read_log(folder)]

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from common.features import read_audio
+from common.running.audio import read_audio
 from common.running.batches import (
     MicroBatch,
     evaluation_batches,

@@ -13,7 +13,8 @@ from common.demo.gpt import spoken
 from common.demo.grammar import split_of
 from common.demo.hubert import Recipe, configuration, k_means, loss_of, targets_of
 from common.demo.words import CUES, DETERMINERS, ONE_HOMOPHONE, TWIN, TWO_HOMOPHONES
-from common.features import LogMel, read_audio
+from common.features import LogMel
+from common.running.audio import read_audio
 from common.running.corpora import load_corpus
 
 

@@ -10,8 +10,8 @@ import soundfile
 import torch
 from torch import nn
 
-from common.features import read_audio
 from common.running import decoding, evaluation, transcription
+from common.running.audio import read_audio
 from common.running.batches import read_one
 from common.running.corpora import Corpus, Utterance
 from common.running.decoding import Transcript, Word

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torchaudio
 
+from common.errors import UserError
 from common.features import (
     HOP,
     SAMPLE_RATE,
     WINDOW,
-    AudioError,
     LogMel,
     change_speed,
     mix_utterances,
@@ -75,7 +75,7 @@ def test_statistics_normalise():
 
 
 def test_no_audio_to_normalise_by():
-    with pytest.raises(AudioError, match="no audio"):
+    with pytest.raises(UserError, match="no audio"):
         LogMel().fit([])
 
 

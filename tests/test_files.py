@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from common.running.files import atomic_file, read_log, write_atomically
+from common.figures import read_log
+from common.files import atomic_file, write_atomically
 from common.running.flags import UserError
 
 

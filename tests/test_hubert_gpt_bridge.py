@@ -334,7 +334,7 @@ def test_an_answer_may_be_empty_or_has_to_have_so_many_pieces(made, least):
 @pytest.mark.parametrize("options", ["", "--bridge ctc --ctc-run auto"], ids=["conv", "ctc"])
 def test_it_learns_a_few_clips_by_heart(made, options, corpus):
     """Eight of them, each with its own words."""
-    from common.features import read_audio
+    from common.running.audio import read_audio
 
     m = made(options, hidden_size=32, conv_dim=(8, 8, 16, 32))
     some = [corpus.train[i] for i in range(0, 80, 10)]

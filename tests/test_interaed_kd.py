@@ -16,8 +16,8 @@ from torch import nn
 
 import interaed_kd as script
 from common.bert import SharedPieces
-from common.features import read_audio
 from common.running import command_line, options
+from common.running.audio import read_audio
 from common.running.batches import MicroBatch, make_batch
 from common.running.corpora import Utterance
 from common.running.pretrained import load_masked_lm

@@ -18,9 +18,9 @@ from test_rnnt import alignments
 
 import interaed_kd
 import multirep_kd as script
+from common.figures import read_log
 from common.running.batches import MicroBatch, loader
 from common.running.corpora import Utterance
-from common.running.files import read_log
 from common.running.flags import UserError
 from common.running.process import Place, open_folder
 from multirep_kd import Characters, Teacher, compute_losses, rnnt

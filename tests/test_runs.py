@@ -15,9 +15,9 @@ import torch
 from conftest import SCRIPTS, log_without_clocks, run_script, write_data, write_manifest
 
 from common import figures
-from common.features import read_audio
+from common.figures import read_log
+from common.running.audio import read_audio
 from common.running.corpora import Utterance
-from common.running.files import read_log
 from common.running.flags import UserError
 from common.running.weights import load_weights
 

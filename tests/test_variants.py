@@ -9,8 +9,8 @@ import pytest
 from conftest import REPOSITORY, run_script
 
 from common.errors import UserError
+from common.figures import read_log
 from common.running import variants
-from common.running.files import read_log
 
 FILES = sorted((REPOSITORY / "variants").glob("*/[a-z]*.py"))
 # What a variant is compared with, where that is not the method of its script by default.

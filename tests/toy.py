@@ -17,8 +17,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from common.figures import read_log
 from common.running.corpora import Utterance
-from common.running.files import read_log
 from common.running.flags import RunConfig, UserError
 from common.running.process import Place, start
 from common.running.training import Run

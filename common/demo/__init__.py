@@ -30,7 +30,7 @@ from pathlib import Path
 
 from common.demo import grammar, speakers, vocabulary, words
 from common.demo.building import claim, speak
-from common.running.files import write_atomically
+from common.files import write_atomically
 from common.running.flags import UserError
 from common.text import WordPiece, read_lines
 

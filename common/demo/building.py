@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from common.running.files import write_atomically
+from common.files import write_atomically
 from common.running.flags import UserError
 
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from common.demo.pretraining import INITIAL, adamw, publish, reproducible
-from common.features import LogMel, audio_seconds, read_audio
+from common.features import LogMel
+from common.running.audio import audio_seconds, read_audio
 from common.running.schedules import one_cycle
 
 MASK_LENGTH, MASK_STARTS = (

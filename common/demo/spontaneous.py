@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.demo import SHARD, grammar, speakers, words
 from common.demo.building import claim, speak
-from common.running.files import write_atomically
+from common.files import write_atomically
 
 VERSION = 4  # of the recipe: raise it whenever the same seed would give another world
 FILLERS = ["uh", "um", "well", "you know", "i mean", "like", "so", "yeah"]

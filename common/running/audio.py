@@ -25,6 +25,8 @@ import torch
 import torchaudio.functional as AF
 from torch import Tensor, nn
 
+from common.errors import note
+from common.features import SAMPLE_RATE
 from common.running.containers import (
     JOINED,
     AudioError,
@@ -33,10 +35,8 @@ from common.running.containers import (
     looks_like_mpeg,
     parts_of,
 )
-from common.running.process import note
 from common.text import printable
 
-SAMPLE_RATE = 16_000  # Hz
 # Formats that tell where they end.
 FORMATS = "WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3"
 FILE_RATES = 1_000, 768_000  # Hz, the lowest and the highest rate of a file [choice]

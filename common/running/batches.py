@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from common.features import AudioError, change_speed, read_audio
+from common.features import change_speed
+from common.running.audio import AudioError, read_audio
 from common.running.corpora import Corpus, Utterance, load_corpus
 from common.running.flags import RunConfig, UserError
 from common.running.process import Place, first_rank_first, note

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from common.running.files import write_atomically
+from common.files import write_atomically
 from common.running.flags import UserError
 from common.running.process import Place, barrier, synchronise
 

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from common import demo
 from common.demo import multilingual, spontaneous
-from common.features import AudioError, audio_seconds
+from common.running.audio import AudioError, audio_seconds
 from common.running.downloads import download_librispeech
 from common.running.flags import UserError
 from common.text import normalise, printable, read_lines

@@ -19,10 +19,10 @@ from torch import nn
 from common import metrics
 from common.errors import UserError
 from common.features import SAMPLE_RATE
+from common.files import write_atomically
 from common.running.batches import MicroBatch, loader
 from common.running.corpora import Corpus, Utterance
 from common.running.decoding import Transcript, decode, recognise, searches, texts_of
-from common.running.files import write_atomically
 from common.running.process import Place, barrier, note, synchronise
 from common.running.updates import add_up
 from common.text import printable, read_lines

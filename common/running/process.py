@@ -27,10 +27,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
-from common.running.files import write_atomically
-from common.running.flags import RunConfig, UserError, differences, load_config
+from common.errors import UserError, note
+from common.files import write_atomically
+from common.running.flags import RunConfig, differences, load_config
 
 
 class Place(NamedTuple):
@@ -147,11 +147,6 @@ def synchronise(place: Place) -> float:
     if place.device.type == "cuda":
         torch.cuda.synchronize(place.device)
     return time.perf_counter()
-
-
-def note(message: str) -> None:
-    """One line on stderr, above any progress bar."""
-    tqdm.write(message, file=sys.stderr)
 
 
 @contextmanager

@@ -41,9 +41,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from common.files import atomic_file, write_atomically
 from common.running.batches import Encode, Fits, MicroBatch, loader, plan_epoch, say_once
 from common.running.corpora import Utterance, too_many_bad
-from common.running.files import atomic_file, write_atomically
 from common.running.flags import RunConfig, UserError
 from common.running.process import Place, barrier, gather, note, stop_on_signals
 from common.running.schedules import learning_rate

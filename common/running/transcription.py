@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.features import SAMPLE_RATE, AudioError, read_audio, split_at_pauses
+from common.features import SAMPLE_RATE, split_at_pauses
+from common.files import write_atomically
+from common.running.audio import AudioError, read_audio
 from common.running.decoding import batch_of, recognise, searches
-from common.running.files import write_atomically
 from common.running.process import Place, note
 from common.text import printable
 

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from common.files import write_atomically
 from common.running.cache import digest
-from common.running.files import write_atomically
 from common.running.flags import UserError
 from common.running.process import Place
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from common.running.flags import UserError
+from common.errors import UserError
 
 
 @contextmanager
@@ -46,13 +45,3 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     """As `atomic_file`, for what is there at once. Raises UserError."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
-
-
-def read_log(folder: Path) -> list[dict]:
-    """log.jsonl of a run: an entry per update and per epoch. Raises UserError."""
-    try:
-        return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}/log.jsonl is missing or damaged ({error}): the run has to be repeated."
-        ) from None
