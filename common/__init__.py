@@ -1,1 +1,1 @@
-"""What the five papers take for granted: features, corpora, the Conformer, exact CTC, and the plumbing of a run."""
+"""What the papers share. A student reads it, but need not read running/ and demo/."""

@@ -73,8 +73,8 @@ def _sentence_of(kind: type, error: BaseException) -> str:
 def keep_docstrings() -> None:
     """Starts the script again under python -O where it was started under -OO.
 
-    -OO takes docstrings away, and transformers cannot be imported without those of its own.
-    Raises UserError where that does not help.
+    -OO takes docstrings away, and transformers cannot be imported without those of its
+    own. Raises UserError where that does not help.
     """
     if sys.flags.optimize < 2:
         return

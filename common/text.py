@@ -5,7 +5,7 @@ All tokenizers speak the same language:
 
     tokenizer.encode("the knight") -> [17, 4]      labels from 1 to size - 1
     tokenizer.decode([17, 4])      -> "the knight"
-    tokenizer.size                                 number of outputs V of a model, label 0 included
+    tokenizer.size                                 V, label 0 included
     tokenizer.save(folder); load_tokenizer(folder)
 
 Label 0 is never a piece of text: it is the CTC blank, and for attention decoders the

@@ -137,7 +137,8 @@ def _blocks_of(file: soundfile.SoundFile, start: int, wanted: int) -> Iterator[n
         left -= len(block) - dropped
         if dropped < len(block):
             yield block[dropped:]
-    found, expected = (wanted - left) / file.samplerate, wanted / file.samplerate
+    found = (wanted - left) / file.samplerate
+    expected = wanted / file.samplerate
     if _clearly_less(found, expected) or (left and file.format != "MP3"):
         raise AudioError(f"it is cut off: {found:.2f} of {expected:.2f} s could be read")
 

@@ -1,7 +1,7 @@
 """Utterances as batches: the plan of an epoch, and the loader that reads it: audio ->
 padded waves, text -> labels.
 
-    plan = plan_epoch(corpus.train, epoch, ...)             the micro-batches of one epoch for one rank
+    plan = plan_epoch(corpus.train, epoch, ...)      one epoch's micro-batches for one rank
     loader(plan, config, tokenizer.encode, fits)            a Batch for each of them
     loader(evaluation_batches(corpus.dev, ...), config)     without labels, for scoring
 
@@ -109,7 +109,9 @@ def balance(utterances: list[Utterance], power: float, rng: random.Random) -> li
     by_language: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         by_language.setdefault(utterance.language, []).append(utterance)
-    seconds = {language: sum(u.duration for u in same) for language, same in by_language.items()}
+    seconds = {}
+    for language, same in by_language.items():
+        seconds[language] = sum(u.duration for u in same)
     total = sum(s**power for s in seconds.values())
     chosen = []
     for language, same in by_language.items():

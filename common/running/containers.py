@@ -220,7 +220,10 @@ def mpeg_frame(header: bytes) -> Frame | None:
         samples = 1152 if version == 3 or layer == 2 else 576
         size = samples // 8 * 1000 * kbits // hertz + padding
     mono = header[3] >> 6 == 3
-    side = (17 if mono else 32) if version == 3 else (9 if mono else 17)
+    if version == 3:
+        side = 17 if mono else 32
+    else:
+        side = 9 if mono else 17
     return Frame(size, (version, layer, hertz, mono), 4 + side + 2 * (not header[1] & 1))
 
 
@@ -387,7 +390,7 @@ def chunks(descriptor: int, position: int | None = None) -> Iterator[Chunk]:
     limit = os.fstat(descriptor).st_size
     beginning = os.pread(descriptor, 36, 0)
     kind = beginning[:4]
-    header = ">4sQ" if kind == b"caff" else ">4sI" if kind == b"FORM" else "<4sI"
+    header = {b"caff": ">4sQ", b"FORM": ">4sI"}.get(kind, "<4sI")
     width = struct.calcsize(header)
     if position is None:
         position = 8 if kind == b"caff" else 12

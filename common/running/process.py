@@ -2,7 +2,7 @@
 numbers, what it says.
 
     place = start(config)              # ranks, device, the folder --out
-    with first_rank_first(place): ...  # one rank downloads or builds, then the others go on
+    with first_rank_first(place): ...  # one rank downloads or builds, then the others
     gather(item, place)                # [the item of every rank]
 """
 

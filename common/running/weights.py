@@ -4,7 +4,7 @@ pretrained model supplies.
 save_weights(path, own_state(model))
 load_own_state(model, load_weights(path))
 load_recogniser(recogniser, folder, place)      of a finished run
-digest_of_model(config, weight_files(folder, "--lm"), root)       of what a checkpoint leaves out
+digest_of_model(config, weight_files(folder, "--lm"), root)    of frozen weights
 """
 
 from __future__ import annotations
@@ -197,8 +197,8 @@ def digest_of_weights(files: list[Path], beginning: str = "") -> str:
     for file in files:
         try:
             with safe_open(file, "pt") as weights:
-                names = [name for name in weights.keys() if name.startswith(beginning)]  # noqa: SIM118
-                found += [(name, file) for name in names]
+                names = list(weights.keys())
+                found += [(name, file) for name in names if name.startswith(beginning)]
         except (SafetensorError, OSError) as error:
             raise _damaged(file, error) from None
     for name, file in sorted(found):
