@@ -6,6 +6,7 @@ Exit code 1 and what falls short. Totals (lines, characters of the rooms) are pr
 import ast
 import glob
 import os
+import pathlib
 import statistics
 import sys
 
@@ -34,8 +35,15 @@ def inside(node, kinds):
     return any(isinstance(m, kinds) for m in ast.walk(node) if m is not node)
 
 
+def is_packed(node):
+    tuples = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple)
+    if not tuples or not isinstance(node.value, ast.Tuple):
+        return False
+    return len(node.value.elts) > 2 or len(ast.unparse(node)) > 50
+
+
 def check(path):
-    text = open(path, encoding="utf-8").read()
+    text = pathlib.Path(path).read_text(encoding="utf-8")
     tree, lines = ast.parse(text), text.splitlines()
     documentation = docstring_lines(tree)
     for i, line in enumerate(lines, 1):
@@ -60,13 +68,8 @@ def check(path):
             bound = bool(a.args) and a.args[0].arg in ("self", "cls")
             if count - bound > 6:
                 short.append(f"{where} {node.name}: more than 6 parameters")
-        if (
-            isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Tuple)
-            and isinstance(node.value, ast.Tuple)
-        ):
-            if len(node.value.elts) > 2 or len(ast.unparse(node)) > 50:
-                short.append(f"{where} packed assignment: {ast.unparse(node)[:60]}")
+        if is_packed(node):
+            short.append(f"{where} packed assignment: {ast.unparse(node)[:60]}")
         if isinstance(node, COMPREHENSIONS) and (
             inside(node, COMPREHENSIONS) or len(node.generators) > 2
         ):
