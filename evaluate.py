@@ -44,7 +44,7 @@ class Evaluation:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of networks; auto: bf16 on a GPU
     workers: int = 4  # processes that read audio; 0: this process reads
     batch_seconds: Positive = 400.0  # padded audio per forward pass and GPU: memory decides
-    cut_seconds: Seconds = 40.0  # longer recordings are cut at pauses
+    cut_seconds: Seconds | None = None  # longer recordings are cut at pauses; None: as in the run
     seed: tyro.conf.Suppress[int] = 1  # of the dev utterances drawn for tuning: the run's
     search: Search = Search()
 
@@ -63,6 +63,7 @@ def score_run(given: Evaluation, folder: str, place: Place) -> tuple[Evaluation,
         "data": data,
         "languages": given.languages or run.config.languages,
         "seed": run.config.seed,
+        "cut_seconds": given.cut_seconds or run.config.cut_seconds,
         "out": str(out_of(given, run.folder, data)),
     }
     chosen = replace(given, **changes)

@@ -16,7 +16,7 @@ and length are read; a folder stands for the audio files in it. Longer recording
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,7 +46,7 @@ class Transcription:
     base: str | None = None  # where the pretrained model is now, if it has moved
     device: str = "auto"  # cpu, cuda or cuda:N; auto: cuda if there is one
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of networks; auto: bf16 on a GPU
-    cut_seconds: Seconds = 40.0  # longer recordings are cut at pauses
+    cut_seconds: Seconds | None = None  # longer recordings are cut at pauses; None: as in the run
     search: Search = Search()
 
     def check(self) -> None:
@@ -94,7 +94,9 @@ def main(argv: list[str] | None = None) -> None:
     """Transcribes what the command line names."""
     given = read_command_line(argv)
     place = join(given.device, given.precision)
-    recogniser = runs.load_run(given.run, place, given.root, given.base).recogniser
+    run = runs.load_run(given.run, place, given.root, given.base)
+    recogniser = run.recogniser
+    given = replace(given, cut_seconds=given.cut_seconds or run.config.cut_seconds)
     if given.stream:
         streaming.stream_words(recogniser, given, place)
     else:

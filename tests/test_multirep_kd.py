@@ -1,6 +1,5 @@
 """multirep_kd.py: its equations in plain Python, its rows, and what its teachers read and answer."""
 
-import inspect
 import itertools
 import math
 import operator
@@ -16,7 +15,6 @@ import torch
 from test_pretrained import VOCABULARY, bert, save
 from test_rnnt import alignments
 
-import interaed_kd
 import multirep_kd as script
 from common.figures import read_log
 from common.running.batches import MicroBatch, loader
@@ -484,13 +482,3 @@ def test_values_that_make_no_sense(options, message, tmp_path, capsys):
 def test_the_full_preset_has_71_million_parameters(capsys):
     assert script.main(["--preset", "full", "--summary"])["total"] == pytest.approx(71e6, rel=0.02)
     assert "in the heads, for training only" in capsys.readouterr().out
-
-
-def test_the_scripts_have_the_same_sections_and_load_alike():
-    titles = [
-        re.findall(r"^# =+ (.*)$", inspect.getsource(module), re.M)
-        for module in (script, interaed_kd)
-    ]
-    assert titles[0] == titles[1] and inspect.getsource(script.load) == inspect.getsource(
-        interaed_kd.load
-    )

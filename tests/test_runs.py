@@ -359,7 +359,7 @@ def test_transcribing_any_file(finished, talkative, corpus, tmp_path, capsys):
     rows = transcribe(finished, capsys, talkative, *paths)
     assert time.perf_counter() - started < 60
     assert [row[0] for row in rows] == [str(path) for path in paths]
-    assert all(len(row) == 2 and row[1] for row in rows)
+    assert all(len(row) == 2 and row[1] for row in rows), rows
 
 
 def test_subtitles(finished, talkative, corpus, tmp_path, capsys):
