@@ -326,9 +326,14 @@ def test_another_language_model_is_noticed(runs, tmp_path, model):
     lm.save_pretrained(tmp_path / "lm")
     with pytest.raises(UserError, match="another pretrained model than the one named"):
         run.main("--checkpoint", tmp_path / "run")
-    shutil.rmtree(tmp_path / "lm")
+    broken = shutil.move(tmp_path / "lm", tmp_path / "broken")
     with pytest.raises(UserError, match="--lm .* give --lm a local folder"):
         run.main("--checkpoint", tmp_path / "run")
+    moved = shutil.copytree(model("llama"), tmp_path / "moved")
+    expected = json.loads((tmp_path / "run" / "result.json").read_text())["wer"]
+    assert run.evaluate(tmp_path / "run", "--base", moved)["wer"] == expected
+    with pytest.raises(UserError, match="another pretrained model than the one named"):
+        run.evaluate(tmp_path / "run", "--base", broken)
 
 
 def test_a_frozen_model_is_known_in_any_precision(model):
