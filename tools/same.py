@@ -97,8 +97,11 @@ ROWS = {
         "gpt by ctc": Row("--method gpt --bridge ctc", needs="--ctc-run ctc"),
     },
 }
-# script -> [(pattern, replacement)]: from the old names to the new ones
-WEIGHTS = {"interaed_kd": [(r"^decoders\.0\.", "decoder."), (r"^decoders\.", "decoder.decoders.")]}
+# script, or script and row -> [(pattern, replacement)]: from the old names to the new ones
+WEIGHTS = {
+    "interaed_kd": [(r"^decoders\.0\.", "decoder.")],
+    "interaed_kd separate": [(r"^decoders\.", "decoder.decoders.")],
+}
 LOG_KEYS: dict[str, dict[str, str]] = {}
 
 
@@ -178,11 +181,12 @@ def ask(side: Side, script: str, row: Row, out: Path) -> None:
 # ---------------------------------------------------------------------------- comparison
 
 
-def differences(script: str, old: Path, new: Path) -> list[str]:
+def differences(script: str, row: str, old: Path, new: Path) -> list[str]:
     """What differs between two runs of a row, a sentence each."""
     found = compare_logs(script, old / "run", new / "run")
     for name in ("last.pt", "model.safetensors"):
-        found += compare_weights(script, old / "run" / name, new / "run" / name)
+        renamed = WEIGHTS.get(f"{script} {row}", WEIGHTS.get(script, []))
+        found += compare_weights(renamed, old / "run" / name, new / "run" / name)
     names = [path.relative_to(old) for path in sorted(old.rglob("hyp_*.tsv"))]
     for name in [*names, Path("words.txt")]:
         if not (new / name).exists():
@@ -218,11 +222,11 @@ def read_log(folder: Path) -> list[dict]:
     return [{k: v for k, v in entry.items() if k != "clock"} for entry in entries]
 
 
-def compare_weights(script: str, old: Path, new: Path) -> list[str]:
+def compare_weights(renames: list[tuple[str, str]], old: Path, new: Path) -> list[str]:
     before, after = read_weights(old), read_weights(new)
     renamed = {}
     for name, tensor in before.items():
-        for pattern, replacement in WEIGHTS.get(script, []):
+        for pattern, replacement in renames:
             name = re.sub(pattern, replacement, name)
         renamed[name] = tensor
     if list(renamed) != list(after):
@@ -290,7 +294,7 @@ def main() -> None:
                 print(f"{script:20}{row:14}recorded", flush=True)
                 continue
             share_worlds(old, new)
-            found = differences(script, before, record(new, script, row, given.steps))
+            found = differences(script, row, before, record(new, script, row, given.steps))
             failed += bool(found)
             print(f"{script:20}{row:14}{'; '.join(found) or 'the same'}", flush=True)
     sys.exit(f"{failed} rows differ" if failed else 0)
