@@ -15,16 +15,14 @@ hypotheses go to RUN/score-<data>, or to --out. Several values of --lm-weight an
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from common.errors import UserError, explain_errors, keep_docstrings
-from common.running import corpora, decoding, evaluation, options, runs
-from common.running.command_line import Program
+from common.errors import UserError
+from common.running import command_line, corpora, decoding, evaluation, options, runs
 from common.running.options import Positive, Search, Seconds
 from common.running.process import Place, first_rank_first, join, open_scores
 
@@ -51,6 +49,7 @@ class Evaluation:
     def check(self) -> None:
         """Raises UserError for values that make no sense."""
         options.check_values(self, may_be_empty=("languages", "runs"))
+        options.check_device(self.device)
         if not self.runs:
             raise UserError("give the folder of a finished run.")
 
@@ -91,17 +90,7 @@ def out_of(given: Evaluation, run: Path, data: str) -> Path:
 
 def read_command_line(argv: list[str] | None) -> Evaluation:
     """The checked options. argv: None for the program's own."""
-    if argv is None:
-        explain_errors()
-        keep_docstrings()
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    program = Program("python evaluate.py", __doc__ or "", arguments)
-    given = program.read(Evaluation(runs=()))
-    try:
-        given.check()
-    except UserError as error:
-        program.refuse(error)
-    return given
+    return command_line.read_checked("python evaluate.py", __doc__, Evaluation(runs=()), argv)
 
 
 def main(argv: list[str] | None = None) -> dict | list[dict]:

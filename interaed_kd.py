@@ -635,9 +635,8 @@ def train(
                 norm = nn.utils.clip_grad_norm_(part.parameters(), config.training.clip)
                 norms[name] = norm.item()
             learning_rate = run.set_learning_rates()
-            update.log.update(
-                norm=norms["recogniser"], lr=learning_rate
-            )  # and the loss with its parts
+            # The log also has the loss and its parts, from update.add.
+            update.log.update(norm=norms["recogniser"], lr=learning_rate)
             if update.is_usable(norms.values()):  # all are finite, and there was an utterance
                 optimizer.step()
             optimizer.zero_grad()

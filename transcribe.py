@@ -15,7 +15,6 @@ and length are read; a folder stands for the audio files in it. Longer recording
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -23,9 +22,8 @@ from typing import Literal
 import tyro
 
 from common import streaming
-from common.errors import UserError, explain_errors, keep_docstrings
-from common.running import decoding, options, runs, transcription
-from common.running.command_line import Program
+from common.errors import UserError
+from common.running import command_line, decoding, options, runs, transcription
 from common.running.options import Search, Seconds
 from common.running.process import join
 
@@ -52,12 +50,15 @@ class Transcription:
     def check(self) -> None:
         """Raises UserError for options that do not go together."""
         options.check_values(self, may_be_empty=("files",))
+        options.check_device(self.device)
         if bool(self.files) == bool(self.stream):
             raise UserError("give audio files, or --stream FILE, or --stream - for standard input.")
         if self.times and self.srt:
             raise UserError("--times prints words, --srt writes subtitles: give one of the two.")
         if self.stream and (self.times or self.srt):
             raise UserError("--times and --srt need whole files: leave --stream out.")
+        if self.stream and self.search.decode != "greedy":
+            raise UserError("--stream decodes greedily: leave --decode out.")
 
 
 def files_of(paths: tuple[str, ...]) -> list[str]:
@@ -77,17 +78,7 @@ def files_of(paths: tuple[str, ...]) -> list[str]:
 
 def read_command_line(argv: list[str] | None) -> Transcription:
     """The checked options. argv: None for the program's own."""
-    if argv is None:
-        explain_errors()
-        keep_docstrings()
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    program = Program("python transcribe.py", __doc__ or "", arguments)
-    given = program.read(Transcription(run=""))
-    try:
-        given.check()
-    except UserError as error:
-        program.refuse(error)
-    return given
+    return command_line.read_checked("python transcribe.py", __doc__, Transcription(run=""), argv)
 
 
 def main(argv: list[str] | None = None) -> None:

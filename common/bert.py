@@ -4,10 +4,8 @@ The student writes a part of BERT's word pieces, each with a label of its own. T
 details make the mapping less simple than a table:
 
 - The student has three apostrophes (inside a word, before and behind it), BERT has one.
-Its
-  probability counts for the one that stands in the transcript.
-- BERT cannot be asked about a piece that it does not have, nor beyond the longest text
-that it
+  BERT's probability counts for the apostrophe that stands in the transcript.
+- BERT cannot be asked about a piece that it lacks, nor beyond the longest text that it
   reads. Such a token keeps its hard label: its own label with probability 1.
 """
 

@@ -1,6 +1,7 @@
 """The command line by tyro: who wins, what is refused, and what a run stores."""
 
 import errno
+import importlib
 import json
 import subprocess
 import sys
@@ -438,3 +439,24 @@ def test_help_imports_neither_transformers_nor_matplotlib():
     )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("program", "argv", "message"),
+    [
+        ("evaluate", "", "give the folder of a finished run"),
+        ("evaluate", "x --device mps", "--device must be auto, cpu, cuda or cuda:N"),
+        ("evaluate", "x --lm y", "--lm goes with --decode beam"),
+        ("evaluate", "x --cut-seconds 0.1", "--cut-seconds must be at least 1"),
+        ("transcribe", "x", "give audio files, or --stream"),
+        ("transcribe", "x a.wav --stream b.wav", "give audio files, or --stream"),
+        ("transcribe", "x a.wav --times --srt", "give one of the two"),
+        ("transcribe", "x --stream a.wav --times", "leave --stream out"),
+        ("transcribe", "x --stream a.wav --decode beam", "--stream decodes greedily"),
+        ("transcribe", "x a.wav --device cuda:", "--device must be auto"),
+    ],
+)
+def test_wrong_command_lines_of_programs_for_finished_runs(program, argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(program).read_command_line(argv.split())
+    assert stop.value.code == 2 and message in capsys.readouterr().err

@@ -68,6 +68,24 @@ class Program(NamedTuple):
         sys.exit(2)
 
 
+def read_checked(name: str, doc: str | None, default: Any, argv: list[str] | None) -> Any:
+    """The options of a program for finished runs, checked.
+
+    argv: None for the program's own arguments. Exits with code 2 for a wrong command
+    line.
+    """
+    if argv is None:
+        explain_errors()
+        keep_docstrings()
+    program = Program(name, doc or "", list(sys.argv[1:] if argv is None else argv))
+    given = program.read(default)
+    try:
+        given.check()
+    except UserError as error:
+        program.refuse(error)
+    return given
+
+
 def description_of(doc: str | None) -> str:
     """For the help: the first line of a docstring and its section "Run"."""
     if not doc:  # python -OO

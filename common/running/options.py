@@ -114,8 +114,7 @@ class RunConfig:
         """Raises UserError for values that would fail late, or do nothing. Scripts add
         theirs."""
         check_values(self)
-        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", self.device):
-            raise UserError("--device must be auto, cpu, cuda or cuda:N.")
+        check_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -310,6 +309,12 @@ def check_values(config: Any, may_be_empty: tuple[str, ...] = ()) -> None:
             check_values(group)
             if hasattr(group, "check"):
                 group.check()
+
+
+def check_device(device: str) -> None:
+    """Raises UserError for what is no value of --device."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
+        raise UserError("--device must be auto, cpu, cuda or cuda:N.")
 
 
 def _check_value(name: str, kind: _Kind, value: Any) -> None:
