@@ -68,7 +68,7 @@ class StreamingEncoder:
     """Features and (a copy of) the encoder of a streaming recogniser, for mono audio of `rate` Hz. Holds no stream.
 
     Raises ValueError if the encoder has full context, and UserError for a rate that only whole recordings can have
-    (`features.resample` takes the FFT of seconds then): 8, 11.025, 22.05, 44.1, 48 kHz and many others are fine.
+    (`audio.resample` takes the FFT of seconds then): 8, 11.025, 22.05, 44.1, 48 kHz and many others are fine.
     """
 
     def __init__(self, features: LogMel, encoder: Conformer, rate: int = SAMPLE_RATE):

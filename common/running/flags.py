@@ -146,7 +146,7 @@ class RunConfig:
 
     # No options here; a script for several languages makes them options of its own.
     languages = ()  # of the corpus; none: all
-    language_power = 1.0  # see `data.plan_epoch`
+    language_power = 1.0  # see `batches.plan_epoch`
     init = None  # a model to go on from
 
     # -- corpus --

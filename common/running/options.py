@@ -92,7 +92,7 @@ class RunConfig:
 
     # Scripts for several languages make these options of their own.
     languages = ()  # none: all of the corpus
-    language_power = 1.0  # see `data.plan_epoch`
+    language_power = 1.0  # see `batches.plan_epoch`
     init = None  # a run to go on from
     checkpoint = None  # never set: `evaluate.py` scores finished runs
 
