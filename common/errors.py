@@ -8,6 +8,7 @@ note("epoch 1: ...")   a line on stderr
 from __future__ import annotations
 
 import errno
+import functools
 import multiprocessing
 import os
 import sys
@@ -23,6 +24,13 @@ class UserError(Exception):
 def note(message: str) -> None:
     """One line on stderr, above any progress bar."""
     tqdm.write(message, file=sys.stderr)
+
+
+@functools.cache  # which writes it once
+def note_once(message: str) -> None:
+    """As `note`; a message that this process has written before is not written
+    again."""
+    note(message)
 
 
 def explain_errors() -> None:

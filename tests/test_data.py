@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 
+from common.errors import note_once
 from common.running.audio import read_audio
 from common.running.batches import (
     MicroBatch,
@@ -19,7 +20,6 @@ from common.running.batches import (
     plan_epoch,
     read_one,
     sample_waves,
-    say_once,
 )
 from common.running.corpora import Utterance
 from common.running.flags import RunConfig
@@ -232,8 +232,8 @@ def test_channels_that_cancel_each_other_are_read_and_named(config, utterances, 
 
 
 def test_what_is_said_once(capsys):
-    say_once(["a.wav: this", "b.wav: that"])
-    say_once(["a.wav: this"])
+    for remark in ("a.wav: this", "b.wav: that", "a.wav: this"):
+        note_once(remark)
     assert capsys.readouterr().err == "a.wav: this\nb.wav: that\n"
 
 

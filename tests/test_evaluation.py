@@ -10,12 +10,13 @@ import soundfile
 import torch
 from torch import nn
 
+from common.errors import UserError, note_once
 from common.running import decoding, evaluation, transcription
 from common.running.audio import read_audio
 from common.running.batches import read_one
 from common.running.corpora import Corpus, Utterance
 from common.running.decoding import Transcript, Word
-from common.running.flags import RunConfig, UserError
+from common.running.flags import RunConfig
 from common.running.options import Search
 from common.running.process import Place
 
@@ -247,7 +248,7 @@ def test_a_search_is_tuned_by_characters_and_this_is_said_once(config, monkeypat
         return {u.id: Transcript(answers[lm_weight][u.id]) for u in utterances}
 
     monkeypatch.setattr(evaluation, "decode", decode)
-    evaluation.note_once.cache_clear()
+    note_once.cache_clear()
     corpus = Corpus([], dev, {}, {})
     searches = [dict(lm_weight=weight, bonus=0.0) for weight in answers]
     assert evaluation.tune(None, corpus, config, CPU, searches) == {"lm_weight": 0.6, "bonus": 0.0}

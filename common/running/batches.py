@@ -29,7 +29,7 @@ from common.features import change_speed
 from common.running.audio import AudioError, read_audio
 from common.running.corpora import Corpus, Utterance, load_corpus
 from common.running.flags import RunConfig, UserError
-from common.running.process import Place, first_rank_first, note
+from common.running.process import Place, first_rank_first
 
 Encode = Callable[[str], list[int]]  # a tokenizer's: text -> labels
 Fits = Callable[
@@ -268,18 +268,6 @@ class _Reader(Dataset):
             if said:
                 cancelling[utterance.id] = said[0]
         return make_batch(waves, labels, kept, bad, infeasible, plan, cancelling)
-
-
-_said: set[str] = set()  # by this process
-
-
-def say_once(remarks: Iterable[str]) -> None:
-    """Says each remark on stderr, the first time that it comes: about a file, not each
-    of its segments."""
-    for remark in remarks:
-        if remark not in _said:
-            _said.add(remark)
-            note(remark)
 
 
 def loader(

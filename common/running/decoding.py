@@ -19,16 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common.ctc import Token, word_times
-from common.errors import UserError
+from common.errors import UserError, note_once
 from common.features import SAMPLE_RATE, split_at_pauses
-from common.running.batches import (
-    Batch,
-    MicroBatch,
-    evaluation_batches,
-    loader,
-    make_batch,
-    say_once,
-)
+from common.running.batches import Batch, MicroBatch, evaluation_batches, loader, make_batch
 from common.running.corpora import Utterance
 from common.running.options import Search
 from common.running.process import Place, first_rank_first, gather, note
@@ -137,7 +130,8 @@ def decode(
         found |= part
         remarks |= {*its_remarks.values()}
     if place.first:
-        say_once(sorted(remarks))
+        for remark in sorted(remarks):  # about a file, not each of its segments
+            note_once(remark)
     return found
 
 

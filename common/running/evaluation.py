@@ -6,7 +6,6 @@ The functions take a recogniser and a `config` as `decoding.py` describes them.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import random
@@ -17,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from common import metrics
-from common.errors import UserError
+from common.errors import UserError, note_once
 from common.features import SAMPLE_RATE
 from common.files import write_atomically
 from common.running.batches import MicroBatch, loader
@@ -91,13 +90,6 @@ def languages_by_characters(utterances: list[Utterance]) -> list[str]:
         if metrics.written_without_spaces(u.text for u in same):
             names.append(name)
     return names
-
-
-@functools.cache  # which writes it once
-def note_once(message: str) -> None:
-    """As `note`; a message that this process has written before is not written
-    again."""
-    note(message)
 
 
 def name_of_error(utterances: list[Utterance], place: Place) -> str:

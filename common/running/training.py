@@ -41,10 +41,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from common.errors import UserError, note_once
 from common.files import atomic_file, write_atomically
-from common.running.batches import Encode, Fits, MicroBatch, loader, plan_epoch, say_once
+from common.running.batches import Encode, Fits, MicroBatch, loader, plan_epoch
 from common.running.corpora import Utterance, too_many_bad
-from common.running.flags import RunConfig, UserError
+from common.running.flags import RunConfig
 from common.running.process import Place, barrier, gather, note, stop_on_signals
 from common.running.schedules import learning_rate
 from common.running.updates import Update, map_numbers
@@ -264,7 +265,8 @@ class Run:
             self._write_log(**entry, clock={"seconds": progress.train_seconds})
             for name, reason in update.bad.items():
                 note(f"left out {name}: {reason}")
-            say_once(sorted(update.remarks))
+            for remark in sorted(update.remarks):  # about a file, not each of its segments
+                note_once(remark)
         too_many_bad(progress.bad, progress.utterances)
         many_at_first = progress.step <= 100 and progress.skipped >= 50
         if progress.skipped_in_a_row >= SKIPPED_IN_A_ROW or many_at_first:
