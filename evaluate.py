@@ -48,10 +48,10 @@ class Evaluation:
 
     def check(self) -> None:
         """Raises UserError for values that make no sense."""
-        options.check_values(self, may_be_empty=("languages", "runs"))
-        options.check_device(self.device)
         if not self.runs:
             raise UserError("give the folder of a finished run.")
+        options.check_values(self)
+        options.check_device(self.device)
 
 
 def score_run(given: Evaluation, folder: str, place: Place) -> tuple[Evaluation, dict]:

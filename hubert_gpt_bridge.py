@@ -577,6 +577,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         utterances=utterances,
         encode=recogniser.tokenizer.encode,
         fits=recogniser.fits(),
+        by_length=not config.init,
     )
     if config.resume and (Path(config.out) / published.SHAPES).exists():
         begun = published.read_json(Path(config.out) / published.SHAPES, "--resume")

@@ -152,11 +152,11 @@ class Config(options.RunConfig):
         kernel=31,
         dropout=0.1,
     )
+    lr: Positive = 2e-3  # peak learning rate of AdamW [peer]
     training: options.Training = options.Training(  # [peer]; 180 passes, each at one of 3 speeds
         epochs=180,
         update_seconds=1600.0,
         max_seconds=30.0,
-        lr=2e-3,
         schedule="inverse-sqrt",
         warmup=15000.0,
         clip=5.0,
@@ -589,7 +589,7 @@ def prepare(
     models["recogniser"].frontend.fit(batches.sample_waves(utterances, config))
     optimizer = torch.optim.AdamW(
         models.parameters(),
-        lr=config.training.lr,
+        lr=config.lr,
         betas=(0.9, 0.98),  # [peer]
         weight_decay=config.training.weight_decay,
         fused=True,
@@ -690,7 +690,6 @@ DEMO_TRAINING = options.Training(
     epochs=5,
     update_seconds=32.0,
     max_seconds=8.0,
-    lr=4.5e-3,
     schedule="one-cycle",
     warmup=0.3,
     clip=5.0,
@@ -710,6 +709,7 @@ DEMO = Config(  # [choice] sizes and schedule: three minutes of training a metho
     decoder_layers=1,
     decoder_ff_dim=448,
     encoder=DEMO_SIZES,
+    lr=4.5e-3,
     training=DEMO_TRAINING,
     augmentation=Augmentation(speeds=(1.0,), frequency_masks=0, time_masks=0),
     workers=0,

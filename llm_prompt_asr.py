@@ -567,6 +567,7 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         utterances=utterances,
         encode=recogniser.tokenizer.encode,
         fits=fits_of(recogniser),
+        language_power=config.language_power,
     )
     listening = partial(
         prompting.measure_listening,

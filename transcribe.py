@@ -49,7 +49,7 @@ class Transcription:
 
     def check(self) -> None:
         """Raises UserError for options that do not go together."""
-        options.check_values(self, may_be_empty=("files",))
+        options.check_values(self)
         options.check_device(self.device)
         if bool(self.files) == bool(self.stream):
             raise UserError("give audio files, or --stream FILE, or --stream - for standard input.")

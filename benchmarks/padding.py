@@ -10,13 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common.running.batches import plan_epoch
+from common.running.batches import Order, plan_epoch
 from common.running.corpora import Utterance, load_corpus
 from interaed_kd import DEMO, Config
 
 
 def waste(utterances, update_seconds: float, batch_seconds: float, epoch: int) -> float:
-    plan = plan_epoch(utterances, epoch, 1, update_seconds, batch_seconds)
+    plan = plan_epoch(utterances, epoch, 1, Order(update_seconds, batch_seconds))
     padded = sum(len(p.utterances) * max(u.duration for u in p.utterances) for p in plan)
     return 100 * (1 - sum(u.duration for u in utterances) / padded)
 
@@ -27,8 +27,8 @@ if __name__ == "__main__":
     demo, rng = load_corpus("demo", parser.parse_args().root).train, random.Random(0)
     long = [Utterance(str(i), "", "", 1 + 16 * rng.betavariate(3, 1.5)) for i in range(20_000)]
     for name, utterances, sizes in (
-        ("demo", demo, (DEMO["update_seconds"], DEMO["batch_seconds"])),
-        ("full", long, (Config.update_seconds, Config.batch_seconds)),
+        ("demo", demo, (DEMO.training.update_seconds, DEMO.batch_seconds)),
+        ("full", long, (Config.training.update_seconds, Config.batch_seconds)),
     ):
         shares = (
             f"epoch {epoch}: {waste(utterances, *sizes, epoch):.2f} % padding"

@@ -310,8 +310,8 @@ class Finished(NamedTuple):
     def train_stage(self, folder: Path, options: list[str]) -> None:
         """The earlier run in this folder, where it is absent; where it cannot be trained, the later one says why."""
         if not (folder / "config.json").exists():
-            method = ["--method", self.script.stage_method, "--decode", "greedy", "--out", folder]
-            from common.running.flags import UserError
+            method = ["--method", self.script.stage_method, "--out", folder]
+            from common.errors import UserError
 
             with suppress(UserError, SystemExit), redirect_stdout(io.StringIO()):
                 self.main(*options, self.script.stage, "auto", *method)

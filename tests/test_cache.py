@@ -9,9 +9,9 @@ from test_pretrained import VOCABULARY, bert, save
 
 import interaed_kd
 from common.bert import SharedPieces
+from common.errors import UserError
 from common.running import cache
 from common.running.corpora import Utterance
-from common.running.flags import UserError
 from common.running.pretrained import load_masked_lm
 from common.running.process import Place
 from common.text import WordPiece

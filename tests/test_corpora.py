@@ -19,6 +19,7 @@ import soundfile
 from conftest import copy_corpus, write_manifest
 
 from common import demo
+from common.errors import UserError
 from common.running.corpora import (
     CHARACTERS_PER_SECOND,
     LIBRISPEECH_SCORED,
@@ -38,7 +39,6 @@ from common.running.corpora import (
     untrainable,
 )
 from common.running.downloads import fetch_archive
-from common.running.flags import UserError
 from common.text import normalise
 
 

@@ -14,6 +14,7 @@ from common.errors import note_once
 from common.running.audio import read_audio
 from common.running.batches import (
     MicroBatch,
+    Order,
     evaluation_batches,
     loader,
     make_batch,
@@ -47,7 +48,7 @@ def test_every_utterance_once_per_epoch_and_the_same_updates_for_all_ranks_and_m
 
     def updates(batch_seconds, ranks):
         plans = [
-            plan_epoch(utterances, epoch, 1, 400, batch_seconds, rank, ranks)
+            plan_epoch(utterances, epoch, 1, Order(400, batch_seconds), rank, ranks)
             for rank in range(ranks)
         ]
         assert (
@@ -72,7 +73,7 @@ def test_every_utterance_once_per_epoch_and_the_same_updates_for_all_ranks_and_m
 
 def test_updates_are_of_equal_length_and_in_another_order_every_epoch():
     utterances = made_up(1500)
-    plans = [plan_epoch(utterances, epoch, 1, 400, 1e9) for epoch in range(3)]
+    plans = [plan_epoch(utterances, epoch, 1, Order(400, 1e9)) for epoch in range(3)]
     for plan in plans:
         seconds = [sum(u.duration for u in part.utterances) for part in plan]
         assert max(seconds) < 1.1 * 400 and min(seconds) > 0.9 * 400
@@ -80,7 +81,9 @@ def test_updates_are_of_equal_length_and_in_another_order_every_epoch():
     assert first == sorted(first)
     assert ids(plans[1]) != ids(plans[2])
     assert (
-        plan_epoch(utterances, 2, 1, 400, 1e9) == plans[2] != plan_epoch(utterances, 2, 7, 400, 1e9)
+        plan_epoch(utterances, 2, 1, Order(400, 1e9))
+        == plans[2]
+        != plan_epoch(utterances, 2, 7, Order(400, 1e9))
     )
     assert (
         len(
@@ -102,7 +105,7 @@ def test_languages_in_proportion_to_a_power_of_their_seconds():
         name: sum(u.duration for u in utterances if u.language == name) for name in languages
     }
     for power in (0.5, 0.0):
-        plan = plan_epoch(utterances, 3, 1, 400, 1e9, language_power=power)
+        plan = plan_epoch(utterances, 3, 1, Order(400, 1e9, language_power=power))
         taken = [u for part in plan for u in part.utterances]
         counts = Counter(u.id for u in taken)
         for name in languages:
@@ -111,18 +114,18 @@ def test_languages_in_proportion_to_a_power_of_their_seconds():
             assert found == pytest.approx(share * sum(seconds.values()), abs=17)  # an utterance
             times = [counts[u.id] for u in utterances if u.language == name]
             assert max(times) - min(times) <= 1  # repeated whole, then a part of it
-        assert plan == plan_epoch(utterances, 3, 1, 400, 1e9, language_power=power)
-        assert ids(plan) != ids(plan_epoch(utterances, 4, 1, 400, 1e9, language_power=power))
-        halves = [plan_epoch(utterances, 3, 1, 400, 1e9, rank, 2, power) for rank in (0, 1)]
+        assert plan == plan_epoch(utterances, 3, 1, Order(400, 1e9, language_power=power))
+        assert ids(plan) != ids(plan_epoch(utterances, 4, 1, Order(400, 1e9, language_power=power)))
+        halves = [plan_epoch(utterances, 3, 1, Order(400, 1e9, power), rank, 2) for rank in (0, 1)]
         assert Counter(ids(halves[0] + halves[1])) == counts
-    assert plan_epoch(utterances, 3, 1, 400, 1e9, language_power=1.0) == plan_epoch(
-        utterances, 3, 1, 400, 1e9
+    assert plan_epoch(utterances, 3, 1, Order(400, 1e9, language_power=1.0)) == plan_epoch(
+        utterances, 3, 1, Order(400, 1e9)
     )
 
 
 def test_little_padding():
     utterances = made_up(5000)
-    plan = plan_epoch(utterances, 1, 1, 400, 1e9)
+    plan = plan_epoch(utterances, 1, 1, Order(400, 1e9))
     padded = sum(len(p.utterances) * max(u.duration for u in p.utterances) for p in plan)
     assert sum(u.duration for u in utterances) / padded > 0.97
 
@@ -266,7 +269,7 @@ def test_what_is_drawn_depends_on_the_utterance_and_the_epoch_alone(config, utte
             part
             for e in range(4)
             for r in range(ranks)
-            for part in plan_epoch(utterances, e, 1, 2, seconds, r, ranks)
+            for part in plan_epoch(utterances, e, 1, Order(2, seconds), r, ranks)
         ]
         return samples(config, plans)
 
@@ -288,9 +291,12 @@ def test_an_utterance_that_comes_again_in_an_epoch_has_another_speed(config, utt
 def test_an_update_may_be_a_random_sample():
     """Every utterance once, in updates of mixed lengths, in another order in every epoch."""
     utterances, means = made_up(1500), {}
-    plans = [plan_epoch(utterances, epoch, 1, 400, 1e9, by_length=False) for epoch in (0, 1)]
+    plans = [plan_epoch(utterances, epoch, 1, Order(400, 1e9, by_length=False)) for epoch in (0, 1)]
     assert ids(plans[0]) != ids(plans[1])
-    for name, plan in (("random", plans[0]), ("sorted", plan_epoch(utterances, 0, 1, 400, 1e9))):
+    for name, plan in (
+        ("random", plans[0]),
+        ("sorted", plan_epoch(utterances, 0, 1, Order(400, 1e9))),
+    ):
         assert sorted(u.id for part in plan for u in part.utterances) == sorted(
             u.id for u in utterances
         )
@@ -299,7 +305,7 @@ def test_an_update_may_be_a_random_sample():
 
 
 def test_batches_come_in_the_order_of_the_plan(config, utterances):
-    plan = plan_epoch(utterances, 1, 1, 0.5, 0.3)
+    plan = plan_epoch(utterances, 1, 1, Order(0.5, 0.3))
     for workers in (0, 2):
         assert [
             batch.plan for batch in loader(plan, replace(config, workers=workers), encode, fits)

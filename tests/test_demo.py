@@ -45,8 +45,8 @@ from common.demo.words import (
     TWO_HOMOPHONES,
     USUAL,
 )
+from common.errors import UserError
 from common.running.corpora import MLS_LANGUAGES, load_corpus
-from common.running.flags import UserError
 from common.text import WordPiece, normalise
 
 HELD_OUT, TRAINING = ["dev-clean", "test-clean", "test-other"], ["train-000", "train-001"]

@@ -9,7 +9,7 @@ import numpy as np
 from conftest import REPOSITORY
 
 from common import figures
-from common.running.flags import UserError
+from common.errors import UserError
 
 
 def test_any_text_is_drawn_without_a_word(tmp_path):

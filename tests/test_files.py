@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from common.errors import UserError
 from common.figures import read_log
 from common.files import atomic_file, write_atomically
-from common.running.flags import UserError
 
 
 @contextmanager

@@ -8,8 +8,8 @@ import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from common import hubert
+from common.errors import UserError
 from common.running import published
-from common.running.flags import UserError
 from common.running.process import Place
 
 CPU = Place(0, 1, torch.device("cpu"))

@@ -20,9 +20,9 @@ from transformers.models.hubert.modeling_hubert import HubertFeedForward
 
 import hubert_gpt_bridge as script
 from common import lora, metrics, prompting
+from common.errors import UserError
 from common.running.batches import MicroBatch, make_batch
 from common.running.corpora import Corpus, Utterance
-from common.running.flags import UserError
 from common.running.pretrained import CharacterModel, load_pieces, load_text
 from common.running.process import Place, reseed
 from common.running.weights import load_weights, save_weights

@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import llm_prompt_asr as script
 from common import lora, prompting
+from common.errors import UserError
 from common.figures import read_log
 from common.running.batches import MicroBatch, make_batch
 from common.running.corpora import Utterance
-from common.running.flags import UserError
 from common.running.pretrained import load_causal
 from common.running.process import Place, reseed
 from common.running.weights import load_weights, own_state

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM as Auto
 from transformers import BloomConfig, GPT2Config, GPTNeoXConfig, LlamaConfig
 
 from common import lora
-from common.running.flags import UserError
+from common.errors import UserError
 
 CONFIGS = {
     "llama": LlamaConfig(

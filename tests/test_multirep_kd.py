@@ -16,10 +16,10 @@ from test_pretrained import VOCABULARY, bert, save
 from test_rnnt import alignments
 
 import multirep_kd as script
+from common.errors import UserError
 from common.figures import read_log
 from common.running.batches import MicroBatch, loader
 from common.running.corpora import Utterance
-from common.running.flags import UserError
 from common.running.process import Place, open_folder
 from multirep_kd import Characters, Teacher, compute_losses, rnnt
 

@@ -21,9 +21,9 @@ import interaed_kd
 import multirep_kd
 from common import ctc
 from common.bert import MaskedLM, by_length
+from common.errors import UserError
 from common.running import pretrained
 from common.running.corpora import Corpus, Utterance
-from common.running.flags import UserError
 from common.running.pretrained import (
     LanguageModel,
     WordModel,

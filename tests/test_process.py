@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import log_without_clocks, run_script, start_script, wait_for_log
 
-from common.running.flags import UserError
+from common.errors import UserError
 
 
 @pytest.fixture(scope="session")

@@ -15,10 +15,10 @@ import torch
 from conftest import SCRIPTS, log_without_clocks, run_script, write_data, write_manifest
 
 from common import figures
+from common.errors import UserError
 from common.figures import read_log
 from common.running.audio import read_audio
 from common.running.corpora import Utterance
-from common.running.flags import UserError
 from common.running.weights import load_weights
 
 RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -16,9 +16,9 @@ from conftest import SCRIPTS
 
 from common.conformer import Conformer
 from common.conformer_stream import fresh_state
+from common.errors import UserError
 from common.features import SAMPLE_RATE, LogMel
 from common.running.decoding import batch_of
-from common.running.flags import UserError
 from common.running.process import Place
 from common.streaming import (
     Screen,

@@ -18,10 +18,10 @@ from test_rnnt import by_hand
 
 import streaming_aux_kd as script
 from common.conformer import Tap
+from common.errors import UserError
 from common.figures import read_log
 from common.running.batches import MicroBatch, make_batch, read_corpus
 from common.running.corpora import trainable
-from common.running.flags import UserError
 from common.running.process import Place, reseed
 from common.running.updates import add_up
 from common.running.weights import load_weights

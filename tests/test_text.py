@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from common.running.flags import UserError
+from common.errors import UserError
 from common.text import (
     Characters,
     Pieces,

@@ -22,9 +22,9 @@ from test_files import largest_file
 from torch import nn
 from toy import CPU, Toy, signal_at
 
+from common.errors import UserError
 from common.figures import read_log
 from common.running import evaluation, training, updates
-from common.running.flags import UserError
 from common.running.schedules import inverse_sqrt, learning_rate, one_cycle
 from common.running.weights import load_recogniser, load_weights
 

@@ -69,8 +69,13 @@ def test_what_cannot_replace_a_function(monkeypatch):
     monkeypatch.setitem(sys.modules, "a_script", script)
     with variants.replaced("a_script", {"double": lambda x: 3 * x}) as variant:
         assert script.double(2) == 6 and variant.name == "test_variants"
+        with variants.plain("a_script"):  # of an earlier stage
+            assert script.double(2) == 4
+        assert script.double(2) == 6
         variant.check_called()
     assert script.double is double
+    with variants.plain("a_script"):
+        assert script.double is double
     for replacements in ({"triple": double}, {"double": lambda y: y}, {"double": lambda x, y: x}):
         with (
             pytest.raises(TypeError, match=r"no function triple|takes \(x\)"),

@@ -10,8 +10,8 @@ import torch
 from test_lora import model
 from torch import nn
 
+from common.errors import UserError
 from common.running import published, weights
-from common.running.flags import UserError
 from common.running.pretrained import load_causal, mark_supplied
 from common.running.weights import (
     average_of,

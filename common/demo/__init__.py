@@ -30,8 +30,8 @@ from pathlib import Path
 
 from common.demo import grammar, speakers, vocabulary, words
 from common.demo.building import claim, speak
+from common.errors import UserError
 from common.files import write_atomically
-from common.running.flags import UserError
 from common.text import WordPiece, read_lines
 
 MODELS = ("bert-a", "bert-b", "lm", "gpt", "hubert")  # the first where none is named

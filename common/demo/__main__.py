@@ -15,7 +15,7 @@ from common.demo.grammar import HELD_OUT
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
 from common.demo.words import CUES, PAIRS, TWIN
-from common.running.flags import UserError
+from common.errors import UserError
 from common.text import WordPiece, read_lines
 
 

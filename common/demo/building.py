@@ -20,8 +20,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from common.errors import UserError
 from common.files import write_atomically
-from common.running.flags import UserError
 
 
 def run_speech(job: dict) -> str:

@@ -23,8 +23,8 @@ from pathlib import Path
 from common.demo import languages as grammar
 from common.demo.building import claim, speak
 from common.demo.speakers import PITCH_AND_RATE, Speaker, conditions
+from common.errors import UserError
 from common.files import write_atomically
-from common.running.flags import UserError
 
 MODELS = (
     "lm-m",

@@ -1,7 +1,7 @@
 """Utterances as batches: the plan of an epoch, and the loader that reads it: audio ->
 padded waves, text -> labels.
 
-    plan = plan_epoch(corpus.train, epoch, ...)      one epoch's micro-batches for one rank
+    plan = plan_epoch(corpus.train, epoch, seed, order)     one epoch's micro-batches for one rank
     loader(plan, config, tokenizer.encode, fits)            a Batch for each of them
     loader(evaluation_batches(corpus.dev, ...), config)     without labels, for scoring
 
@@ -25,16 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from common.errors import UserError
 from common.features import change_speed
 from common.running.audio import AudioError, read_audio
 from common.running.corpora import Corpus, Utterance, load_corpus
-from common.running.flags import RunConfig, UserError
+from common.running.options import RunConfig
 from common.running.process import Place, first_rank_first
 
 Encode = Callable[[str], list[int]]  # a tokenizer's: text -> labels
-Fits = Callable[
-    [int, list[int], str], bool
-]  # a script's: are so many samples long enough for labels, and a text?
+# A script's: are so many samples long enough for the labels, and the text?
+Fits = Callable[[int, list[int], str], bool]
 
 
 class MicroBatch(NamedTuple):
@@ -48,55 +48,62 @@ class MicroBatch(NamedTuple):
     ends_update: bool = True
 
 
+class Order(NamedTuple):
+    """How the utterances of an epoch become updates and micro-batches."""
+
+    update_seconds: float  # audio per update, over all ranks
+    batch_seconds: float  # audio per micro-batch, padding included
+    language_power: float = 1.0  # see `balance`; 1: every utterance once
+    by_length: bool = True  # False: an update is a random sample, see `cut_into_updates`
+
+
 def plan_epoch(
-    utterances: list[Utterance],
-    epoch: int,
-    seed: int,
-    update_seconds: float,
-    batch_seconds: float,
-    rank: int = 0,
-    ranks: int = 1,
-    language_power: float = 1.0,
-    by_length: bool = True,
+    utterances: list[Utterance], epoch: int, seed: int, order: Order, rank: int = 0, ranks: int = 1
 ) -> list[MicroBatch]:
     """The micro-batches of this rank for one epoch, a function of the arguments alone.
 
+    What an update holds does not depend on `batch_seconds` or `ranks`: those only split
+    it into micro-batches of at most `batch_seconds`, padding included, before speed
+    perturbation.
+    """
+    plan = []
+    for index, update in enumerate(cut_into_updates(utterances, epoch, seed, order)):
+        parts = _split(update, order.batch_seconds, ranks)
+        mine = parts[rank::ranks]
+        for part, group in enumerate(mine):
+            plan.append(MicroBatch(group, epoch, index, part, part == len(mine) - 1))
+    return plan
+
+
+def cut_into_updates(
+    utterances: list[Utterance], epoch: int, seed: int, order: Order
+) -> list[list[Utterance]]:
+    """The utterances of each update of an epoch, about `update_seconds` of audio each.
+
     The corpus is shuffled, sorted by length inside pools of 50 updates or a quarter of
     the corpus (so that batches hold little padding but differ from epoch to epoch), cut
-    into updates of about `update_seconds`, and the updates are shuffled. What an update
-    holds does not depend on `batch_seconds` or `ranks`: those only split it into
-    micro-batches of at most `batch_seconds`, padding included, before speed
-    perturbation. Epoch 0 goes from short to long, from which CTC finds its alignments
-    sooner (SortaGrad, Amodei et al. 2016). language_power: see `balance`; 1: every
-    utterance once. by_length False: an update is a random sample, for a model that goes
-    on from another: where short utterances differ from long ones in more than length,
-    updates of one length each pull another way.
+    into updates, and the updates are shuffled. Epoch 0 goes from short to long: CTC
+    finds its alignments sooner that way (SortaGrad, Amodei et al. 2016).
+
+    by_length False: an update is a random sample. This is for fine-tuning, where length
+    may go together with content, so that updates of one length each would pull in
+    different directions.
     """
     rng = random.Random(f"{seed}-{epoch}")
-    order = list(utterances) if language_power == 1 else balance(utterances, language_power, rng)
-    rng.shuffle(order)
-    if not by_length:
-        updates = _cut(order, update_seconds)
-    elif epoch == 0:
-        order.sort(key=lambda u: u.duration)
-        updates = _cut(order, update_seconds)
-    else:
-        pools = _cut(order, min(50 * update_seconds, sum(u.duration for u in order) / 4))
-        updates = [
-            update
-            for pool in pools
-            for update in _cut(sorted(pool, key=lambda u: u.duration), update_seconds)
-        ]
-        rng.shuffle(updates)
-    plan = []
-    for index, update in enumerate(updates):
-        parts = _split(update, batch_seconds, ranks)
-        mine = parts[rank::ranks]
-        plan += [
-            MicroBatch(group, epoch, index, part, part == len(mine) - 1)
-            for part, group in enumerate(mine)
-        ]
-    return plan
+    mixed = list(utterances)
+    if order.language_power != 1:
+        mixed = balance(utterances, order.language_power, rng)
+    rng.shuffle(mixed)
+    if not order.by_length:
+        return _cut(mixed, order.update_seconds)
+    if epoch == 0:
+        return _cut(sorted(mixed, key=lambda u: u.duration), order.update_seconds)
+    total = sum(u.duration for u in mixed)
+    updates = []
+    for pool in _cut(mixed, min(50 * order.update_seconds, total / 4)):
+        updates += _cut(sorted(pool, key=lambda u: u.duration), order.update_seconds)
+    rng.shuffle(updates)
+    return updates
 
 
 def balance(utterances: list[Utterance], power: float, rng: random.Random) -> list[Utterance]:
@@ -289,9 +296,8 @@ def loader(
         _Reader(plan, config, encode, fits, set(known_bad)),
         batch_size=None,
         num_workers=workers,
-        timeout=600
-        if workers
-        else 0,  # seconds: where shared memory is too small, a reader waits for ever
+        # Seconds: where shared memory is too small, a reader waits for ever.
+        timeout=600 if workers else 0,
         worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available() and config.device != "cpu",
     )

@@ -27,8 +27,8 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from common.errors import UserError
 from common.files import write_atomically
-from common.running.flags import UserError
 from common.running.process import Place, barrier, synchronise
 
 Compute = Callable[[list], list[dict[str, Tensor]]]

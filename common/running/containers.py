@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from common.running.flags import UserError
+from common.errors import UserError
 
 BEGINNINGS = b"RIFF", b"RF64", b"FORM", b".snd", b"caff", b"riff", b"NIST_1A"  # of plain formats
 JOINED = (

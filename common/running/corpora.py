@@ -34,9 +34,9 @@ from tqdm import tqdm
 
 from common import demo
 from common.demo import multilingual, spontaneous
+from common.errors import UserError
 from common.running.audio import AudioError, audio_seconds
 from common.running.downloads import download_librispeech
-from common.running.flags import UserError
 from common.text import normalise, printable, read_lines
 
 # hours -> subsets of LibriSpeech (Panayotov et al., ICASSP 2015; openslr.org/12)

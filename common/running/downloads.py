@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from common.running.flags import UserError
+from common.errors import UserError
 
 LIBRISPEECH_URL = "https://www.openslr.org/resources/12/"
 

@@ -74,6 +74,7 @@ class RunConfig:
     methods: Annotated[tuple[str, ...], METHOD] = ()  # rows, one after another
     data: str = "demo"  # demo | demo-spontaneous | demo-mls | librispeech | mls | a data folder
     hours: Positive | None = None  # training audio; LibriSpeech's 100, 360, 460, 960 pick subsets
+    languages: tuple[str, ...] = ()  # of MLS and its demo, as german; none: all there are
     preset: Literal["auto", "smoke", "demo", "full"] = "auto"  # auto: what fits --data
     seed: int = 1  # of weights, order, augmentation and dropout
     max_steps: Count | None = None  # stop after so many updates
@@ -90,11 +91,8 @@ class RunConfig:
     save_steps: Count = local(1000)  # updates between checkpoints; one more after each epoch
     variant: tyro.conf.Suppress[str | None] = None  # the file of variants/ that started the run
 
-    # Scripts for several languages make these options of their own.
-    languages = ()  # none: all of the corpus
-    language_power = 1.0  # see `batches.plan_epoch`
-    init = None  # a run to go on from
-    checkpoint = None  # never set: `evaluate.py` scores finished runs
+    init = None  # a script may make it an option: a finished run that it goes on from
+    checkpoint = None  # of the scripts that do not have `evaluate.py` for it yet
 
     @property
     def method(self) -> str:
@@ -136,14 +134,25 @@ class ConformerSizes:
 
 
 @dataclass(frozen=True)
+class TransducerSizes:
+    """Sizes of a transducer's prediction and joint networks."""
+
+    embedding_dim: Extent  # of the labels that the prediction network reads
+    predictor_dim: Extent  # of its LSTM
+    joint_dim: Extent  # of the joint network
+
+
+@dataclass(frozen=True)
 class Training:
-    """The optimiser, its schedule, and which weights are kept."""
+    """The optimiser, its schedule, and which weights are kept.
+
+    Peak learning rates are options of the scripts: some have one, some one per part.
+    """
 
     epochs: Count  # passes over the data
     update_seconds: Positive  # audio per update, over all GPUs and micro-batches
     max_seconds: Positive  # longer training utterances are left out
-    lr: Positive  # peak learning rate of AdamW
-    schedule: Literal["inverse-sqrt", "one-cycle"]  # of the learning rate
+    schedule: Literal["inverse-sqrt", "one-cycle"]  # of the learning rates
     warmup: Positive  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak
     clip: Positive  # largest norm of a part's gradient
     average: Count  # the weights of so many epochs, the best on dev, are averaged
@@ -296,13 +305,18 @@ def _kinds(config_class: type) -> dict[str, _Kind]:
 NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name"}
 
 
-def check_values(config: Any, may_be_empty: tuple[str, ...] = ()) -> None:
+def check_values(config: Any) -> None:
     """Raises UserError, one sentence with its flag, for a value of a wrong type or out
-    of range."""
+    of range.
+
+    A list may be empty if it is so by default.
+    """
+    defaults = {option.name: option.default for option in dataclasses.fields(config)}
     for name, kind in _kinds(type(config)).items():
         value = getattr(config, name)
-        if name not in may_be_empty or value:
-            _check_value(name, kind, value)
+        if value == () and defaults[name] == ():
+            continue
+        _check_value(name, kind, value)
     for option in dataclasses.fields(config):
         group = getattr(config, option.name)
         if dataclasses.is_dataclass(group):

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from common import bert, demo
 from common.demo import multilingual
+from common.errors import UserError
 from common.running.corpora import DEMO_MLS_WORLDS, DEMO_WORLDS
-from common.running.flags import UserError
 from common.running.process import quiet_bars
 from common.running.weights import digest_of_model, weight_files
 from common.text import Characters, Pieces, SentencePiece, WordPiece

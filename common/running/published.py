@@ -21,8 +21,8 @@ from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, HubertModel
 
 from common import lora
+from common.errors import UserError
 from common.files import write_atomically
-from common.running.flags import UserError
 from common.running.pretrained import asks_for_normalised, find, forget_supplied, has_preprocessor
 from common.running.weights import digest_of_model, save_weights, weight_files
 from common.text import SentencePiece

@@ -43,9 +43,9 @@ from tqdm import tqdm
 
 from common.errors import UserError, note_once
 from common.files import atomic_file, write_atomically
-from common.running.batches import Encode, Fits, MicroBatch, loader, plan_epoch
+from common.running.batches import Encode, Fits, MicroBatch, Order, loader, plan_epoch
 from common.running.corpora import Utterance, too_many_bad
-from common.running.flags import RunConfig
+from common.running.options import RunConfig
 from common.running.process import Place, barrier, gather, note, stop_on_signals
 from common.running.schedules import learning_rate
 from common.running.updates import Update, map_numbers
@@ -98,7 +98,7 @@ class Run:
 
     models: the parts that are trained, each clipped by itself; a part without trainable
     parameters is frozen and stays in evaluation mode. The optimiser's learning rates
-    are the peaks of the schedule.
+    are the peaks of the schedule. language_power and by_length: see `batches.Order`.
     """
 
     def __init__(
@@ -111,6 +111,8 @@ class Run:
         utterances: list[Utterance],
         encode: Encode,
         fits: Fits,
+        language_power: float = 1.0,
+        by_length: bool = True,
     ):
         self.config = config
         self.place = place
@@ -119,6 +121,9 @@ class Run:
         self.utterances = utterances
         self.encode = encode
         self.fits = fits
+        self.order = Order(
+            config.training.update_seconds, config.batch_seconds, language_power, by_length
+        )
         self.folder = Path(config.out)
         self.trainable = [p for p in models.parameters() if p.requires_grad]
         # Read before a checkpoint brings decayed rates.
@@ -230,24 +235,15 @@ class Run:
         }
 
     def _go_on(self) -> str:
-        root = (
-            f" --root {shlex.quote(self.config.root)}" if self.config.root != RunConfig.root else ""
-        )
+        root = ""
+        if self.config.root != RunConfig.root:
+            root = f" --root {shlex.quote(self.config.root)}"
         return f"go on with --resume --out {shlex.quote(self.config.out)}{root}"
 
     def _plan(self, epoch: int) -> list[MicroBatch]:
-        config, place = self.config, self.place
-        return plan_epoch(
-            self.utterances,
-            epoch,
-            config.seed,
-            config.training.update_seconds,
-            config.batch_seconds,
-            place.rank,
-            place.ranks,
-            config.language_power,
-            by_length=not config.init,
-        )
+        place = self.place
+        seed = self.config.seed
+        return plan_epoch(self.utterances, epoch, seed, self.order, place.rank, place.ranks)
 
     def _book(self, update: Update) -> None:
         """Counts a finished update, writes it down, saves where it is time, and stops

@@ -39,6 +39,10 @@ class Variant(NamedTuple):
             raise UserError(what + ": choose another --method.")
 
 
+# script -> its own functions, while others stand in their place
+_own: dict[str, Replacements] = {}
+
+
 @contextmanager
 def replaced(script: str, replacements: Replacements | None) -> Iterator[Variant]:
     """Inside, functions of the module named `script` are replaced.
@@ -52,11 +56,29 @@ def replaced(script: str, replacements: Replacements | None) -> Iterator[Variant
     variant = Variant(_file_of(replacements), set(replacements), set())
     for name, new in replacements.items():
         setattr(module, name, _recording(new, name, variant.called))
+    _own[script] = originals
     try:
         yield variant
     finally:
+        _own.pop(script)
         for name, original in originals.items():
             setattr(module, name, original)
+
+
+@contextmanager
+def plain(script: str) -> Iterator[None]:
+    """Inside, the script has its own functions, whatever replaces them outside: an
+    earlier stage is no part of a variant."""
+    module = sys.modules[script]
+    originals = _own.get(script, {})
+    replacements = {name: getattr(module, name) for name in originals}
+    for name, original in originals.items():
+        setattr(module, name, original)
+    try:
+        yield
+    finally:
+        for name, replacement in replacements.items():
+            setattr(module, name, replacement)
 
 
 def _original(module: object, name: str, new: Callable) -> Callable:

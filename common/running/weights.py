@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from common.errors import UserError
 from common.files import write_atomically
 from common.running.cache import digest
-from common.running.flags import UserError
 from common.running.process import Place
 
 KEPT_FROM = 10**9  # bytes of weights from which a digest is computed once and kept [choice]
