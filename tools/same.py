@@ -233,6 +233,9 @@ def compare_weights(renames: list[tuple[str, str]], old: Path, new: Path) -> lis
         strange = sorted(set(renamed) ^ set(after))[:4]
         return [f"{old.name} has other names, or another order: {strange}"]
     for name, tensor in renamed.items():
+        if tensor.shape != after[name].shape:
+            shapes = f"{list(after[name].shape)} instead of {list(tensor.shape)}"
+            return [f"{old.name}: {name} has the shape {shapes}"]
         if not torch.equal(tensor, after[name]):
             most = (tensor.double() - after[name].double()).abs().max().item()
             return [f"{old.name}: {name} differs by up to {most:.2g}"]
