@@ -17,12 +17,11 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import interaed_kd as script  # noqa: E402
 from common import ctc, figures  # noqa: E402
 from common.running.batches import evaluation_batches, loader  # noqa: E402
 from common.running.corpora import load_corpus  # noqa: E402
-from common.running.flags import parse  # noqa: E402
 from common.running.process import Place  # noqa: E402
+from common.running.runs import load_run  # noqa: E402
 
 
 @torch.inference_mode()
@@ -30,7 +29,9 @@ def homophones(recogniser, config, utterances, twins) -> tuple[Tensor, list[str]
     """The states (N, layers, D) of all N homophones that CTC can align, and which words they are."""
     states, words, tokenizer = [], [], recogniser.tokenizer
     for batch in loader(evaluation_batches(utterances, config.batch_seconds), config):
-        layers, lengths = recogniser(batch.waves, batch.samples, tuple(range(1, config.layers)))
+        layers, lengths = recogniser(
+            batch.waves, batch.samples, tuple(range(1, config.encoder.layers))
+        )
         log_probs = recogniser.log_probs(layers[-1])
         for i, utterance in enumerate(batch.utterances):
             labels, n = tokenizer.encode(utterance.text), int(lengths[i])
@@ -81,9 +82,9 @@ def probe(
 def main(folders: list[str]) -> None:
     found = {}
     for folder in folders:
-        (config,) = parse(script.Config, script.PRESETS, script.__doc__, ["--checkpoint", folder])
+        run = load_run(folder, Place(0, 1, torch.device("cpu")))
+        config, recogniser = run.config, run.recogniser
         corpus = load_corpus(config.data, config.root, config.hours)
-        recogniser = script.load(config, Place(0, 1, torch.device("cpu")))
         sides = corpus.train, corpus.tests["test-clean"]
         train, test = (homophones(recogniser, config, side, corpus.homophones) for side in sides)
         found[Path(folder).name] = probe(train, test, corpus.homophones)

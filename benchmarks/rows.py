@@ -44,8 +44,8 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
         "last-1": LAST,
         "uniform-2, context": f"{KD} --context 60",
         "uniform-2, two teachers": f"{KD} --teachers demo demo/bert-b",
-        "uniform-2, shuffled teacher": f"{KD} --control shuffle",
-        "uniform-2, untrained teacher": f"{KD} --control random",
+        "uniform-2, shuffled teacher": f"variant shuffled_teacher: {KD}",
+        "uniform-2, untrained teacher": f"variant untrained_teacher: {KD}",
         "rnnt + beam + LM": f"of rnnt: {BEAM}",
         "uniform-2 + beam + LM": f"of uniform-2: {BEAM}",
         **{
@@ -62,13 +62,13 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
             f"uniform-2, context, mask {mask}": f"{KD} --context 60 --context-mask {mask}"
             for mask in ("0", ".1", ".2")
         },
-        "uniform-2, past context": f"{KD} --context 60 --context-sides past",
+        "uniform-2, past context": f"variant past_context: {KD} --context 60",
         "uniform-2, context 30": f"{KD} --context 30",
         "uniform-2, context 90": f"{KD} --context 90",  # all: no session has more, so 120 is the same run
-        "uniform-2, L2": f"{KD} --distance l2",
-        "uniform-2, cosine": f"{KD} --distance cosine",
-        "uniform-2, target norm": f"{KD} --target-norm",
-        "soft labels": "--method soft_labels",
+        "uniform-2, L2": f"variant l2_distance: {KD}",
+        "uniform-2, cosine": f"variant cosine_distance: {KD}",
+        "uniform-2, target norm": f"variant normed_targets: {KD}",
+        "soft labels": f"variant soft_labels: {KD} --kd-weight 0.3",
         **{
             f"{row}, {amount} the audio": f"{options} --hours {hours}"
             for amount, hours in (("half", 0.9), ("twice", 3.6))

@@ -7,21 +7,34 @@ import random
 import re
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import read_configs
 from test_pretrained import VOCABULARY, bert, save
 from test_rnnt import alignments
 
 import multirep_kd as script
+from common import bert as masked_lm
 from common.errors import UserError
 from common.figures import read_log
 from common.running.batches import MicroBatch, loader
 from common.running.corpora import Utterance
 from common.running.process import Place, open_folder
-from multirep_kd import Characters, Teacher, compute_losses, rnnt
+from common.text import Characters
+from multirep_kd import Teacher, compute_losses, remember, rnnt, states_of, targets_of
+from variants.multirep_kd import (
+    cosine_distance,
+    l2_distance,
+    normed_targets,
+    past_context,
+    shuffled_teacher,
+    soft_labels,
+    untrained_teacher,
+)
 
 CPU = Place(0, 1, torch.device("cpu"))
 BF16 = CPU._replace(dtype=torch.bfloat16)
@@ -39,32 +52,33 @@ CONVERSATION.append(Utterance("x", "", "night", 1.0, session="t"))
 
 
 def teach(config: script.Config, utterances: list[Utterance] = CONVERSATION) -> Teacher:
-    return Teacher(
-        config.teachers[0], config, utterances, Characters.build(u.text for u in utterances), CPU
-    )
+    return script.build_teachers(config, utterances, CPU)[0]
 
 
 @pytest.fixture(scope="session")
 def read_config(tmp_path_factory):
     """A configuration from words of the command line, with a BERT of two layers and random weights as its teacher."""
     folder = save(tmp_path_factory.mktemp("bert"), bert(max_position_embeddings=128))
-    parse = partial(script.parse, script.Config, script.PRESETS, script.__doc__)
-    return lambda row, **changes: replace(
-        *parse(f"{SMALL} --teachers {folder} --method {row}".split()), **changes
-    )
+
+    def read(row: str, **changes) -> script.Config:
+        words = f"{SMALL} --teachers {folder} --method {row}".split()
+        (config,) = read_configs("multirep_kd", words)
+        return replace(config, **changes)
+
+    return read
 
 
 @pytest.fixture
 def small(read_config, corpus):
     """A tiny model, a teacher, and a batch of two short transcripts."""
     torch.manual_seed(0)
-    config, tokenizer = read_config("multirep_kd"), Characters.build(u.text for u in corpus.train)
+    config = read_config("multirep_kd")
+    tokenizer = Characters.build(u.text for u in corpus.train)
     utterances = [replace(u, text=" ".join(u.text.split()[:2])) for u in corpus.train[:2]]
-    teachers = [Teacher(config.teachers[0], config, utterances, tokenizer, CPU)]
+    teachers = [teach(config, utterances)]
     models = script.build_models(config, tokenizer.size, [(2, 16)], tokenizer).eval()
-    (batch,) = loader(
-        [MicroBatch(utterances)], config, tokenizer.encode, partial(script.fits, config.subsampling)
-    )
+    fits = partial(script.fits, config.encoder.subsampling)
+    (batch,) = loader([MicroBatch(utterances)], config, tokenizer.encode, fits)
     return SimpleNamespace(**locals())
 
 
@@ -98,7 +112,7 @@ def lattice(small):
 
 
 def test_the_equation_map_names_what_exists():
-    rows = re.findall(r" {3,}(\S+) {2,}(test_\w+)$", script.__doc__, re.M)
+    rows = re.findall(r" {2,}(\S+) {2,}(test_\w+)$", script.__doc__, re.M)
     assert len(rows) == 9
     assert all(
         callable(operator.attrgetter(function)(script)) and callable(globals()[test])
@@ -164,30 +178,56 @@ def test_layers():
             pick(strategy, 3, 2)
 
 
-@pytest.mark.parametrize("kind", ["l1", "l2", "cosine"])
-def test_kd(kind):
+def mean_of_powers(a: list[float], b: list[float], power: int) -> float:
+    return sum(abs(x - y) ** power for x, y in zip(a, b, strict=True)) / len(a)
+
+
+def one_minus_cosine(a: list[float], b: list[float]) -> float:
+    dot = lambda x, y: sum(map(operator.mul, x, y))  # noqa: E731
+    return 1 - dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))
+
+
+DISTANCES = {  # of the script and of two variants: the function, and the same in plain Python
+    "l1": (script.distance, partial(mean_of_powers, power=1)),
+    "l2": (l2_distance.squared, partial(mean_of_powers, power=2)),
+    "cosine": (cosine_distance.by_cosine, one_minus_cosine),
+}
+
+
+@pytest.mark.parametrize("kind", DISTANCES)
+def test_distance(kind):
     torch.manual_seed(0)
-    students, targets = ([torch.randn(2, 3, 4), torch.randn(2, 3, 5)] for _ in range(2))
-    real = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
-    found = script.distillation_loss(students, targets, real, kind)
-
-    def dist(s, e):
-        if kind == "cosine":
-            dot = lambda a, b: sum(map(operator.mul, a, b))  # noqa: E731
-            return 1 - dot(s, e) / math.sqrt(dot(s, s) * dot(e, e))
-        return sum(
-            abs(x - y) ** (1 if kind == "l1" else 2) for x, y in zip(s, e, strict=True)
-        ) / len(s)
-
-    for k in range(2):
-        expected = sum(
-            dist(students[k][b, i].tolist(), targets[k][b, i].tolist())
-            for b, i in real.nonzero().tolist()
-        )
-        assert found[k].item() == pytest.approx(expected, rel=1e-5)
+    student, teacher = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    function, plain = DISTANCES[kind]
+    found = function(student, teacher)
+    assert found.shape == (2, 3)
+    for b, i in itertools.product(range(2), range(3)):
+        expected = plain(student[b, i].tolist(), teacher[b, i].tolist())
+        assert found[b, i].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_soft():
+def test_kd(small):
+    """Token by token, head by head; what is padded counts nothing."""
+    torch.manual_seed(0)
+    (teacher,) = small.teachers
+    names = [u.id for u in small.utterances]
+    sizes = [len(teacher.tokens[name].ids) for name in names]
+    assert sizes[0] != sizes[1]
+    c = torch.randn(2, small.batch.targets.shape[1], 32 + 16)
+    found = script.representation_losses(small.models, c, small.teachers, small.batch)
+    assert list(found) == [f"{teacher.name} 1", f"{teacher.name} 2"]
+    for k, (name, loss) in enumerate(found.items()):
+        head = small.models["heads"][f"0-{name.split()[-1]}"]
+        expected = 0.0
+        for b, utterance in enumerate(names):
+            e = states_of(teacher, [utterance], 0)[0][:, k]  # (I, E)
+            for i, (start, end) in enumerate(teacher.tokens[utterance].spans):
+                guess = head(c[b, start:end].mean(0))
+                expected += mean_of_powers(guess.tolist(), e[i].tolist(), power=1)
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_soft_label_loss():
     torch.manual_seed(0)
     logits, q, total = torch.randn(2, 3, 4), torch.rand(2, 3, 4), 0.0
     q[..., 0] = q[1, 2] = 0.0
@@ -196,23 +236,25 @@ def test_soft():
         total -= sum(
             q[b, u, v].item() * math.log(math.exp(logits[b, u, v]) / norm) for v in (1, 2, 3)
         )
-    assert script.soft_label_loss(logits, q).item() == pytest.approx(total, rel=1e-5)
+    assert soft_labels.soft_label_loss(logits, q).item() == pytest.approx(total, rel=1e-5)
 
 
-def test_q(read_config):
+def test_soft_labels(read_config):
     """Letter by letter from the masked piece's distribution, looking through the whole vocabulary."""
     utterances = [
         *CONVERSATION,
         Utterance("odd", "", "don't 'tis the boys' zürich", 1.0, session="u"),
     ]
-    teacher, seen = teach(read_config("soft_labels --context 4 --context-mask 0"), utterances), 0
-    pieces, labels = teacher.lm.pieces, teacher.labels
-    for utterance, q in zip(utterances, teacher.ask([u.id for u in utterances], 0), strict=True):
-        text, ids, spans = teacher.texts[utterance.id]
-        expected, (read, begin) = (
-            torch.zeros(len(text), labels.size),
-            teacher.reads(utterance.id, 0),
-        )
+    teacher = teach(read_config("multirep_kd --context 4 --context-mask 0"), utterances)
+    labels = Characters.build(u.text for u in utterances)
+    pieces = teacher.lm.pieces
+    seen = 0
+    answers = soft_labels.soft_labels_of(teacher, [u.id for u in utterances], 0, labels)
+    for utterance, q in zip(utterances, answers, strict=True):
+        text = utterance.text
+        ids, spans = teacher.tokens[utterance.id]
+        expected = torch.zeros(len(text), labels.size)
+        read, begin = teacher.read(utterance.id, 0)
         for i, (start, end) in enumerate(spans.tolist()):
             masked = torch.tensor([[*read[: begin + i], teacher.lm.mask, *read[begin + i + 1 :]]])
             p = teacher.lm.model(masked).logits[0, begin + i].softmax(-1).tolist()
@@ -236,9 +278,7 @@ def test_loss(small):
     losses, gradients = [], []
     for lam, place in ((0.0, CPU), (1.0, BF16), (1.0, CPU), (2.0, CPU)):
         small.models.zero_grad()
-        loss, parts = compute_losses(
-            small.models, small.batch, small.teachers, lam, small.config, place
-        )
+        loss, parts = compute_losses(small.models, small.batch, small.teachers, lam, place)
         loss.backward()
         assert {x.dtype for x in (loss, parts["rnnt"], *parts["kd"].values())} == {torch.float32}
         losses.append(loss.item())
@@ -252,7 +292,7 @@ def test_loss(small):
     )
     assert list(parts["kd"]) == [f"{name} 1", f"{name} 2"] and parts["rnnt"].item() == none
     assert [one - none, two - none] == pytest.approx([sum(distances) / 2, sum(distances)], rel=1e-4)
-    alone, only = compute_losses(small.models, small.batch, [], 1.0, small.config, CPU)
+    alone, only = compute_losses(small.models, small.batch, [], 1.0, CPU)
     assert alone.item() == none and list(only) == ["rnnt"]
     changed = {
         name.split(".")[0]
@@ -284,46 +324,42 @@ def test_every_character_is_in_one_piece(read_config, corpus):
         [*corpus.train, odd, long, replace(long, id="beside")],
     )
     for utterance in [*corpus.train, odd]:
-        covered = [j for start, end in teacher.texts[utterance.id].spans for j in range(start, end)]
+        covered = [
+            j for start, end in teacher.tokens[utterance.id].spans for j in range(start, end)
+        ]
         assert covered == [j for j, c in enumerate(utterance.text) if c != " "]
-    ids, start = teacher.reads("long", 0)
+    ids, start = teacher.read("long", 0)
     assert len(ids) == teacher.longest + 2 == 128 and start == 1
-    assert len(teacher.texts["long"].spans) == len(teacher.texts["long"].ids) == teacher.longest
+    assert len(teacher.tokens["long"].spans) == len(teacher.tokens["long"].ids) == teacher.longest
 
 
 def test_context_is_shared_between_past_and_future():
     take, past, future = script.take_context, list(range(100)), list(range(200, 300))
-    assert take(past, future, 6, "both") == ([97, 98, 99], [200, 201, 202])
-    assert take(past, future, 5, "both") == ([98, 99], [200, 201, 202])
-    assert take(past, [1], 6, "both") == (past[95:], [1]) and take([1], future, 4, "both") == (
-        [1],
-        [200, 201, 202],
-    )
-    assert take(past, future, 3, "past") == ([97, 98, 99], []) and take(
-        past, future, 2, "future"
-    ) == ([], [200, 201])
-    assert take(past, future, 0, "both") == take([], [], 9, "both") == ([], [])
+    assert take(past, future, 6) == ([97, 98, 99], [200, 201, 202])
+    assert take(past, future, 5) == ([98, 99], [200, 201, 202])
+    assert take(past, [1], 6) == (past[95:], [1])
+    assert take([1], future, 4) == ([1], [200, 201, 202])
+    assert take(past, future, 0) == take([], [], 9) == ([], [])
+    assert past_context.take_past(past, future, 3) == ([97, 98, 99], [])
 
 
 def test_what_a_teacher_reads(read_config):
     def read(name: str, options: str, epoch: int = 0) -> list[int]:
         teacher = teach(read_config(f"multirep_kd {options}"))
-        found, start = teacher.reads(name, epoch)
+        found, start = teacher.read(name, epoch)
         assert (
             found == [teacher.lm.cls, *found[1:-1], teacher.lm.sep]
             and found[start:][: len(ids[name])] == ids[name]
         )
         return found[1:-1]
 
-    ids = {
-        name: text.ids.tolist() for name, text in teach(read_config("multirep_kd")).texts.items()
-    }
+    teacher = teach(read_config("multirep_kd"))
+    ids = {name: tokens.ids.tolist() for name, tokens in teacher.tokens.items()}
     whole, mask = "--context 60 --context-mask 0", VOCABULARY.index("[MASK]")
     assert read("b", "") == ids["b"] and read("x", whole) == ids["x"]
     assert (
         read("b", whole) == ids["a"] + ids["b"] + ids["c"] + ids["d"]
     )  # in the order of their beginnings
-    assert read("c", f"{whole} --context-sides past") == ids["a"] + ids["b"] + ids["c"]
     assert read("b", "--context 2 --context-mask 0") == ids["a"][-1:] + ids["b"] + ids["c"][:1]
     masked = [mask] * len(ids["a"]) + ids["b"] + [mask] * len(ids["c"] + ids["d"])
     assert read("b", "--context 60 --context-mask 1") == masked
@@ -332,65 +368,75 @@ def test_what_a_teacher_reads(read_config):
 
 
 def test_states_stand_at_the_right_tokens(read_config):
-    """Whatever the padding; shuffled, token i gets e_{i mod N'} of another. They are fp32 to the bit under autocast."""
-    config, own = read_config("multirep_kd --context 8 --context-mask 0"), {}
-    teacher, normed = teach(config), teach(replace(config, target_norm=True))
-    together, (states,) = teacher.targets("abcdx", 0), normed.ask("a", 0)
+    """Whatever the padding. They are fp32 to the bit under autocast, the normed ones too."""
+    teacher = teach(read_config("multirep_kd --context 8 --context-mask 0"))
+    together = targets_of(teacher, "abcdx", 0)
     for b, name in enumerate("abcdx"):
-        ids, start = teacher.reads(name, 0)
+        ids, start = teacher.read(name, 0)
         plain = teacher.lm.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1:]
-        end, alone = start + len(teacher.texts[name].ids), teacher.targets([name], 0)
-        own[name] = plain[1][0, start:end]
+        end = start + len(teacher.tokens[name].ids)
+        alone = targets_of(teacher, [name], 0)
         for k in range(2):
             assert torch.allclose(alone[k][0], plain[k][0, start:end], atol=1e-4)
             assert torch.allclose(together[k][b, : end - start], alone[k][0], atol=1e-4)
-    shuffled = teach(
-        replace(config, control="shuffle"), [*CONVERSATION, Utterance("silent", "", "", 1.0)]
-    )
-    partners = shuffled.partners  # who is silent has none
-    assert sorted(partners) == sorted(partners.values()) == [*"abcdx"] and all(
-        a != b for a, b in partners.items()
-    )
-    for name, found in zip("abcdx", shuffled.targets("abcdx", 0)[1], strict=True):
-        for i in range(len(shuffled.texts[name].ids)):
-            assert torch.allclose(
-                found[i], own[partners[name]][i % len(own[partners[name]])], atol=1e-4
-            )
-    assert (
-        states.mean(-1).abs().max() < 1e-5 and (states.std(-1, correction=0) - 1).abs().max() < 1e-2
-    )
+    normed = normed_targets.normed(teacher, ["a"], 0)
+    for e in normed:
+        assert e.mean(-1).abs().max() < 1e-5
+        assert (e.std(-1, correction=0) - 1).abs().max() < 1e-2
     with BF16.autocast():
-        again = [*teacher.targets("abcdx", 0), *normed.ask("a", 0)]
-    assert all(
-        x.dtype == torch.float32 and torch.equal(x, y)
-        for x, y in zip(again, [*together, states], strict=True)
-    )
+        again = [*targets_of(teacher, "abcdx", 0), *normed_targets.normed(teacher, ["a"], 0)]
+    for x, y in zip(again, [*together, *normed], strict=True):
+        assert x.dtype == torch.float32 and torch.equal(x, y)
 
 
-@pytest.mark.parametrize("row", [
-    "multirep_kd", "multirep_kd --control shuffle", "multirep_kd --context 8 --context-mask 0 --target-norm",
-    "soft_labels --teacher-layers random", "soft_labels --context 8 --context-mask 0",
-])  # fmt: skip
-def test_asked_once_is_asked_at_every_step(read_config, row):
-    """And kept: the same in whatever order, to the bit, under autocast too; nothing where something is drawn."""
+def test_a_shuffled_teacher(read_config):
+    """Token i gets e_{i mod I'} of the partner; whoever is silent has none."""
+    teacher = teach(read_config("multirep_kd"), [*CONVERSATION, Utterance("silent", "", "", 1.0)])
+    partners = shuffled_teacher.partners_of(teacher)
+    assert sorted(partners) == sorted(partners.values()) == [*"abcdx"]
+    assert all(a != b for a, b in partners.items())
+    for name, found in zip("abcdx", shuffled_teacher.shuffled(teacher, "abcdx", 0)[1], strict=True):
+        (states,) = states_of(teacher, [partners[name]], 0)  # (I', 2, E)
+        for i in range(len(teacher.tokens[name].ids)):
+            assert torch.allclose(found[i], states[i % len(states), 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("options", ["", "--context 8 --context-mask 0"])
+def test_what_is_kept_is_what_would_be_asked(read_config, options):
+    """The same in whatever order, to the bit, under autocast too."""
     utterances = [
         Utterance(str(i), "", "the " * (1 + i % 30), 1.0) for i in range(70, 0, -1)
     ] + CONVERSATION
-    config, names = read_config(row), [u.id for u in utterances]
-    online, once, again, large = (teach(config, utterances) for _ in range(4))
-    drawn = teach(replace(config, context=8, context_mask=0.1), utterances)
-    once.ask_once(names, CPU)
+    config = read_config(f"multirep_kd {options}")
+    names = [u.id for u in utterances]
+    online, once, again = (teach(config, utterances) for _ in range(3))
+    remember(once, names, CPU)
     with BF16.autocast():
-        again.ask_once(names[::-1], CPU)
-    assert set(once.known) == set(names) and all(
-        torch.equal(once.known[n], again.known[n]) for n in names
-    )
-    for a, b in zip(online.ask(names, 3), once.ask(names, 3), strict=True):
+        remember(again, names[::-1], CPU)
+    assert set(once.known) == set(names)
+    assert all(torch.equal(once.known[n], again.known[n]) for n in names)
+    for a, b in zip(states_of(online, names, 3), states_of(once, names, 3), strict=True):
         assert a.shape == b.shape and torch.allclose(a, b, atol=1e-4)
-    large.width, large.labels = 10**9, SimpleNamespace(size=10**9)  # more than 2 GB
-    for teacher in (drawn, large):
-        teacher.ask_once(names, CPU)
-        assert not teacher.known
+
+
+@pytest.mark.parametrize(
+    "options", ["--context 8 --context-mask 0.1", "--teacher-layers random", ""]
+)
+def test_nothing_is_kept_that_is_drawn_or_too_large(read_config, options):
+    teacher = teach(read_config(f"multirep_kd {options}"))
+    if not options:
+        teacher.width = 10**9  # more than 2 GB
+    remember(teacher, [*"abcdx"], CPU)
+    assert not teacher.known
+
+
+def test_soft_labels_are_asked_once(read_config, monkeypatch):
+    labels = Characters.build(u.text for u in CONVERSATION)
+    teacher = teach(read_config("multirep_kd"))
+    first = soft_labels.soft_labels_of(teacher, [*"abcd"], 0, labels)
+    monkeypatch.setattr(masked_lm.MaskedLM, "logits", None)  # whoever asks again fails
+    again = soft_labels.soft_labels_of(teacher, [*"dcba"], 1, labels)
+    assert all(torch.equal(a, b) for a, b in zip(first, again[::-1], strict=True))
 
 
 def test_layers_and_masks_are_drawn_anew_every_epoch(read_config, small):
@@ -406,68 +452,69 @@ def test_layers_and_masks_are_drawn_anew_every_epoch(read_config, small):
     )
     for epoch in [*range(9), 0]:
         batch = small.batch._replace(plan=MicroBatch([], epoch))
-        _, parts = compute_losses(models, batch, [teacher], 1.0, config, CPU)
+        _, parts = compute_losses(models, batch, [teacher], 1.0, CPU)
         drawn += [(name, cost.item()) for name, cost in parts["kd"].items()]
-    assert {name for name, _ in drawn} == {f"{teacher.name} 1", f"{teacher.name} 2"} and len(
-        drawn
-    ) == 10
-    assert drawn[0] == drawn[-1] and len(set(drawn)) == 9
-    teacher.ask_once([u.id for u in small.utterances], CPU)
-    assert not teacher.known and sorted(models["heads"]) == ["0-1", "0-2"]
+    assert {name for name, _ in drawn} == {f"{teacher.name} 1", f"{teacher.name} 2"}
+    assert len(drawn) == 10 and drawn[0] == drawn[-1] and len(set(drawn)) == 9
+    assert sorted(models["heads"]) == ["0-1", "0-2"]
 
 
-def test_an_untrained_teacher(read_config):
-    rows = [
-        "multirep_kd --control " + options
-        for options in ("none", "random", "random", "random --seed 2")
-    ]
-    sums = [teach(read_config(row)).ask("a", 0)[0].sum().item() for row in rows]
+def test_an_untrained_teacher(read_config, monkeypatch):
+    sums = [states_of(teach(read_config("multirep_kd")), ["a"], 0)[0].sum().item()]
+    monkeypatch.setattr(script, "load_teacher", untrained_teacher.load_untrained)
+    for seed in (1, 1, 2):
+        teacher = teach(read_config(f"multirep_kd --seed {seed}"))
+        sums.append(states_of(teacher, ["a"], 0)[0].sum().item())
     assert sums[1] == sums[2] and len(set(sums)) == 3
 
 
+def trained(config: script.Config, corpus, out: Path) -> tuple[torch.Tensor, dict]:
+    """All exported weights in a row, and the report of a training."""
+    config = replace(config, out=str(out))
+    open_folder(config, CPU)
+    recogniser, report, _ = script.train(config, corpus, CPU)
+    return torch.cat([x.flatten() for x in recogniser.state_dict().values()]), report
+
+
 def test_without_weight_a_row_is_the_baseline_to_the_bit(read_config, corpus, tmp_path):
-    """lam 0: heads and teacher are there, the recogniser is as without. Soft labels reach the joint network."""
-    few, exported = replace(corpus, train=corpus.train[:12], dev=corpus.dev[:1]), []
-    for row in (
-        "rnnt",
-        "multirep_kd --kd-weight 0",
-        "soft_labels --soft-label-weight 0",
-        "multirep_kd",
-        "soft_labels",
-    ):
-        config = read_config(
-            f"{row} --max-steps 3 --update-seconds 6 --dropout 0.1 --clip 0.5 --ramp 0"
-        )
-        open_folder(config := replace(config, out=str(tmp_path / row)), CPU)
-        recogniser, report = script.train(config, few, CPU)
-        exported.append(torch.cat([x.flatten() for x in recogniser.state_dict().values()]))
+    """lam 0: heads and teacher are there, the recogniser is as without."""
+    few = replace(corpus, train=corpus.train[:12], dev=corpus.dev[:1])
+    exported = {}
+    for row in ("rnnt", "multirep_kd --kd-weight 0", "multirep_kd"):
+        options = "--max-steps 3 --update-seconds 6 --dropout 0.1 --clip 0.5 --ramp 0"
+        config = read_config(f"{row} {options}")
+        exported[row], report = trained(config, few, tmp_path / row)
         assert report.get("teacher_seconds", 0) > 0 or row == "rnnt"
-    assert [torch.equal(exported[0], x) for x in exported[1:]] == [True, True, False, False]
+    plain, none, taught = exported.values()
+    assert torch.equal(plain, none) and not torch.equal(plain, taught)
     log = [entry["kd"] for entry in read_log(tmp_path / row) if "kd" in entry]
-    assert len(log) == 3 and all(len(kd) == 1 and min(kd.values()) > 0 for kd in log)
+    assert len(log) == 3 and all(len(kd) == 2 and min(kd.values()) > 0 for kd in log)
+
+
+def test_lam_rises(read_config):
+    config = read_config("multirep_kd --kd-weight 2 --ramp 0.1")
+    rising = [script.weight_at(step, 100, config) for step in (1, 5, 10, 100)]
+    assert rising == pytest.approx([0.2, 1.0, 2.0, 2.0])
+    assert script.weight_at(1, 100, replace(config, ramp=0.0)) == 2.0
 
 
 def test_recogniser_and_heads_are_clipped_apart(read_config, corpus, tmp_path):
-    open_folder(
-        config := read_config(f"multirep_kd --max-steps 1 --clip 0.01 --ramp 0 --out {tmp_path}"),
-        CPU,
-    )
-    script.train(config, replace(corpus, train=corpus.train[:4], dev=corpus.dev[:1]), CPU)
-    state, groups = torch.load(tmp_path / "last.pt", weights_only=True)["optimizer"].values()
-    norms = [
-        math.hypot(*(state[i]["exp_avg"].norm().item() for i in group["params"]))
-        for group in groups
-    ]
-    assert norms == pytest.approx(
-        [0.1 * 0.01] * 2, rel=1e-3
-    )  # a first moment is 0.1 of the clipped gradient
+    config = read_config(f"multirep_kd --max-steps 1 --clip 0.01 --ramp 0 --out {tmp_path}")
+    trained(config, replace(corpus, train=corpus.train[:4], dev=corpus.dev[:1]), tmp_path)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    squares = {"recogniser": 0.0, "heads": 0.0}
+    parameters = [n for n in state["model"] if "frontend" not in n]
+    moments = [s["exp_avg"] for s in state["optimizer"]["state"].values()]
+    for name, moment in zip(parameters, moments, strict=True):
+        squares[name.split(".")[0]] += moment.square().sum().item()
+    for square in squares.values():  # a first moment is 0.1 of the clipped gradient
+        assert math.sqrt(square) == pytest.approx(0.1 * 0.01, rel=1e-3)
 
 
 @pytest.mark.parametrize("options, message", [
     ("--noise 2", "--noise must be a share"), ("--ramp -1", "--ramp must be a share"), ("--context -1", "at least 0"),
     ("--context-mask 2", "--context-mask must be a share"), ("--kd-weight -1", "--kd-weight must be at least 0"),
-    ("--n-layers 0", "--n-layers must be at least 1"), ("--soft-label-weight -1", "must be at least 0"),
-    ("--method rnnt soft_labels --control shuffle", "--control shuffle goes with --method multirep_kd"),
+    ("--n-layers 0", "--n-layers must be at least 1"),
 ])  # fmt: skip
 def test_values_that_make_no_sense(options, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -54,6 +54,7 @@ def variant(name: str, old: str, new: str = "--method interaed_kd") -> Row:
     return Row(old, new, variant=name)
 
 
+MULTIREP = "--method multirep_kd"
 ROWS = {
     "interaed_kd": {
         "ctc": Row("--method ctc", beam=True),
@@ -76,8 +77,20 @@ ROWS = {
     "multirep_kd": {
         "rnnt": Row("--method rnnt", beam=True),
         "multirep_kd": Row("--method multirep_kd --context 20"),
+        "last": Row("--method multirep_kd --teacher-layers last --n-layers 1 --noise 0.5"),
+        "random": Row("--method multirep_kd --teacher-layers random --n-layers 1"),
         "two": Row("--method multirep_kd --teachers demo-smoke demo-smoke/bert-b"),
-        "soft": Row("--method soft_labels"),
+        "soft": variant("soft_labels", "--method soft_labels", f"{MULTIREP} --kd-weight 0.3"),
+        "shuffle": variant("shuffled_teacher", f"{MULTIREP} --control shuffle", MULTIREP),
+        "untrained": variant("untrained_teacher", f"{MULTIREP} --control random", MULTIREP),
+        "l2": variant("l2_distance", f"{MULTIREP} --distance l2", MULTIREP),
+        "cosine": variant("cosine_distance", f"{MULTIREP} --distance cosine", MULTIREP),
+        "norm": variant("normed_targets", f"{MULTIREP} --target-norm", MULTIREP),
+        "past": variant(
+            "past_context",
+            f"{MULTIREP} --context 20 --context-sides past",
+            f"{MULTIREP} --context 20",
+        ),
     },
     "streaming_aux_kd": {
         "teacher": Row("--method teacher"),

@@ -1,0 +1,1 @@
+"""Variants of multirep_kd.py, see common/running/variants.py."""
