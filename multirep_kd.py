@@ -36,15 +36,15 @@ Diagram
 
 Equations (our names; right: the function, and its test in tests/test_multirep_kd.py)
 ---------
-    rnnt_l     = -log sum over alignments of p      rnnt.transducer_loss  test_rnnt_l
-    gamma(t,u) = p(y_(u+1) is emitted at t | x, y)  rnnt.transducer_loss  test_gamma
-    c_u        = [sum_t gamma(t,u) h_t ; g_u]       label_features        test_c
-    s_i        = mean of c_u over token i           pool_spans            test_s
-    k          = last, first, uniform or random     choose_layers         test_layers
-    dist(a, b) = mean of |a - b| over dimensions    distance              test_distance
-    kd_k       = sum_i dist(R_k(s_i), e_ik)         representation_losses test_kd
-    kd_l       = mean over k of kd_k                compute_losses        test_loss
-    loss       = rnnt_l + lam kd_l                  compute_losses        test_loss
+    rnnt_l     = -log sum over alignments of p      rnnt.transducer_loss   test_rnnt_l
+    gamma(t,u) = p(y_(u+1) is emitted at t | x, y)  rnnt.transducer_loss   test_gamma
+    c_u        = [sum_t gamma(t,u) h_t ; g_u]       label_features         test_c
+    s_i        = mean of c_u over token i           pool_spans             test_s
+    k          = last, first, uniform or random     choose_layers          test_layers
+    dist(a, b) = mean of |a - b| over dimensions    distance               test_distance
+    kd_k       = sum_i dist(R_k(s_i), e_ik)         representation_losses  test_kd
+    kd_l       = mean over k of kd_k                compute_losses         test_loss
+    loss       = rnnt_l + lam kd_l                  compute_losses         test_loss
 
     k: a representation, that is a layer of a teacher;  i: one of the I tokens of BERT
     U: characters of the transcript;  P: width of the prediction network;  E: of BERT
