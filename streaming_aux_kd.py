@@ -1,231 +1,782 @@
-"""Knowledge Distillation from Non-streaming to Streaming ASR Encoder using Auxiliary Non-streaming Layer.
+"""Knowledge Distillation from Non-streaming to Streaming ASR Encoder
+using Auxiliary Non-streaming Layer.
 
-Kyuhong Shim, Jinkyu Lee, Simyung Chang, Kyuwoong Hwang. Interspeech 2023. arXiv 2308.16415.
+K. Shim, J. Lee, S. Chang, K. Hwang. Interspeech 2023. arXiv 2308.16415.
+[paper] its abstract; [digest] a summary by others; [account] a second-hand account of
+the losses; [peer] recipes of toolkits; [choice] ours. We have not read the body.
 
 Idea
 ----
-A streaming recogniser writes words while they are spoken, so it hears no future. A teacher that reads the whole
-utterance knows more; but a student that has to match it frame by frame is asked for what it cannot hear. The paper
-gives the student branches for training only: a layer that sees the whole utterance, put on top of a streaming layer.
-Teacher and branch see the same, so they can be compared, and the gradient goes through the branch into the streaming
-layer. An LSTM on top of the branch also predicts the teacher's next frames. At test time the branches are thrown away:
-latency and size are those of a student trained from scratch.
+A streaming recogniser writes words while they are spoken, so it cannot use what comes
+later. A teacher that reads the whole utterance knows more, but a student that has to
+match it frame by frame is asked for what it cannot know. The paper adds branches for
+training only: a layer on top of a streaming layer that sees the whole utterance. Branch
+and teacher see the same, so they can be compared, and the gradient flows through the
+branch into the streaming layer. An LSTM on the branch also predicts the teacher's next
+frames. For decoding the branches are thrown away: delay and size stay the same [paper].
 
-Diagram
+Diagram (read it from the bottom: the student below, its branch, the teacher above)
 -------
-    wave (B, N) --LogMel--> (B, F, 80) ---+--> causal subsampling --> block 1 … l … L (full context)    teacher, frozen
-                                          |                                 |
-                                          |                      h_l (B, T, D);  block l's Q, K, V (B, T, 3, H, D/H)
-                                          |                                 |
-                                          |     L_dis(h_l, z_l), L_kld(Q K V), L_apc(h_l n frames ahead, r_l)
-                                          |                                 |
-                                          |                 z_l --LSTM--> r_l (B, T, D)                 training only
-                                          |                  |
-                                          |           Transformer layer, full context, with its own Q, K, V
-                                          |                  |
-                                          |                 s_l (B, T, D)
-                                          |                  |
-                                          +--> causal subsampling --> block 1 … l … L (chunks of c frames)    student
-                                                                            |
-    <blank> y_1 … y_U --Predictor (embedding, LSTM)--> g (B, U+1, P) --Joint, tile by tile--> L_rnnt
+  wave --LogMel--> (B, F, 80) -> causal subsampling -> block 1 ... l ... L     teacher,
+                                                                 |     full context
+                                       h_l (B, T, D), Q K V (B, T, 3, H, D/H)
+                                                                 |
+                     L_dis(h_l, z_l)    L_kld(Q K V)    L_apc(h_l n frames later, r_l)
+                                                                 |
+                                              z_l --LSTM--> r_l (B, T, D)  training only
+                                               |
+                               full-context Transformer layer, its own Q K V
+                                               |
+                                         s_l (B, T, D)
+                                               |
+  wave --LogMel--> (B, F, 80) -> causal subsampling -> block 1 ... l ... L     student,
+                                                                 |   chunks of c frames
+  <blank> y_1 ... y_U --embedding, LSTM--> g (B, U+1, P) --Joint--> L_rnnt
 
-Equations (the names are this file's own; each with its function, and its test in tests/test_streaming_aux_kd.py)
+Equations (our names; right: the function; its test in tests/test_streaming_aux_kd.py)
 ---------
-    M(i, j)  = frame i attends frame j iff 0 <= floor(i/c) - floor(j/c) <= left/c    conformer.chunk_mask      test_mask
-    L_rnnt   = -log sum over alignments of prod p(blank or y_{u+1} | t, u)           rnnt.transducer_loss      test_rnnt
-    d(h, z)  = |h - z|_1 / D - log sigmoid(cos(h, z)), h and z normalised; 0.31 where they are equal
-                                                                                     feature_distance          test_d
-    L_dis    = sum_t d(h_t, z_t)                                                     branch_losses             test_dis
-    L_kld    = sum_{X in Q,K,V} 1/A sum_{a,t} KL( softmax_k(x_at . x_ak / sqrt e) teacher || branch )
-                                                                                     relation_loss             test_kld
-    L_apc    = sum_{t < T-n} d(h_{t+n}, r_t)                                          branch_losses             test_apc
-    loss     = L_rnnt + lam sum_l (alpha L_dis + beta L_kld + gamma L_apc)           compute_losses            test_loss
-    comparators: layer_kd, the same with s_l in place of z_l and the block's own Q, K, V: no branch
-    token_kd, with q(t,u) = (p(y_{u+1}), p(blank), the rest):
-    L_token  = sum_{t,u} KL( q_teacher(t,u) || q_student(t+tau,u) )                  token_loss               test_token
-    loss     = L_rnnt + lam delta L_token
+    M(i, j) = 0 <= floor(i/c) - floor(j/c) <= left/c  conformer.chunk_mask  test_mask
+    L_rnnt  = -log sum over alignments of p           rnnt.transducer_loss  test_rnnt
+    d(h, z) = |h - z|_1 / D - log sigmoid(cos(h, z))  feature_distance      test_d
+    L_dis   = sum_t d(h_t, z_t)                       distance_loss         test_dis
+    S_X     = log softmax_k(x_t . x_k / sqrt(D/H))    relations             test_kld
+    L_kld   = sum_X 1/H sum_{heads,t} KL(S_X teacher || S_X)
+                                                      relation_loss         test_kld
+    L_apc   = sum_{t < T-n} d(h_{t+n}, r_t)           future_loss           test_apc
+    loss    = L_rnnt + lam sum_l (w_dis L_dis + w_kld L_kld + w_apc L_apc)
+                                                      compute_losses        test_loss
+  token_kd, a baseline, with q(t,u) = (p(y_{u+1}), p(blank), p(the rest)):
+    L_token = sum_{t,u} KL(q_teacher(t,u) || q(t,u))  token_loss            test_token
+    loss    = L_rnnt + lam w_token L_token            compute_losses        test_loss
 
-    c chunk, in encoder frames of 40 ms;  A attention heads, e their width;  n --apc-steps;  lam --kd-weight
-    alpha, beta, gamma, delta --dis-weight, --kld-weight, --apc-weight, --token-weight
-    tau of 0 … --token-kd-delay the one with the smallest mean; the sum is then scaled to all nodes (C7 token)
+    M: frame i may attend frame j;  c: chunk, in frames of 40 ms;  X: queries, keys or
+    values
+    d is 0.31 for equal vectors;  n: --apc-steps;  lam, w: --kd-weight, --dis-weight ...
+    all losses sum over frames; `train` divides by the number of utterances of an update
 
-Sources
--------
-Written from the abstract, a summary by others and a second-hand account of the losses; we have not seen the paper's
-body. Options say where their value comes from: [digest] a summary by others, [peer] a toolkit's recipe, [choice] ours,
-as are all sizes of the demo. Symbols and metrics that all scripts share: README.md.
-
-Choices (ours, marked again where they stand)
--------
-    C1 frames     teacher and student share subsampling, depth and width, so that frames and layers line up
-    C2 branches   on every 4th layer [choice]; teacher layer l teaches student layer l [digest]; their Transformer layer
-                  is made of our Conformer's attention and feed-forward parts, norm first
-    C3 norm       our blocks end without a norm and h_l grows with depth: h, z, s, r pass a LayerNorm without parameters
-    C4 relations  softmax over all real frames; Q, K, V before rotation. They are projections of s_l and never pass the
-                  branch's attention, so L_kld compares streaming context with full context; the teacher's are made
-                  before layer l attends, so those of layer 1 have no context either
-    C5 hole       in the branch, frame t may not attend t+1 … t+n, whatever the losses: the LSTM should not simply copy
-                  its target. It still can by way of earlier frames, which attend beyond their own hole; with
-                  --aux-mask causal it cannot
-    C6 apc        with chunks of four frames, 3/4 of its targets (n 1), 1/2 (n 2), none (n 4) lie inside the chunk that
-                  s_t has heard anyway: logged apart
-    C7 token      three classes as in Panchapagesan et al. 2020 (arXiv 2011.06110); with --token-kd-delay the shift with
-                  the smallest mean over nodes, after Delayed-KD (arXiv 2505.22069), which is for CTC
-    C8 training   AdamW; the first epoch goes from short to long utterances; checkpoints are chosen by dev WER
-
-Metrics (beside those of all scripts)
--------
-    rnnt    the transducer's share of the loss;  kd: dis, kld, apc_inside, apc_beyond (the chunk), token
-    emission_delay    ms by which words that both get right end later than the teacher's, mean over test-clean or the
-                      first test set, if there are any; a chunk's words come when it is complete, up to --chunk-ms later
+Our own choices (`choice: norm` in the code points to the line `norm`)
+---------------
+    frames    teacher and student have the same depth, width and causal subsampling
+    features  they also get the same augmented features
+    layers    every 4th layer is taught; by the teacher's layer of its number [digest]
+    norm      h, z, s and r pass a LayerNorm without parameters before they are compared
+    relations softmax over all real frames. Q, K, V are projections of s_l, before the
+              branch attends: L_kld compares streaming context with full context
+    hole      in the branch frame t may not attend t+1 ... t+n, the LSTM's targets
+    token     three classes as in Panchapagesan et al. 2020, arXiv 2011.06110
 
 Run
 ---
-    python streaming_aux_kd.py                                demo world, 19 minutes on two cores: teacher, scratch and
-                                                              aux_kd side by side, about 13, 28 and 21 % WER
+    python streaming_aux_kd.py      demo, 19 minutes: teacher 13 %, scratch 28 %, aux_kd
+        21 % WER (seed 1; an untrained teacher teaches as well there, see RESULTS.md)
     python streaming_aux_kd.py --method aux_kd --losses dis apc --apc-steps 4 --seed 2
     python streaming_aux_kd.py --data librispeech --root ~/corpora --hours 960 --size M
-    python streaming_aux_kd.py --checkpoint runs/x --stream a.wav         words as they come
-    arecord -q -t raw -f S16_LE -r 16000 | python streaming_aux_kd.py --checkpoint runs/x --stream -
 """
 
-# ruff: noqa: E402  (the command line is read before the heavy imports, so that --help answers at once)
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
-from common.running.flags import (
-    Count,
-    Positive,
-    RunConfig,
-    Share,
-    Speed,
-    UserError,
-    check_command_line,
-    parse,
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from common import conformer, dependencies, features, figures, rnnt, text
+from common.ctc import BLANK
+from common.errors import UserError, note
+from common.running import (
+    batches,
+    command_line,
+    corpora,
+    decoding,
+    delays,
+    evaluation,
+    options,
+    stages,
+    training,
+    variants,
+    weights,
 )
+from common.running.batches import Batch
+from common.running.options import Augmentation, Count, Extent, Positive, Share, TransducerSizes
+from common.running.process import Place, reseed, start
 
-# ================================================================================================== configuration
+# ================================================================================ configuration
 
 
-class Size(NamedTuple):
-    """Of encoder, prediction and joint network."""
+class Row(NamedTuple):
+    """What a method trains."""
 
+    streams: bool  # the encoder sees chunks, not the whole utterance
+    lesson: Literal["none", "tokens", "layers", "branches"]  # what the teacher is compared with
+
+
+Method = Literal["teacher", "scratch", "token_kd", "layer_kd", "aux_kd"]
+METHODS: dict[Method, Row] = {
+    "teacher": Row(streams=False, lesson="none"),  # the students of a seed share one
+    "scratch": Row(streams=True, lesson="none"),  # the baseline: a student without a teacher
+    "token_kd": Row(streams=True, lesson="tokens"),  # conventional: the transducer's outputs
+    "layer_kd": Row(streams=True, lesson="layers"),  # h_l is compared with s_l itself: no branch
+    "aux_kd": Row(streams=True, lesson="branches"),  # the paper's idea
+}
+
+
+class EncoderSizes(NamedTuple):
     layers: int
     dim: int
     heads: int
     ff_dim: int
-    kernel: int
-    channels: int
-    embedding_dim: int
-    predictor_dim: int
-    joint_dim: int
+    kernel: int  # frames seen by the depthwise convolution
+    channels: int  # of the subsampling convolutions
 
 
-SIZES = {  # [choice], after NeMo's small and medium transducers; frames of 40 ms
-    # layers, width, heads, feed-forward width, kernel, subsampling channels; embedding, LSTM; joint network
-    "S": Size(16, 176, 4, 704, 31, 176, 320, 320, 320),
-    "M": Size(16, 256, 4, 1024, 31, 256, 640, 640, 640),
-    "demo": Size(4, 112, 4, 448, 15, 16, 16, 128, 128),
-    "smoke": Size(2, 64, 2, 128, 7, 8, 16, 64, 64),
+class Size(NamedTuple):
+    encoder: EncoderSizes
+    transducer: TransducerSizes
+
+
+SIZES = {  # [choice] S and M after NeMo's small and medium transducers: 14 and 31 million
+    "S": Size(
+        EncoderSizes(layers=16, dim=176, heads=4, ff_dim=704, kernel=31, channels=176),
+        TransducerSizes(embedding_dim=320, predictor_dim=320, joint_dim=320),
+    ),
+    "M": Size(
+        EncoderSizes(layers=16, dim=256, heads=4, ff_dim=1024, kernel=31, channels=256),
+        TransducerSizes(embedding_dim=640, predictor_dim=640, joint_dim=640),
+    ),
+    "demo": Size(
+        EncoderSizes(layers=4, dim=112, heads=4, ff_dim=448, kernel=15, channels=16),
+        TransducerSizes(embedding_dim=16, predictor_dim=128, joint_dim=128),
+    ),
+    "smoke": Size(
+        EncoderSizes(layers=2, dim=64, heads=2, ff_dim=128, kernel=7, channels=8),
+        TransducerSizes(embedding_dim=16, predictor_dim=64, joint_dim=64),
+    ),
 }
+SUBSAMPLING = 4  # feature frames (10 ms) per encoder frame [choice]
+FRAME_MS = 40  # of encoder frames
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
-    # -- what to do --
-    stream: str | None = (
-        None  # a file, or - for 16-bit PCM from standard input: its words as they come
-    )
-    rate: Count = 16000  # Hz, of standard input
-    # -- data --
-    max_seconds: Positive = 20.0  # longer training utterances are left out [choice]
-    update_seconds: Positive = 1600.0  # audio per update, over all ranks and micro-batches [choice]
-    speeds: tuple[Speed, ...] = (
-        0.9,
-        1.0,
-        1.1,
-    )  # of the audio, one drawn per utterance and epoch [peer]
-    frequency_masks: int = 2  # SpecAugment, each over 0 to 27 of 80 channels [peer]
-    time_masks: int = 10  # SpecAugment, each over 0 to 5 % of the utterance [peer]
-    units: Count = 1024  # SentencePiece pieces [choice]; characters without room come on top
-    # -- method --
-    method: Literal["teacher", "scratch", "token_kd", "layer_kd", "aux_kd"] = (
-        "aux_kd"  # row of the table
-    )
-    losses: tuple[Literal["dis", "kld", "apc"], ...] = (
-        "dis",
-        "kld",
-        "apc",
-    )  # of layer_kd and aux_kd
-    kd_weight: float = 1.0  # lam; the others [digest] are relative to sums over frames [choice]
-    dis_weight: float = 0.01  # alpha, of the distance between features [digest]
-    kld_weight: float = 0.0005  # beta, of the attention's relations [digest]
-    apc_weight: float = 0.005  # gamma, of the prediction of the teacher's future [digest]
-    apc_steps: Count = 2  # n, frames ahead, and the width of the hole [choice] (C6 apc)
-    kd_every: Count = 4  # every so many layers, one is taught (C2 branches)
-    aux_mask: Literal["hole", "causal", "none"] = (
-        "hole"  # what a branch's attention may not see (C5 hole)
-    )
-    token_weight: float = 0.001  # of token_kd, on the sum over nodes [choice]
-    token_kd_delay: int = (
-        0  # frames by which the student may be late, the best per utterance (C7 token)
-    )
-    # -- teacher --
-    teacher: str = (
-        "auto"  # finished run; auto: the one beside, else runs/…-teacher-s<seed>, trained if absent
-    )
-    control: Literal["none", "shuffle", "random"] = (
-        "none"  # states of another utterance, or of an untrained teacher
-    )
-    # -- streaming --
-    chunk_ms: Count = 160  # audio that is heard at once [digest]
-    left_ms: int = 640  # past that attention sees, before the chunk [digest]
-    # -- model --
-    size: Literal["S", "M", "demo", "smoke"] = (
-        "S"  # of encoder, prediction and joint network: 14 or 31 million
-    )
+class Config(options.RunConfig):
+    """The preset `full`; options.RunConfig adds --data, --seed, --out and the like.
+
+    The comment behind an option is its help. `config.method` is the first of `methods`.
+    """
+
+    methods: Annotated[tuple[Method, ...], options.METHOD] = ("aux_kd",)  # rows of METHODS
+    losses: tuple[Literal["dis", "kld", "apc"], ...] = ("dis", "kld", "apc")  # of both *_kd rows
+    kd_weight: float = 1.0  # lam, of all losses from the teacher [choice]
+    dis_weight: float = 0.01  # w_dis, of the distance between features [account]
+    kld_weight: float = 0.0005  # w_kld, of the attention's relations [account]
+    apc_weight: float = 0.005  # w_apc, of the prediction of the teacher's future [account]
+    token_weight: float = 0.001  # w_token, of token_kd [choice]
+    apc_steps: Count = 2  # n, frames ahead, and the width of the hole [choice]
+    kd_every: Extent = 4  # one layer in so many is taught; choice: layers
+    # What the branch's attention does not see; choice: hole. The hole is not tight: frame t sees
+    # t+n by way of earlier frames, which attend beyond their own hole. With causal it cannot.
+    aux_mask: Literal["hole", "causal", "none"] = "hole"  # hole: the next n frames
+    teacher: str = "auto"  # finished run of teacher; auto: the one beside this run, or trained anew
+    chunk_ms: Count = 160  # audio that is read at once [digest]
+    left_ms: int = 640  # past that attention sees before the chunk [digest]
+    size: Literal["S", "M", "demo", "smoke"] = "S"  # of encoder, prediction and joint network
     dropout: Share = 0.1  # of encoder and branches, but not on attention weights [peer]
-    # -- optimisation --
-    epochs: Count = 60  # passes over the training data [choice]
-    lr: Positive = 1e-3  # peak learning rate, of AdamW [peer] (C8 training)
-    weight_decay: float = 1e-3  # [peer]
-    schedule: Literal["inverse-sqrt", "one-cycle"] = "inverse-sqrt"  # of the learning rate [peer]
-    warmup: Positive = (
-        10000.0  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [peer]
+    units: Count = 1024  # SentencePiece pieces [choice]; characters without room come on top
+    lr: Positive = 1e-3  # peak learning rate of AdamW [peer]
+    training: options.Training = options.Training(  # [peer]; epochs and seconds: [choice]
+        epochs=60,
+        update_seconds=1600.0,
+        max_seconds=20.0,
+        schedule="inverse-sqrt",
+        warmup=10000.0,
+        clip=5.0,
+        average=10,
+        weight_decay=1e-3,
     )
-    clip: Positive = (
-        5.0  # largest norm of the gradient of recogniser and branches, each by itself [peer]
+    augmentation: Augmentation = Augmentation(  # [peer]
+        speeds=(0.9, 1.0, 1.1), frequency_masks=2, time_masks=10
     )
-    average: Count = 10  # epochs with the lowest dev error whose weights are averaged [peer]
-    # -- decoding --
-    decode: Literal["greedy"] = "greedy"  # as a stream has to
 
     def check(self) -> None:
+        """Raises UserError for values that would fail late, or do nothing."""
         super().check()
         if self.chunk_ms % FRAME_MS or self.left_ms % self.chunk_ms:
             raise UserError(f"--chunk-ms is a multiple of {FRAME_MS}, and --left-ms of --chunk-ms.")
-        if self.stream and not self.checkpoint:
-            raise UserError("--stream needs --checkpoint, the folder of a finished run.")
-        if self.stream and self.transcribe:
-            raise UserError(
-                "--stream writes words as they come, --transcribe whole files: give one of the two."
-            )
-        if self.kd_every > SIZES[self.size].layers:
-            raise UserError(
-                f"--kd-every {self.kd_every} is more than the {SIZES[self.size].layers} layers."
-            )
+        layers = SIZES[self.size].encoder.layers
+        if self.kd_every > layers:
+            raise UserError(f"--kd-every {self.kd_every} is more than the {layers} layers.")
 
 
-FRAME_MS = 40  # of encoder frames
-DEMO = dict(  # [choice] sizes that learn to recognise the demo world in about four minutes per row on one core
-    workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0, speeds=(1.0,), frequency_masks=0, time_masks=0,
-    methods=("teacher", "scratch", "aux_kd"), units=100, size="demo", kd_every=2, dropout=0.0,
-    epochs=4, lr=4.5e-3, weight_decay=1e-2, schedule="one-cycle", warmup=0.3, average=1,
-)  # fmt: skip
-# Few and long pieces, small updates, and a choice among many epochs: what a transducer needs to write its first words.
-SMOKE = DEMO | dict(
+def has_teacher(config: Config) -> bool:
+    return METHODS[config.method].lesson != "none"
+
+
+def taught_layers(config: Config) -> list[int]:
+    """The layers, counted from 1, whose features the teacher is compared with (choice:
+    layers)."""
+    if METHODS[config.method].lesson not in ("layers", "branches"):
+        return []
+    return list(range(config.kd_every, SIZES[config.size].encoder.layers + 1, config.kd_every))
+
+
+# ====================================================================================== teacher
+
+# A teacher is an ordinary run of the row `teacher`. It need not agree on what students alone use.
+TEACHER = stages.Stage(
+    method="teacher",
+    flag="--teacher",
+    may_differ=(
+        "teacher",
+        "losses",
+        "kd_weight",
+        "dis_weight",
+        "kld_weight",
+        "apc_weight",
+        "token_weight",
+        "apc_steps",
+        "kd_every",
+        "aux_mask",
+        "chunk_ms",
+        "left_ms",
+    ),
+)
+
+
+def find_teacher(config: Config, utterances: list[corpora.Utterance], place: Place) -> Recogniser:
+    """The teacher, frozen. It is trained first, or its run goes on, if that is
+    necessary.
+
+    Raises UserError where it was trained with other options or on other data.
+    """
+    earlier = stages.find_run(config, TEACHER, PRESETS, place)
+    if stages.is_finished(earlier):
+        stages.check_corpus(earlier, TEACHER, utterances, place)
+    else:
+        if place.first:
+            note(f"teacher first, in {earlier.out}")
+        with variants.plain(__name__):
+            run_method(earlier)
+    return load(earlier, place).requires_grad_(False)
+
+
+@torch.no_grad()
+def ask_teacher(
+    teacher: Recogniser, mel: Tensor, frames: Tensor, layers: list[int]
+) -> conformer.Encoded:
+    """The outputs of the teacher's encoder, for the student's augmented features
+    (B, F, 80) (choice: features)."""
+    return teacher.encoder(mel, frames, layers)
+
+
+# ======================================================================================== model
+
+
+class Recogniser(nn.Module):
+    """Log-mel features, a Conformer, a prediction and a joint network: the exported
+    model.
+
+    It is a transducer with full context (the teacher) or with chunks (a student).
+    """
+
+    def __init__(
+        self, config: Config, vocabulary: int, tokenizer: text.SentencePiece | None = None
+    ):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.augmentation = config.augmentation
+        streams = METHODS[config.method].streams
+        self.frontend = features.LogMel()
+        sizes = SIZES[config.size].encoder
+        self.encoder = conformer.Conformer(
+            dim=sizes.dim,
+            layers=sizes.layers,
+            heads=sizes.heads,
+            ff_dim=sizes.ff_dim,
+            kernel=sizes.kernel,
+            dropout=config.dropout,
+            subsampling=SUBSAMPLING,
+            channels=sizes.channels,
+            chunk=config.chunk_ms // FRAME_MS if streams else 0,
+            left=config.left_ms // FRAME_MS if streams else 0,
+            causal_subsampling=True,  # choice: frames
+        )
+        transducer = SIZES[config.size].transducer
+        self.predictor = rnnt.Predictor(
+            vocabulary, embedding_dim=transducer.embedding_dim, dim=transducer.predictor_dim
+        )
+        self.joint = rnnt.Joint(
+            encoder_dim=sizes.dim,
+            predictor_dim=transducer.predictor_dim,
+            dim=transducer.joint_dim,
+            vocabulary=vocabulary,
+        )
+
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Normalised features (B, F, 80), augmented in training, and frames (B,)."""
+        mel, frames = self.frontend(batch.waves, batch.samples)
+        if self.training:
+            masks = self.augmentation
+            mel = features.spec_augment(
+                mel,
+                frames,
+                frequency_masks=masks.frequency_masks,
+                frequency_width=27,  # of 80 channels, at most [peer]
+                time_masks=masks.time_masks,
+                time_share=0.05,  # of the utterance, at most [peer]
+            )
+        return mel, frames
+
+    decodes = (
+        decoding.Decoding()
+    )  # for evaluate.py and transcribe.py: greedy, as a stream has to be
+
+    def transcribe(self, batch: Batch, place: Place) -> list[decoding.Transcript]:
+        """The batch's transcripts with word times."""
+        with place.autocast():
+            mel, frames = self.features(batch)
+            encoded = self.encoder(mel, frames)
+        h = self.joint.encode(encoded.output.float())  # (B, T, J)
+        paths = rnnt.greedy(self.predictor, self.joint, h, encoded.lengths)
+        transcripts = []
+        for path in paths:
+            transcripts.append(decoding.transcript_of(path, self.tokenizer, FRAME_MS / 1000))
+        return transcripts
+
+
+class FullContextLayer(nn.Module):
+    """The auxiliary layer: self-attention over the whole utterance, then a feed-forward
+    part, each with its norm first [choice]."""
+
+    def __init__(self, dim: int, heads: int, ff_dim: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.attention = conformer.SelfAttention(dim, heads)
+        self.feed_forward = conformer.FeedForward(dim, ff_dim, dropout)
+
+    def forward(self, s: Tensor, lengths: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """s (B, T, D), lengths (B,), visible (T, T) -> z (B, T, D) and the layer's own
+        queries, keys and values (B, T, 3, H, D/H), before rotation."""
+        T = s.shape[1]
+        D = s.shape[2]
+        real = conformer.length_mask(lengths, T)  # (B, T)
+        # Padded frames attend to themselves: otherwise their softmax has no key and gives NaN.
+        itself = torch.eye(T, dtype=torch.bool, device=s.device)
+        mask = (visible & real[:, None]) | itself  # (B, T, T)
+        table = conformer.rotary_table(T, D // self.heads, s.device)
+        y, qkv = self.attention(s, mask[:, None], table)  # the same mask for all heads
+        x = s + y
+        return x + self.feed_forward(x), qkv
+
+
+class Branch(nn.Module):
+    """aux_kd: a full-context layer on a streaming layer, and an LSTM on it. Only
+    training needs it."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        sizes = SIZES[config.size].encoder
+        self.mask = config.aux_mask
+        self.steps = config.apc_steps
+        self.layer = FullContextLayer(sizes.dim, sizes.heads, sizes.ff_dim, config.dropout)
+        self.lstm = nn.LSTM(sizes.dim, sizes.dim, batch_first=True)
+
+    def forward(self, s: Tensor, qkv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """s (B, T, D), lengths (B,) -> z (B, T, D) and the branch's own queries, keys
+        and values."""
+        visible = branch_mask(s.shape[1], self.mask, self.steps, s.device)
+        return self.layer(s, lengths, visible)
+
+
+class NoBranch(nn.Module):
+    """layer_kd: the streaming layer itself is compared with the teacher's; only the
+    LSTM is new."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        dim = SIZES[config.size].encoder.dim
+        self.lstm = nn.LSTM(dim, dim, batch_first=True)
+
+    def forward(self, s: Tensor, qkv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """s (B, T, D) and the block's queries, keys and values, as they are."""
+        return s, qkv
+
+
+def branch_mask(T: int, kind: str, steps: int, device: torch.device | None = None) -> Tensor:
+    """(T, T), True where frame t may attend frame k (choice: hole).
+
+    none: everything; causal: the past; hole: all but the next `steps` frames.
+    """
+    t = torch.arange(T, device=device)[:, None]
+    k = torch.arange(T, device=device)
+    if kind == "none":
+        return torch.ones(T, T, dtype=torch.bool, device=device)
+    if kind == "causal":
+        return k <= t
+    return (k <= t) | (k > t + steps)
+
+
+def build_models(
+    config: Config, vocabulary: int, tokenizer: text.SentencePiece | None = None
+) -> nn.ModuleDict:
+    """What is trained: `recogniser`, and `branches` for every layer that is taught.
+
+    The branches are made last: all students of a seed begin with the same weights.
+    """
+    models = nn.ModuleDict({"recogniser": Recogniser(config, vocabulary, tokenizer)})
+    layers = taught_layers(config)
+    if layers:
+        kind = Branch if METHODS[config.method].lesson == "branches" else NoBranch
+        models["branches"] = nn.ModuleDict({str(layer): kind(config) for layer in layers})
+    return models
+
+
+def fits(samples: int, labels: list[int], transcript: str) -> bool:
+    """Whether there is an encoder frame: a transducer can emit any number of labels at
+    one."""
+    return conformer.subsampled(features.num_frames(samples), SUBSAMPLING, causal=True) >= 1
+
+
+# ======================================================================================= losses
+
+
+def feature_distance(h: Tensor, z: Tensor) -> Tensor:
+    """d(h, z) = |h - z|_1 / D - log sigmoid(cos(h, z)), after a LayerNorm (choice:
+    norm).
+
+    (B, T, D), (B, T, D) -> (B, T).
+    """
+    h = F.layer_norm(h.float(), h.shape[-1:])
+    z = F.layer_norm(z.float(), z.shape[-1:])
+    return (h - z).abs().mean(-1) - F.logsigmoid(F.cosine_similarity(h, z, dim=-1))
+
+
+def distance_loss(h: Tensor, z: Tensor, mask: Tensor) -> Tensor:
+    """L_dis = sum_t d(h_t, z_t): h, z (B, T, D), mask (B, T), True for real frames."""
+    return (feature_distance(h, z) * mask).sum()
+
+
+def relations(qkv: Tensor, mask: Tensor) -> Tensor:
+    """S_X = log softmax_k(x_t . x_k / sqrt(D/H)) for x = queries, keys, values of each
+    head (choice: relations).
+
+    qkv (B, T, 3, H, D/H), mask (B, T) -> (3, B, H, T, T): to which frames frame t is
+    similar.
+    """
+    x = qkv.float().permute(2, 0, 3, 1, 4)  # (3, B, H, T, D/H)
+    with torch.autocast(x.device.type, enabled=False):  # autocast would multiply in bf16
+        scores = x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5  # (3, B, H, T, T)
+    padding = ~mask[:, None, None]  # (B, 1, 1, T), of keys
+    return scores.masked_fill(padding, -1e9).log_softmax(-1)
+
+
+def relation_loss(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
+    """L_kld = sum_X 1/H sum_{heads, t} KL(S_X of the teacher || S_X of the student).
+
+    teacher, student (B, T, 3, H, D/H), mask (B, T).
+    """
+    heads = teacher.shape[3]
+    log_p = relations(teacher, mask)
+    log_q = relations(student, mask)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)  # (3, B, H, T)
+    return (divergence * mask[:, None]).sum() / heads
+
+
+def future_loss(h: Tensor, r: Tensor, mask: Tensor, steps: int) -> Tensor:
+    """L_apc = sum_{t < T-n} d(h_{t+n}, r_t): the LSTM predicts the teacher n frames
+    later.
+
+    h, r (B, T, D), mask (B, T); steps: n. With chunks of four frames, 3/4 of the
+    targets (n = 1) or 1/2 (n = 2) lie inside the chunk that the student has read.
+    """
+    T = h.shape[1]
+    if steps >= T:
+        return h.new_zeros(())
+    future = h[:, steps:]  # (B, T-n, D): h_n ... h_{T-1}
+    prediction = r[:, : T - steps]  # (B, T-n, D): r_0 ... r_{T-1-n}
+    return (feature_distance(future, prediction) * mask[:, steps:]).sum()
+
+
+def predict_ahead(lstm: nn.LSTM, z: Tensor) -> Tensor:
+    """r (B, T, D) from z (B, T, D), in fp32: under bf16 autocast cuDNN's LSTM would run
+    in fp16."""
+    with torch.autocast(z.device.type, enabled=False):
+        return lstm(z.float())[0]
+
+
+def layer_losses(
+    branches: nn.ModuleDict,
+    student: conformer.Encoded,
+    teacher: conformer.Encoded,
+    config: Config,
+) -> dict[str, Tensor]:
+    """L_dis, L_kld and L_apc as "dis", "kld", "apc", those of --losses, summed over the
+    taught layers and the utterances."""
+    mask = conformer.length_mask(teacher.lengths, student.output.shape[1])  # (B, T)
+    losses = dict.fromkeys(config.losses, torch.zeros((), device=mask.device))
+    layers = zip(taught_layers(config), student.taps, teacher.taps, strict=True)
+    for layer, s, h in layers:
+        branch = branches[str(layer)]
+        z, qkv = branch(s.raw, s.qkv, teacher.lengths)
+        if "dis" in losses:
+            losses["dis"] = losses["dis"] + distance_loss(h.raw, z, mask)
+        if "kld" in losses:
+            losses["kld"] = losses["kld"] + relation_loss(h.qkv, qkv, mask)
+        if "apc" in losses:
+            r = predict_ahead(branch.lstm, z)
+            losses["apc"] = losses["apc"] + future_loss(h.raw, r, mask, config.apc_steps)
+    return losses
+
+
+def collapse(joint: rnnt.Joint, encoded: Tensor, predicted: Tensor, targets: Tensor) -> Tensor:
+    """log q(t, u), the logs of (p(y_{u+1}), p(blank), p(the rest)), at all nodes of the
+    lattice (B, T, U+1, 3) (choice: token).
+
+    encoded (B, T, J), predicted (B, U+1, J), targets (B, U). 16 frames at a time, and
+    computed again for the gradient: the logits of all nodes would need too much memory.
+    """
+    labels = F.pad(targets, (0, 1), value=BLANK)  # (B, U+1): there is no next label at u = U
+    tiles = []
+    for tile in encoded.split(16, 1):
+        tiles.append(checkpoint(collapse_tile, joint, tile, predicted, labels, use_reentrant=False))
+    return torch.cat(tiles, 1)
+
+
+def collapse_tile(joint: rnnt.Joint, encoded: Tensor, predicted: Tensor, labels: Tensor) -> Tensor:
+    """As `collapse`, for a few frames; labels (B, U+1)."""
+    log_probs = joint(encoded[:, :, None], predicted[:, None]).float().log_softmax(-1)
+    index = labels[:, None, :, None].expand(*log_probs.shape[:3], 1)  # (B, t, U+1, 1)
+    label = log_probs.gather(-1, index)[..., 0]  # (B, t, U+1)
+    label = label.masked_fill(index[..., 0] == BLANK, -1e4)  # no next label: probability 0
+    others = log_probs.scatter(-1, index, -torch.inf)[..., BLANK + 1 :]  # the blank is the first
+    return torch.stack([label, log_probs[..., BLANK], others.logsumexp(-1)], -1)
+
+
+def token_loss(teacher: Tensor, student: Tensor, lengths: Tensor, target_lengths: Tensor) -> Tensor:
+    """L_token = sum_{t, u} KL(q_teacher(t, u) || q(t, u)) of each utterance (B,).
+
+    teacher, student: log q (B, T, U+1, 3).
+    """
+    real_t = conformer.length_mask(lengths, teacher.shape[1])  # (B, T)
+    real_u = conformer.length_mask(target_lengths + 1, teacher.shape[2])  # (B, U+1)
+    real = real_t[..., None] & real_u[:, None]  # (B, T, U+1)
+    divergence = (teacher.exp() * (teacher - student)).sum(-1)  # (B, T, U+1)
+    return (divergence * real).sum((1, 2))
+
+
+def token_losses(
+    student: Recogniser,
+    teacher: Recogniser,
+    read: conformer.Encoded,
+    full: conformer.Encoded,
+    predicted: Tensor,
+    batch: Batch,
+) -> dict[str, Tensor]:
+    """L_token as "token", summed over utterances.
+
+    read, full: the outputs of the student's and the teacher's encoder; predicted
+    (B, U+1, J): the student's joint.predict.
+    """
+    with torch.no_grad():
+        teacher_predicted = teacher.joint.predict(teacher.predictor.all_states(batch.targets))
+        teacher_encoded = teacher.joint.encode(full.output)  # (B, T, J)
+        log_p = collapse(teacher.joint, teacher_encoded, teacher_predicted, batch.targets)
+    log_q = collapse(student.joint, student.joint.encode(read.output), predicted, batch.targets)
+    losses = token_loss(log_p, log_q, full.lengths, batch.target_lengths)  # (B,)
+    return {"token": losses.sum()}
+
+
+def compute_losses(
+    models: nn.ModuleDict, batch: Batch, teacher: Recogniser | None, config: Config, place: Place
+) -> tuple[Tensor, dict]:
+    """loss = L_rnnt + lam times the losses from the teacher, summed over the utterances
+    of the batch.
+
+    Returns the loss and its parts for the log: "rnnt", and "kd" with "dis", "kld",
+    "apc" or "token", not weighted. Networks may run in bf16; the losses are fp32.
+    """
+    student = models["recogniser"]
+    joint = student.joint
+    layers = taught_layers(config)
+    with place.autocast():
+        mel, frames = student.features(batch)  # (B, F, 80), (B,)
+        read = student.encoder(mel, frames, layers)
+        g = student.predictor.all_states(batch.targets)  # (B, U+1, P)
+        predicted = joint.predict(g)  # (B, U+1, J)
+        losses, _ = rnnt.transducer_loss(
+            joint,
+            joint.encode(read.output),
+            predicted,
+            batch.targets,
+            read.lengths,
+            batch.target_lengths,
+        )  # (B,)
+        rnnt_loss = losses.sum()
+        if teacher is None:
+            return rnnt_loss, {"rnnt": rnnt_loss}
+        full = ask_teacher(teacher, mel, frames, layers)  # its lengths are the student's
+        if METHODS[config.method].lesson == "tokens":
+            kd_losses = token_losses(student, teacher, read, full, predicted, batch)
+        else:
+            kd_losses = layer_losses(models["branches"], read, full, config)
+    weights_of_losses = {
+        "dis": config.dis_weight,
+        "kld": config.kld_weight,
+        "apc": config.apc_weight,
+        "token": config.token_weight,
+    }
+    kd_loss = sum(weights_of_losses[name] * loss for name, loss in kd_losses.items())
+    return rnnt_loss + config.kd_weight * kd_loss, {"rnnt": rnnt_loss, "kd": kd_losses}
+
+
+# ===================================================================================== training
+
+
+def prepare(
+    config: Config,
+    utterances: list[corpora.Utterance],
+    tokenizer: text.SentencePiece,
+    teacher: Recogniser | None,
+    place: Place,
+) -> tuple[nn.ModuleDict, torch.optim.Optimizer, training.Run]:
+    """The models on their device, the optimiser, and the run: new, or as a checkpoint
+    left it."""
+    # A student does not begin with the weights with which its teacher began.
+    stage = 1 if METHODS[config.method].streams else 0
+    reseed(config.seed, stage)
+    models = build_models(config, tokenizer.size, tokenizer).to(place.device)
+    frontend = models["recogniser"].frontend
+    if teacher is not None:  # both normalise features alike
+        frontend.load_state_dict(teacher.frontend.state_dict())
+    else:
+        # Mean and variance of the features, from 500 utterances; they are stored with the model.
+        frontend.fit(batches.sample_waves(utterances, config))
+    optimizer = torch.optim.AdamW(
+        models.parameters(),
+        lr=config.lr,
+        betas=(0.9, 0.98),  # [peer]
+        weight_decay=config.training.weight_decay,
+        fused=True,
+    )
+    run = training.Run(
+        config,
+        place,
+        models=models,
+        optimizer=optimizer,
+        utterances=utterances,
+        encode=tokenizer.encode,
+        fits=fits,
+    )
+    return models, optimizer, run
+
+
+def train(
+    config: Config, corpus: corpora.Corpus, place: Place
+) -> tuple[Recogniser, dict[str, float], figures.Drawings]:
+    """Returns the recogniser with the mean weights of the best epochs, numbers for
+    RESULT, and the figures to be drawn.
+    """
+    utterances = corpora.trainable(corpus.train, config.training.max_seconds)
+    if has_teacher(config):
+        teacher = find_teacher(config, utterances, place)
+        tokenizer = teacher.tokenizer
+    else:
+        teacher = None
+        transcripts = (utterance.text for utterance in utterances)
+        tokenizer = text.SentencePiece.build(transcripts, config.units)
+    models, optimizer, run = prepare(config, utterances, tokenizer, teacher, place)
+    recogniser = models["recogniser"]
+    for _ in run.epochs():
+        for update in run.updates():  # a step of the optimiser; --resume skips what is done
+            for batch in update:  # this GPU's micro-batches, none of them empty
+                loss, parts = compute_losses(models, batch, teacher, config, place)
+                loss.backward()
+                update.add(loss, parts)
+            # The gradient of the mean loss per utterance: over all micro-batches and all GPUs.
+            update.average_gradients()
+
+            # A large gradient of the branches must not shrink the recogniser's [peer].
+            norms = {}
+            for name, part in models.items():
+                norm = nn.utils.clip_grad_norm_(part.parameters(), config.training.clip)
+                norms[name] = norm.item()
+            learning_rate = run.set_learning_rates()
+            # The log also has the loss and its parts, from update.add.
+            update.log.update(norm=norms["recogniser"], lr=learning_rate)
+            if update.is_usable(norms.values()):  # all are finite, and there was an utterance
+                optimizer.step()
+            optimizer.zero_grad()
+        scores = evaluation.dev_scores(recogniser, corpus, config, place)
+        run.end_epoch(recogniser, scores)
+    drawings = {}
+    if place.first and METHODS[config.method].lesson == "branches":
+        last = copy.deepcopy(
+            models
+        )  # of the last epoch, as the branches are; the score is of a mean
+        drawings["features.png"] = partial(draw_features, config, last, teacher, utterances)
+    report = run.finish(recogniser)
+    if teacher is not None:
+        report["emission_delay"] = delays.emission_delay(recogniser, teacher, corpus, config, place)
+    path = Path(config.out) / "dependencies.png"
+    drawings["dependencies.png"] = partial(dependencies.draw, path, recogniser.encoder)
+    return recogniser, report, drawings
+
+
+@torch.inference_mode()
+def draw_features(
+    config: Config,
+    models: nn.ModuleDict,
+    teacher: Recogniser,
+    utterances: list[corpora.Utterance],
+) -> None:
+    """features.png: the last taught layer of teacher, branch and student, in the first
+    utterance that can be read."""
+    models.cpu().eval()
+    teacher.cpu()
+    batch = batches.first_readable(utterances, config)
+    layer = taught_layers(config)[-1]
+    student = models["recogniser"]
+    mel, frames = student.features(batch)
+    s = student.encoder(mel, frames, [layer])
+    h = teacher.encoder(mel, frames, [layer])
+    z, _ = models["branches"][str(layer)](s.taps[0].raw, s.taps[0].qkv, s.lengths)
+    panels = {}
+    for name, x in (("teacher", h.taps[0].raw), ("branch", z), ("student", s.taps[0].raw)):
+        panels[name] = F.layer_norm(x[0], x.shape[-1:]).T.numpy()  # (D, T)
+    path = Path(config.out) / "features.png"
+    figures.matrices(path, panels, "frame", f"layer {layer}, dimension")
+
+
+# ====================================================================================== presets
+
+DEMO_TRAINING = options.Training(
+    epochs=4,
+    update_seconds=32.0,
+    max_seconds=8.0,
+    schedule="one-cycle",
+    warmup=0.3,
+    clip=5.0,
+    average=1,
+    weight_decay=1e-2,
+)
+DEMO = Config(  # [choice] sizes and schedule: four minutes of training a method on one core
+    methods=("teacher", "scratch", "aux_kd"),
+    kd_every=2,  # of four layers
+    size="demo",
+    dropout=0.0,
+    units=100,
+    lr=4.5e-3,
+    training=DEMO_TRAINING,
+    augmentation=Augmentation(speeds=(1.0,), frequency_masks=0, time_masks=0),
+    workers=0,
+    batch_seconds=60.0,
+)
+SMOKE = options.with_values(  # what a transducer needs to write its first words: few and long
+    DEMO,  # pieces, small updates, and a choice among many epochs
     data="demo-smoke",
     hours=0.05,
     size="smoke",
@@ -235,521 +786,49 @@ SMOKE = DEMO | dict(
     lr=6e-3,
     warmup=0.2,
 )
-PRESETS = {"smoke": SMOKE, "demo": DEMO}
+PRESETS = {"full": Config(), "demo": DEMO, "smoke": SMOKE}
 
-if __name__ == "__main__":
-    check_command_line(Config, PRESETS, __doc__)
 
-import copy
-from functools import partial
-from pathlib import Path
-from statistics import fmean
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
-from common import figures, metrics, rnnt
-from common.conformer import (
-    Conformer,
-    Encoded,
-    FeedForward,
-    SelfAttention,
-    Tap,
-    chunk_mask,
-    length_mask,
-    rotary_table,
-    subsampled,
-)
-from common.ctc import BLANK
-from common.features import LogMel, num_frames, spec_augment
-from common.running import decoding, evaluation, transcription
-from common.running.batches import Batch, first_readable, read_corpus, sample_waves
-from common.running.corpora import Corpus, Utterance, trainable
-from common.running.decoding import Decoding, Transcript
-from common.running.process import Place, Stage, earlier_stage, reseed, start
-from common.running.training import Run, digest_of
-from common.running.updates import add_up
-from common.running.weights import load_recogniser
-from common.streaming import dependencies, stream_words
-from common.text import SentencePiece, load_tokenizer
-
-# ========================================================================================================== model
-
-
-class Recogniser(nn.Module):
-    """Log-mel front end, Conformer, prediction and joint network: a transducer, full-context or streaming."""
-
-    decodes = Decoding()  # for evaluate.py and transcribe.py
-
-    def __init__(self, config: Config, vocabulary: int, tokenizer: SentencePiece | None = None):
-        super().__init__()
-        size, self.tokenizer = SIZES[config.size], tokenizer
-        self.masks = config.frequency_masks, config.time_masks
-        streams = config.method != "teacher"
-        self.frontend = LogMel()
-        self.encoder = Conformer(
-            dim=size.dim,
-            layers=size.layers,
-            heads=size.heads,
-            ff_dim=size.ff_dim,
-            kernel=size.kernel,
-            dropout=config.dropout,
-            subsampling=4,
-            channels=size.channels,
-            chunk=config.chunk_ms // FRAME_MS if streams else 0,
-            left=config.left_ms // FRAME_MS if streams else 0,
-            causal_subsampling=True,  # (C1 frames)
-        )
-        self.predictor = rnnt.Predictor(vocabulary, size.embedding_dim, size.predictor_dim)
-        self.joint = rnnt.Joint(size.dim, size.predictor_dim, size.joint_dim, vocabulary)
-
-    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Normalised features (B, F, 80), augmented in training; frames (B,)."""
-        features, frames = self.frontend(batch.waves, batch.samples)
-        if self.training:
-            features = spec_augment(features, frames, self.masks[0], 27, self.masks[1], 0.05)
-        return features, frames
-
-    def transcribe(self, batch: Batch, place: Place) -> list[Transcript]:
-        with place.autocast():
-            encoded = self.encoder(*self.features(batch))
-        paths = rnnt.greedy(
-            self.predictor, self.joint, self.joint.encode(encoded.output.float()), encoded.lengths
-        )
-        return [decoding.transcript_of(path, self.tokenizer, FRAME_MS / 1000) for path in paths]
-
-
-class Branch(nn.Module):
-    """On a streaming layer, for training: what is compared with the teacher's, and an LSTM that predicts on.
-
-    aux_kd: of a Transformer layer that sees the whole utterance. layer_kd: of the streaming layer itself, no branch.
-    """
-
-    def __init__(self, dim: int, heads: int, ff_dim: int, config: Config):
-        super().__init__()
-        self.config, self.heads = config, heads
-        if config.method == "aux_kd":
-            self.attention = SelfAttention(dim, heads)
-            self.feed_forward = FeedForward(dim, ff_dim, config.dropout)
-        self.lstm = nn.LSTM(dim, dim, batch_first=True)
-
-    def forward(
-        self, s: Tensor, qkv: Tensor, lengths: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """s (B, T, D) and its layer's queries, keys, values (B, T, 3, H, D/H), not rotated -> z; qkv; r (B, T, D)."""
-        z = s
-        if self.config.method == "aux_kd":
-            z, qkv = self.look_around(s, lengths)
-        if "apc" not in self.config.losses:
-            return z, qkv, None
-        with torch.autocast(z.device.type, enabled=False):  # cuDNN's LSTM would take fp16 for bf16
-            return z, qkv, self.lstm(z.float())[0]
-
-    def look_around(self, s: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The Transformer layer: s (B, T, D) -> z (B, T, D) and its own queries, keys, values."""
-        T, D = s.shape[1:]
-        real = length_mask(lengths, T)  # (B, T)
-        visible = branch_mask(T, self.config.aux_mask, self.config.apc_steps, s.device)  # (T, T)
-        itself = torch.eye(
-            T, dtype=torch.bool, device=s.device
-        )  # or padding would have no key at all
-        mask = (visible & real[:, None]) | itself  # (B, T, T)
-        y, qkv = self.attention(s, mask[:, None], rotary_table(T, D // self.heads, s.device))
-        x = s + y
-        return x + self.feed_forward(x), qkv
-
-
-def branch_mask(T: int, kind: str, steps: int, device=None) -> Tensor:
-    """(T, T), True where frame t may attend frame k: all, none of the future, or all but the next `steps` (C5 hole)."""
-    ahead = torch.arange(T, device=device) - torch.arange(T, device=device)[:, None]  # k - t
-    return {"none": ahead > -T, "causal": ahead <= 0, "hole": (ahead <= 0) | (ahead > steps)}[kind]
-
-
-def taught_layers(config: Config) -> list[int]:
-    """Every --kd-every'th layer, counted from 1 (C2 branches); none without distillation of features."""
-    layers = range(config.kd_every, SIZES[config.size].layers + 1, config.kd_every)
-    return list(layers) if config.method in ("layer_kd", "aux_kd") else []
-
-
-def build_models(
-    config: Config, vocabulary: int, tokenizer: SentencePiece | None = None
-) -> nn.ModuleDict:
-    """What is trained: `recogniser`, and `branches` of layer_kd and aux_kd.
-
-    They come last, so that all students of a seed begin with the same weights.
-    """
-    size, models = (
-        SIZES[config.size],
-        nn.ModuleDict({"recogniser": Recogniser(config, vocabulary, tokenizer)}),
-    )
-    if layers := taught_layers(config):
-        sizes = size.dim, size.heads, size.ff_dim, config
-        models["branches"] = nn.ModuleDict({str(layer): Branch(*sizes) for layer in layers})
-    return models
-
-
-def fits(samples: int, labels: list[int], text: str) -> bool:
-    """A transducer needs one encoder frame, whatever the labels."""
-    return subsampled(num_frames(samples), 4, causal=True) >= 1
-
-
-# =========================================================================================================== loss
-
-
-def feature_distance(h: Tensor, z: Tensor) -> Tensor:
-    """d(h, z) = |h - z|_1 / D - log sigmoid(cos(h, z)) of normalised features: (B, T, D) twice -> (B, T) (C3 norm)."""
-    h, z = (F.layer_norm(x.float(), x.shape[-1:]) for x in (h, z))
-    return (h - z).abs().mean(-1) - F.logsigmoid(F.cosine_similarity(h, z, dim=-1))
-
-
-def relation_loss(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
-    """L_kld, summed over the frames of all utterances: (B, T, 3, H, d) twice, mask (B, T) (C4 relations)."""
-    log_p = []
-    for qkv in (teacher, student):
-        x = qkv.float().permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
-        with torch.autocast(x.device.type, enabled=False):  # which would multiply in bf16
-            scores = x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5  # (3, B, H, T, T)
-        log_p.append(scores.masked_fill(~mask[:, None, None], -1e9).log_softmax(-1))
-    divergence = (log_p[0].exp() * (log_p[0] - log_p[1])).sum(-1)  # (3, B, H, T)
-    return (divergence * mask[:, None]).sum() / teacher.shape[3]
-
-
-def branch_losses(
-    teacher: Tap, z: Tensor, qkv: Tensor, r: Tensor | None, lengths: Tensor, config: Config
-) -> dict[str, Tensor]:
-    """{"dis", "kld", "apc_inside", "apc_beyond"} of one layer, summed over utterances and their frames.
-
-    teacher: h (B, T, D) and its queries, keys, values; z, r: of the branch, (B, T, D). apc: by whether frame t + n lies
-    in the chunk of frame t, which the student has heard (C6 apc).
-    """
-    h, T, n = teacher.raw.detach(), z.shape[1], config.apc_steps
-    mask, found = length_mask(lengths, T), {}
-    if "dis" in config.losses:
-        found["dis"] = (feature_distance(h, z) * mask).sum()
-    if "kld" in config.losses:
-        found["kld"] = relation_loss(teacher.qkv.detach(), qkv, mask)
-    if "apc" in config.losses:
-        distance = (
-            feature_distance(h[:, n:], r[:, : max(0, T - n)]) * mask[:, n:]
-        )  # (B, T - n); none if T <= n
-        chunk = torch.arange(T, device=h.device) // (config.chunk_ms // FRAME_MS)
-        inside = chunk[n:] == chunk[: max(0, T - n)]
-        found["apc_inside"], found["apc_beyond"] = (
-            distance[:, inside].sum(),
-            distance[:, ~inside].sum(),
-        )
-    return found
-
-
-def collapse(
-    joint: rnnt.Joint, encoded: Tensor, predicted: Tensor, targets: Tensor, tile: int = 16
-) -> Tensor:
-    """log of (p(y_{u+1}), p(blank), the rest) at every node (B, T, U+1, 3), `tile` frames at a time (C7 token).
-
-    encoded (B, T, D), predicted (B, U+1, D), targets (B, U), zero-padded. Behind the last label, the first is 0.
-    """
-    labels = F.pad(targets, (0, 1), value=BLANK)[:, None, :, None]  # (B, 1, U+1, 1)
-
-    def part(encoded: Tensor) -> Tensor:
-        log_probs = (
-            joint(encoded[:, :, None], predicted[:, None]).float().log_softmax(-1)
-        )  # (B, t, U+1, V)
-        index = labels.expand(*log_probs.shape[:3], 1)
-        label = log_probs.gather(-1, index)[..., 0].masked_fill(labels[..., 0] == BLANK, -1e4)
-        rest = log_probs.scatter(-1, index, -torch.inf)[..., BLANK + 1 :].logsumexp(
-            -1
-        )  # the blank is the first
-        return torch.stack([label, log_probs[..., BLANK], rest], -1)
-
-    return torch.cat([checkpoint(part, x, use_reentrant=False) for x in encoded.split(tile, 1)], 1)
-
-
-def token_loss(
-    teacher: Tensor, student: Tensor, lengths: Tensor, target_lengths: Tensor, delay: int
-) -> Tensor:
-    """L_token of each utterance (B,): both (B, T, U+1, 3) log-probabilities of `collapse`.
-
-    delay: of the shifts 0 … delay of the student against the teacher, the one with the smallest mean over the nodes
-    that both have counts, scaled to T (U+1) nodes; a sum would favour late shifts, which have fewer.
-    """
-    T, U = teacher.shape[1], teacher.shape[2] - 1
-    real_u = length_mask(target_lengths + 1, U + 1)  # (B, U+1)
-    means = []
-    for d in range(min(delay, T - 1) + 1):
-        p, q = teacher[:, : T - d], student[:, d:]
-        divergence = (p.exp() * (p - q)).sum(-1)  # (B, T - d, U+1)
-        real = length_mask((lengths - d).clamp(min=0), T - d)[..., None] & real_u[:, None]
-        nodes = real.sum((1, 2))
-        mean = (divergence * real).sum((1, 2)) / nodes.clamp(min=1)
-        means.append(mean.masked_fill(nodes == 0, torch.inf) if d else mean)
-    return torch.stack(means).min(0).values * lengths * (target_lengths + 1)
-
-
-def compute_losses(
-    models: nn.ModuleDict, batch: Batch, teacher: Recogniser | None, config: Config, place: Place
-) -> tuple[Tensor, dict]:
-    """The batch's loss; and its parts; all summed over its utterances. Networks may run in bf16, losses are fp32."""
-    student, joint = models["recogniser"], models["recogniser"].joint
-    with place.autocast():
-        features, frames = student.features(batch)
-        encoded = student.encoder(features, frames, taught_layers(config))
-        predicted = joint.predict(student.predictor.all_states(batch.targets))
-        losses, _ = rnnt.transducer_loss(
-            joint,
-            joint.encode(encoded.output),
-            predicted,
-            batch.targets,
-            encoded.lengths,
-            batch.target_lengths,
-        )
-        costs = (
-            distil(models, teacher, features, frames, encoded, predicted, batch, config)
-            if teacher
-            else {}
-        )
-    weights = dict(dis=config.dis_weight, kld=config.kld_weight, token=config.token_weight)
-    weights |= dict(apc_inside=config.apc_weight, apc_beyond=config.apc_weight)
-    loss = losses.sum()
-    kd = sum(weights[name] * cost for name, cost in costs.items())
-    return loss + config.kd_weight * kd, {"rnnt": loss} | ({"kd": costs} if costs else {})
-
-
-def distil(
-    models: nn.ModuleDict, teacher: Recogniser, features: Tensor, frames: Tensor, encoded: Encoded, predicted: Tensor,
-    batch: Batch, config: Config,
-) -> dict[str, Tensor]:  # fmt: skip
-    """The parts of the distillation by name, summed over utterances, not weighted.
-
-    The teacher hears the features (B, F, 80) that the student has heard, augmented alike; encoded, predicted: what the
-    student made of them and of the labels.
-    """
-    shift = int(config.control == "shuffle")
-    with torch.no_grad():
-        full = teacher.encoder(
-            features.roll(shift, 0), frames.roll(shift, 0), taught_layers(config)
-        )
-    lengths = torch.minimum(
-        encoded.lengths, full.lengths
-    )  # of the shorter one, where another utterance teaches
-    if shift and len(features) == 1:  # nobody else is there to teach
-        lengths = lengths * 0
-    if config.method == "token_kd":
-        joint = models["recogniser"].joint
-        with torch.no_grad():
-            states = teacher.joint.predict(teacher.predictor.all_states(batch.targets))
-            p = collapse(teacher.joint, teacher.joint.encode(full.output), states, batch.targets)
-        q = collapse(joint, joint.encode(encoded.output), predicted, batch.targets)
-        return {
-            "token": token_loss(p, q, lengths, batch.target_lengths, config.token_kd_delay).sum()
-        }
-    costs = {}
-    for layer, tap, target in zip(taught_layers(config), encoded.taps, full.taps, strict=True):
-        z, qkv, r = models["branches"][str(layer)](tap.raw, tap.qkv, lengths)
-        add_up(costs, branch_losses(target, z, qkv, r, lengths, config))
-    return costs
-
-
-# ======================================================================================================== teacher
-
-
-# Options of the students, about which a teacher need not agree.
-PART_OF_STUDENTS = (
-    "losses", "kd_weight", "dis_weight", "kld_weight", "apc_weight", "apc_steps", "kd_every", "aux_mask", "control",
-    "token_weight", "token_kd_delay", "chunk_ms", "left_ms",
-)  # fmt: skip
-
-
-def find_teacher(config: Config, utterances: list[Utterance], place: Place) -> Recogniser:
-    """The teacher, frozen: an ordinary run of that row, which is trained first, or gone on with, if it is not finished.
-
-    Raises UserError where it was trained with other options or on other data, or is another model than this run's.
-    """
-    stage = Stage("teacher", "--teacher", PRESETS, PART_OF_STUDENTS, digest_of(utterances))
-    teacher = load(earlier_stage(config, place, stage, run_method, teacher="auto"), place)
-    if config.control == "random":
-        reseed(config.seed, 2)
-        teacher.encoder.apply(
-            lambda part: part.reset_parameters() if hasattr(part, "reset_parameters") else None
-        )
-    return teacher.requires_grad_(False)
-
-
-# ========================================================================================================== train
-
-
-def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict, dict]:
-    """Returns the recogniser with the average of the best epochs' weights, what RESULT says of the training, and
-    the figures of it, see figures.draw.
-    """
-    utterances = trainable(corpus.train, config.max_seconds)
-    teacher = (
-        find_teacher(config, utterances, place)
-        if config.method in ("token_kd", "layer_kd", "aux_kd")
-        else None
-    )
-    # A student writes its teacher's pieces and hears its features.
-    tokenizer = (
-        teacher.tokenizer
-        if teacher
-        else SentencePiece.build((u.text for u in utterances), config.units)
-    )
-    reseed(config.seed, int(config.method != "teacher"))
-    models = build_models(config, tokenizer.size, tokenizer).to(place.device)
-    recogniser = models["recogniser"]
-    if teacher:
-        recogniser.frontend.load_state_dict(teacher.frontend.state_dict())
-    else:
-        recogniser.frontend.fit(sample_waves(utterances, config))
-    groups = [{"params": list(part.parameters()), "lr": config.lr} for part in models.values()]
-    optimizer = torch.optim.AdamW(
-        groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
-    )
-    run = Run(
-        config,
-        place,
-        models=models,
-        optimizer=optimizer,
-        utterances=utterances,
-        encode=tokenizer.encode,
-        fits=fits,
-    )
-    for _ in run.epochs():
-        for update in run.updates():
-            for batch in update:
-                loss, parts = compute_losses(models, batch, teacher, config, place)
-                loss.backward()
-                update.add(loss, parts)
-            update.average_gradients()
-            # Each part's gradient is clipped by itself: the branches must not slow the recogniser down.
-            norms = [
-                nn.utils.clip_grad_norm_(part.parameters(), config.clip).item()
-                for part in models.values()
-            ]
-            update.log |= {"norm": norms[0], "lr": run.set_learning_rates()}
-            if update.is_usable(norms):
-                optimizer.step()
-            optimizer.zero_grad()
-        run.end_epoch(recogniser, evaluation.dev_scores(recogniser, corpus, config, place))
-    drawings = {}
-    if place.first and config.method == "aux_kd":
-        last = copy.deepcopy(
-            models
-        )  # of the last epoch, as the branches are; what is scored is an average
-        drawings["features.png"] = partial(draw_features, config, last, teacher, utterances, place)
-    report = run.finish(recogniser)
-    if teacher and config.control == "none":
-        report["emission_delay"] = emission_delay(recogniser, teacher, corpus, config, place)
-    return recogniser, report, drawings
-
-
-def emission_delay(
-    student: Recogniser, teacher: Recogniser, corpus: Corpus, config: Config, place: Place
-) -> float | None:
-    """ms by which words end later than the teacher's, mean over words of the first test set that both get right."""
-    utterances, ends = next(iter(corpus.tests.values())), []
-    for recogniser in (student, teacher):
-        found = decoding.decode(recogniser, utterances, config, place)
-        ends.append({})
-        for u in utterances:
-            if u.id in found:
-                ends[-1] |= {
-                    (u.id, i): found[u.id].words[j].end
-                    for i, j in metrics.hits(u.text, found[u.id].text)
-                }
-    delays = [1000 * (end - ends[1][word]) for word, end in ends[0].items() if word in ends[1]]
-    return round(fmean(delays), 1) if delays else None
-
-
-# ======================================================================================================= figures
-
-
-@torch.inference_mode()
-def draw_dependencies(config: Config, recogniser: Recogniser, place: Place) -> None:
-    """dependencies.png: the chunk mask, and which outputs change when a chunk of the input does."""
-    encoder, chunk, n = recogniser.eval().encoder, config.chunk_ms // FRAME_MS, 16
-    features = torch.zeros(n * 4 * chunk, 80, device=place.device)
-
-    def outputs(x: Tensor) -> Tensor:
-        return encoder(x[None], torch.tensor([len(x)], device=x.device)).output[0]
-
-    measured = dependencies(outputs, features, 4 * chunk, chunk)  # (n, n)
-    mask = (
-        chunk_mask(n, 1, config.left_ms // config.chunk_ms)
-        if encoder.chunk
-        else torch.ones(n, n, dtype=torch.bool)
-    )
-    panels = {
-        "one layer's attention": mask.float().numpy(),
-        "the encoder, measured": measured.cpu().float().numpy(),
-    }
-    figures.matrices(
-        Path(config.out) / "dependencies.png", panels, "chunk of the input", "chunk of the output"
-    )
-
-
-@torch.inference_mode()
-def draw_features(
-    config: Config,
-    models: nn.ModuleDict,
-    teacher: Recogniser,
-    utterances: list[Utterance],
-    place: Place,
-) -> None:
-    """features.png: the last taught layer of teacher, student and branch over the first readable utterance."""
-    batch = first_readable(utterances, config).to(place.device)
-    layer = taught_layers(config)[-1]
-    features, frames = models.eval()["recogniser"].features(batch)
-    student = models["recogniser"].encoder(features, frames, [layer])
-    full = teacher.encoder(features, frames, [layer])
-    z, *_ = models["branches"][str(layer)](
-        student.taps[0].raw, student.taps[0].qkv, student.lengths
-    )
-    panels = {"teacher": full.taps[0].raw, "branch": z, "student": student.taps[0].raw}
-    panels = {name: F.layer_norm(x[0], x.shape[-1:]).T.cpu().numpy() for name, x in panels.items()}
-    figures.matrices(
-        Path(config.out) / "features.png", panels, "frame", f"layer {layer}, dimension"
-    )
-
-
-# ============================================================================================================ main
+# ========================================================================================= main
 
 
 def load(config: Config, place: Place) -> Recogniser:
-    """The finished model in --checkpoint. Raises UserError."""
-    tokenizer = load_tokenizer(config.checkpoint)
-    return load_recogniser(Recogniser(config, tokenizer.size, tokenizer), config.checkpoint, place)
+    """The recogniser of a finished run; `config.out` is its folder. Raises
+    UserError."""
+    tokenizer = text.load_tokenizer(config.out)
+    recogniser = Recogniser(config, tokenizer.size, tokenizer)
+    return weights.load_recogniser(recogniser, config.out, place)
 
 
 def run_method(config: Config) -> dict:
-    """Trains and scores, or with --checkpoint scores, transcribes or streams. Returns what RESULT says."""
+    """Trains one method and scores it on the test sets; returns what RESULT says."""
     place = start(config)
-    if config.stream:
-        return stream_words(load(config, place), config, place)
-    if config.transcribe:
-        transcription.transcribe_files(load(config, place), list(config.transcribe), config, place)
-        return {}
-    corpus = read_corpus(config, place)
-    if config.checkpoint:
-        recogniser, report, drawings = load(config, place), {}, {}
-    else:
-        recogniser, report, drawings = train(config, corpus, place)
-    result = {"script": "streaming_aux_kd", "method": config.method, "seed": config.seed}
-    result |= evaluation.evaluate(recogniser, corpus, config, place) | report
-    result = evaluation.report(result, config, place)
-    if place.first and not config.checkpoint:
-        drawings["dependencies.png"] = partial(draw_dependencies, config, recogniser, place)
+    corpus = batches.read_corpus(config, place)
+    recogniser, report, drawings = train(config, corpus, place)
+    result = evaluation.head_of_result("streaming_aux_kd", config)
+    result |= evaluation.evaluate(recogniser, corpus, config, place)
+    result |= report
+    evaluation.report(result, config, place)
+    if place.first:
         figures.draw(config.out, drawings)
     return result
 
 
-def main(argv: list[str] | None = None) -> dict:
-    """One method: what RESULT says; several, one after the other: {method: what RESULT says}, shown side by side."""
-    configs = parse(Config, PRESETS, __doc__, argv)
-    if configs[0].summary:
-        return evaluation.print_parameters(build_models(configs[-1], configs[-1].units + 1))
-    return evaluation.compare_methods(configs, [run_method(config) for config in configs])
+def main(argv: list[str] | None = None, replace: variants.Replacements | None = None) -> dict:
+    """Trains the methods on the command line, one after another, and compares them.
+
+    replace: {function of this script: another}, see `variants/`. Returns what RESULT
+    says, by method if there are several.
+    """
+    with variants.replaced(__name__, replace) as variant:
+        configs = command_line.parse(PRESETS, __doc__, argv, variant.name)
+        if configs[0].summary:
+            last = configs[-1]
+            # Without the training data: single characters come on top of --units.
+            return evaluation.print_parameters(build_models(last, vocabulary=last.units + 1))
+        results = [run_method(config) for config in configs]
+        variant.check_called()
+    return evaluation.compare_methods(configs, results)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ from typing import Literal
 
 import tyro
 
-from common import streaming
 from common.errors import UserError
-from common.running import command_line, decoding, options, runs, transcription
+from common.running import command_line, decoding, live, options, runs, transcription
 from common.running.options import Search, Seconds
 from common.running.process import join
 
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     recogniser = run.recogniser
     given = replace(given, cut_seconds=given.cut_seconds or run.config.cut_seconds)
     if given.stream:
-        streaming.stream_words(recogniser, given, place)
+        live.stream_words(recogniser, given, place)
     else:
         decoding.check_search(recogniser, given.search)
         transcription.transcribe_files(recogniser, files_of(given.files), given, place)

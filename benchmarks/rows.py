@@ -100,8 +100,8 @@ ROWS["streaming_aux_kd"] = {
                 for w in ("1e-2", "3e-2", "1e-1")
             },
             "scratch, twice the updates": "--method scratch --epochs 8",
-            "token_kd, delay 2": "--method token_kd --token-kd-delay 2",
-            "token_kd, delay 4": "--method token_kd --token-kd-delay 4",
+            "token_kd, delay 2": "variant token_kd_delay_2: --method token_kd",
+            "token_kd, delay 4": "variant token_kd_delay_4: --method token_kd",
             **{
                 f"aux_kd, {losses}": f"--method aux_kd --losses {losses}"
                 for losses in ("dis", "kld", "apc", "dis kld")
@@ -119,9 +119,9 @@ ROWS["streaming_aux_kd"] = {
                 for mask in ("causal", "none")
             },
             **{f"aux_kd, every {n}": f"--method aux_kd --kd-every {n}" for n in (1, 4)},
-            "aux_kd, shuffled teacher": "--method aux_kd --control shuffle",
-            "aux_kd, untrained teacher": "--method aux_kd --control random",
-            "aux_kd, weight 10, untrained teacher": "--method aux_kd --kd-weight 10 --control random",
+            "aux_kd, shuffled teacher": "variant shuffled_teacher: --method aux_kd",
+            "aux_kd, untrained teacher": "variant untrained_teacher: --method aux_kd",
+            "aux_kd, weight 10, untrained teacher": "variant untrained_teacher: --method aux_kd --kd-weight 10",
             **{
                 f"{method}, chunk {chunk}": f"--method {method} --chunk-ms {chunk}"
                 for method in ("scratch", "aux_kd")

@@ -7,7 +7,6 @@ much words that student and teacher both get right end later), and prints both i
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,9 @@ import streaming_aux_kd as script  # noqa: E402
 from common import figures, metrics  # noqa: E402
 from common.running import decoding  # noqa: E402
 from common.running.batches import read_corpus  # noqa: E402
-from common.running.process import start  # noqa: E402
+from common.running.corpora import trainable  # noqa: E402
+from common.running.process import join  # noqa: E402
+from common.running.runs import load_run  # noqa: E402
 
 CHUNKS, LEFTS = (
     (80, 160, 320, 640),
@@ -55,11 +56,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--utterances", type=int, default=200, help="of the first test set [200]")
     parser.add_argument("--root", default="data")
     arguments = parser.parse_args(argv)
-    options = ["--checkpoint", str(arguments.run), "--root", arguments.root]
-    (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, options)
-    place = start(config)
-    utterances = next(iter(read_corpus(config, place).tests.values()))[: arguments.utterances]
-    student = script.load(config, place)
+    place = join("auto", "auto")
+    run = load_run(arguments.run, place, arguments.root)
+    config, student = run.config, run.recogniser
+    corpus = read_corpus(config, place)
+    utterances = next(iter(corpus.tests.values()))[: arguments.utterances]
     rates = np.full((len(LEFTS), len(CHUNKS)), np.nan)
     for i, left in enumerate(LEFTS):
         for j, chunk in enumerate(CHUNKS):
@@ -85,9 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     figures.bars(arguments.run / "context.png", names, bars, "word error rate, %", title)
     student = script.load(config, place)
-    teacher = script.find_teacher(
-        replace(config, control="none", out=str(arguments.run)), place
-    )  # the one beside
+    learned = trainable(corpus.train, config.training.max_seconds)
+    teacher = script.find_teacher(config, learned, place)  # the one beside
     late, until = delays(student, teacher, utterances, config, place)
     edges = np.arange(-200, 241, 40)
     counts = np.histogram(late, [-np.inf, *edges, np.inf])[0] / max(len(late), 1)

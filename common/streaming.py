@@ -1,38 +1,35 @@
-"""Encoding audio while it comes in: from the samples of a microphone or a file to the encoder's frames.
+"""Encoding and decoding audio while it comes in: samples -> encoder frames -> words.
 
     samples (n,) at any rate, any number at a time
-        |   audio: what the resampler has not consumed                      held back until a block is complete
+        |   audio: what the resampler has not consumed yet
         v
-    16 kHz  |   wave: what no complete feature frame has consumed           resampling as torchaudio's, a finite filter
+    16 kHz  |   wave: what no complete feature frame has consumed yet
         v
-    (chunk x factor, 80) log-mel features: a block                          LogMel: no statistic of the whole file
-        |   encoder: State of conformer_stream
+    (chunk x factor, 80) log-mel features: a block
+        |   encoder: the State of conformer_stream
         v
-    (chunk, D) encoder frames
+    (chunk, D) encoder frames --> `greedy_words`
 
-All audio goes through block by block, whatever portions it came in. So the portions cannot change the result, an hour
-pushed at once needs no more memory for attention than a second, and the last block alone may be shorter. With a chunk
-of 4 frames of 40 ms, block k (from 0) comes out as soon as 160 (k + 1) + 15 ms were heard, 15 because the last feature
-frame looks 25 ms ahead of its start; another rate adds `delay` seconds, half the resampler's filter. What comes out is
-what the encoder gives for the whole utterance with its chunk mask.
+All audio goes through block by block, whatever portions it came in. So the portions
+cannot change the result, an hour pushed at once needs no more memory for attention than
+a second, and only the last block may be shorter. With chunks of 4 frames of 40 ms,
+block k (from 0) is complete as soon as 160 (k + 1) + 15 ms were read: the last feature
+frame looks 25 ms ahead of its start. Another rate adds `delay` seconds, half the
+resampler's filter. The frames are those that the encoder gives for the whole utterance
+with its chunk mask.
 
-How exactly: resampled samples differ from `torchaudio.functional.resample` of the whole file by rounding (1e-7 in
-float32; at 8 kHz usually by nothing). The logarithm of a band without any energy magnifies even that, to 1e-3 in
-float32 for such a band of a frame; without resampling, and in float64, there is nothing to magnify.
+Resampled samples differ from `torchaudio.functional.resample` of the whole file by
+rounding (1e-7 in float32; at 8 kHz usually by nothing). The logarithm of a band without
+any energy magnifies even that, to 1e-3 in float32 for such a band of a frame. Without
+resampling, and in float64, there is nothing to magnify.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import shutil
-import sys
-import threading
-import time
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, repeat, zip_longest
-from statistics import fmean
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -43,309 +40,229 @@ from torch import Tensor, nn
 from common.conformer import Conformer
 from common.conformer_stream import State, encode_piece, fresh_state, join_states, split_state
 from common.ctc import BLANK
+from common.errors import UserError
 from common.features import HOP, N_MELS, SAMPLE_RATE, WINDOW, LogMel
 from common.metrics import has_no_spaces_between_words
-from common.running.audio import read_audio
-from common.running.flags import RunConfig, UserError
-from common.running.process import Place, note, stop_on_signals
+
+# ==================================================================================== encoding
 
 
 class Stream(NamedTuple):
-    """All that one stream remembers between two pushes: `torch.save` writes it, `torch.load` reads it again."""
+    """All that one stream remembers between two pushes; `torch.save` can write it."""
 
     audio: Tensor  # (n,) at the input's rate; what the resampler still needs
     wave: Tensor  # (m,) at 16 kHz; what the next block begins with
     encoder: State  # of B = 1
-    decoder: Any = ()  # what a decoder remembers (prediction network, partial words): its caller's, carried along
+    decoder: Any = ()  # what the caller's decoder remembers; it is only carried along
 
 
-torch.serialization.add_safe_globals(
-    [State, Stream]
-)  # for torch.load, which reads known types only
+torch.serialization.add_safe_globals([State, Stream])  # torch.load reads known types only
 
 
-class StreamingEncoder:
-    """Features and (a copy of) the encoder of a streaming recogniser, for mono audio of `rate` Hz. Holds no stream.
+class Resampler:
+    """Resamples to 16 kHz piece by piece, with the filter of torchaudio.
 
-    Raises ValueError if the encoder has full context, and UserError for a rate that only whole recordings can have
-    (`audio.resample` takes the FFT of seconds then): 8, 11.025, 22.05, 44.1, 48 kHz and many others are fine.
+    It makes `made` samples from each `taken` ones; the filter sees `width` samples to
+    both sides. like: a tensor of the wanted type and device.
     """
 
-    def __init__(self, features: LogMel, encoder: Conformer, rate: int = SAMPLE_RATE):
-        if not encoder.chunk:
-            raise ValueError(
-                "an encoder of full context (chunk 0) needs the whole utterance at once"
-            )
-        if max(rate, SAMPLE_RATE) // math.gcd(rate, SAMPLE_RATE) > 2000:
-            raise UserError(
-                f"A stream of {rate} Hz has no simple ratio to {SAMPLE_RATE} Hz: record it at {SAMPLE_RATE} Hz."
-            )
-        self.features, self.encoder = features, copy.deepcopy(encoder).eval()
-        for module in self.encoder.modules():
-            if isinstance(
-                module, nn.Linear
-            ):  # on a CPU, a few rows by a matrix that lies transposed: a tenth faster
-                module.weight.data = module.weight.data.T.contiguous().T
-        self.frames = encoder.chunk * encoder.factor  # features per block
-        like = features.window
-        # The resampler makes `made` samples from each `taken` ones, with a filter that sees `width` to both sides.
-        self.taken, self.made, self.width, self.kernel = 1, 1, 0, like.new_ones(1, 1, 1)
+    def __init__(self, rate: int, like: Tensor):
+        self.taken = 1
+        self.made = 1
+        self.width = 0
+        self.kernel = like.new_ones(1, 1, 1)
         if rate != SAMPLE_RATE:
             resample = torchaudio.transforms.Resample(rate, SAMPLE_RATE, dtype=like.dtype)
-            self.taken, self.made = rate // resample.gcd, SAMPLE_RATE // resample.gcd
-            self.width, self.kernel = resample.width, resample.kernel.to(like)
-        self.delay = self.width / rate  # seconds
-        # What has to be heard beyond a block before it is complete, in seconds.
-        self.ahead = (WINDOW - HOP) / SAMPLE_RATE + self.delay + (self.taken - 1) / rate
+            self.taken = rate // resample.gcd
+            self.made = SAMPLE_RATE // resample.gcd
+            self.width = resample.width
+            self.kernel = resample.kernel.to(like)
 
-    def start(self) -> Stream:
-        """A stream that has heard nothing; the resampler sees zeros before its beginning."""
-        zeros = self.features.window.new_zeros
-        return Stream(zeros(self.width), zeros(0), fresh_state(self.encoder, 1))
-
-    @torch.inference_mode()
-    def push(
-        self, streams: Sequence[Stream], audio: Sequence[Tensor], end: bool = False
-    ) -> tuple[list[Tensor], list[Stream]]:
-        """Brings each stream its next samples (n,), in [-1, 1], any number of them; end: they are its last.
-
-        Returns per stream the encoder frames (T, D) that are complete now, at the end all that are left, and the
-        streams to go on with. Streams of one call are encoded as a batch. After its end a stream takes no more audio.
-        """
-        blocks, streams = zip(
-            *(self._blocks(*pair, end) for pair in zip(streams, audio, strict=True)), strict=True
-        )
-        state = join_states([stream.encoder for stream in streams])
-        nothing = self.features.window.new_zeros(0, N_MELS)
-        found = [
-            [self.encoder.norm.weight.new_zeros(0, len(self.encoder.norm.weight))] for _ in streams
-        ]
-        for features in zip_longest(*blocks, fillvalue=nothing):
-            frames = torch.tensor([len(block) for block in features], device=nothing.device)
-            padded = nn.utils.rnn.pad_sequence(features, batch_first=True)  # (B, F, 80)
-            encoded, state = encode_piece(self.encoder, padded, frames, state)
-            for outputs, output, length in zip(
-                found, encoded.output, encoded.lengths.tolist(), strict=True
-            ):
-                outputs.append(output[:length])
-        streams = [
-            s._replace(encoder=part) for s, part in zip(streams, split_state(state), strict=True)
-        ]
-        return [torch.cat(outputs) for outputs in found], streams
-
-    def _blocks(self, stream: Stream, audio: Tensor, end: bool) -> tuple[list[Tensor], Stream]:
-        """The features (F, 80) of each block that is complete now, at the end also of what is left."""
-        audio, wave, blocks = torch.cat([stream.audio, audio.to(stream.audio)]), stream.wave, []
-        needed = (self.frames - 1) * HOP + WINDOW  # samples at 16 kHz
-        while True:
-            steps = max(
-                0, -((len(wave) - needed) // self.made)
-            )  # of the resampler, until the next block is complete
-            if steps * self.taken + 2 * self.width > len(audio):
-                break
-            wave = torch.cat([wave, self._resample(audio[: steps * self.taken + 2 * self.width])])
-            audio = audio[steps * self.taken :]
-            blocks.append(self._features(wave[:needed]))
-            wave = wave[self.frames * HOP :]
-        if end:
-            left = -((self.width - len(audio)) * self.made // self.taken)  # samples at 16 kHz
-            wave = torch.cat(
-                [wave, self._resample(F.pad(audio, (0, self.width + self.taken)))[:left]]
-            )
-            while len(wave) >= WINDOW:
-                blocks.append(self._features(wave[:needed]))
-                wave = wave[self.frames * HOP :]
-            audio, wave = audio.new_zeros(self.width), wave[:0]
-        return blocks, stream._replace(
-            audio=audio.clone(), wave=wave.clone()
-        )  # without what they were cut from
-
-    def _resample(self, audio: Tensor) -> Tensor:
+    def __call__(self, audio: Tensor) -> Tensor:
         """(n,) -> (made * ((n - 2 width) // taken),): whole steps of the filter."""
         if len(audio) < self.kernel.shape[2]:
             return audio[:0]
         return F.conv1d(audio[None, None], self.kernel, stride=self.taken)[0].T.flatten()
 
+    def steps_for(self, samples: int) -> int:
+        """The steps that make at least so many samples."""
+        return max(0, -(-samples // self.made))
+
+    def needed(self, steps: int) -> int:
+        """The samples that so many steps need."""
+        return steps * self.taken + 2 * self.width
+
+
+class StreamingEncoder:
+    """Features and (a copy of) the encoder of a streaming recogniser, for mono audio of
+    `rate` Hz. It holds no stream itself.
+
+    Raises ValueError if the encoder has full context, and UserError for a rate without
+    a simple ratio to 16 kHz: 8, 11.025, 22.05, 44.1, 48 kHz and many others are fine.
+    """
+
+    def __init__(self, features: LogMel, encoder: Conformer, rate: int = SAMPLE_RATE):
+        if not encoder.chunk:
+            raise ValueError("an encoder of full context needs the whole utterance at once")
+        if max(rate, SAMPLE_RATE) // math.gcd(rate, SAMPLE_RATE) > 2000:
+            what = f"A stream of {rate} Hz has no simple ratio to {SAMPLE_RATE} Hz"
+            raise UserError(f"{what}: record it at {SAMPLE_RATE} Hz.")
+        self.features = features
+        self.encoder = copy.deepcopy(encoder).eval()
+        for module in self.encoder.modules():
+            if isinstance(module, nn.Linear):
+                # A CPU multiplies a few rows by a transposed matrix a tenth faster.
+                module.weight.data = module.weight.data.T.contiguous().T
+        self.frames = encoder.chunk * encoder.factor  # features per block
+        self.resample = Resampler(rate, like=features.window)
+        self.delay = self.resample.width / rate  # seconds
+        # What has to be read beyond a block before it is complete, in seconds.
+        self.ahead = (WINDOW - HOP) / SAMPLE_RATE + self.delay + (self.resample.taken - 1) / rate
+
+    def start(self) -> Stream:
+        """A stream that has got nothing: zeros stand before its beginning."""
+        zeros = self.features.window.new_zeros
+        return Stream(zeros(self.resample.width), zeros(0), fresh_state(self.encoder, 1))
+
+    @torch.inference_mode()
+    def push(
+        self, streams: Sequence[Stream], audio: Sequence[Tensor], end: bool = False
+    ) -> tuple[list[Tensor], list[Stream]]:
+        """Gives each stream its next samples (n,), in [-1, 1], any number of them; end:
+        they are its last.
+
+        Returns per stream the encoder frames (T, D) that are complete now, at the end
+        all that are left, and the streams to go on with. Streams of one call are
+        encoded as a batch. After its end a stream takes no more audio.
+        """
+        blocks = []
+        advanced = []
+        for stream, samples in zip(streams, audio, strict=True):
+            its_blocks, stream = self._blocks(stream, samples, end)
+            blocks.append(its_blocks)
+            advanced.append(stream)
+        state = join_states([stream.encoder for stream in advanced])
+        nothing = self.features.window.new_zeros(0, N_MELS)
+        norm = self.encoder.norm.weight
+        found = [[norm.new_zeros(0, len(norm))] for _ in streams]
+        for features in zip_longest(*blocks, fillvalue=nothing):
+            frames = torch.tensor([len(block) for block in features], device=nothing.device)
+            padded = nn.utils.rnn.pad_sequence(features, batch_first=True)  # (B, F, 80)
+            encoded, state = encode_piece(self.encoder, padded, frames, state)
+            lengths = encoded.lengths.tolist()
+            for outputs, output, length in zip(found, encoded.output, lengths, strict=True):
+                outputs.append(output[:length])
+        states = split_state(state)
+        streams = [s._replace(encoder=part) for s, part in zip(advanced, states, strict=True)]
+        return [torch.cat(outputs) for outputs in found], streams
+
+    def _blocks(self, stream: Stream, audio: Tensor, end: bool) -> tuple[list[Tensor], Stream]:
+        """The features (F, 80) of each block that is complete now, at the end also of
+        what is left."""
+        audio = torch.cat([stream.audio, audio.to(stream.audio)])
+        wave = stream.wave
+        blocks = []
+        complete = (self.frames - 1) * HOP + WINDOW  # samples of a block at 16 kHz
+        while True:
+            steps = self.resample.steps_for(complete - len(wave))
+            needed = self.resample.needed(steps)
+            if needed > len(audio):
+                break
+            wave = torch.cat([wave, self.resample(audio[:needed])])
+            audio = audio[steps * self.resample.taken :]
+            blocks.append(self._features(wave[:complete]))
+            wave = wave[self.frames * HOP :]
+        if end:
+            wave = torch.cat([wave, self._last_samples(audio)])
+            while len(wave) >= WINDOW:
+                blocks.append(self._features(wave[:complete]))
+                wave = wave[self.frames * HOP :]
+            audio = audio.new_zeros(self.resample.width)
+            wave = wave[:0]
+        # Clones: a stream must not keep alive the long tensors that these were cut from.
+        return blocks, stream._replace(audio=audio.clone(), wave=wave.clone())
+
+    def _last_samples(self, audio: Tensor) -> Tensor:
+        """What the resampler makes of the rest, with zeros behind it."""
+        filter = self.resample
+        left = -((filter.width - len(audio)) * filter.made // filter.taken)  # samples at 16 kHz
+        return filter(F.pad(audio, (0, filter.width + filter.taken)))[:left]
+
     def _features(self, wave: Tensor) -> Tensor:
+        """(n,) -> (F, 80)."""
         return self.features(wave[None], torch.tensor([len(wave)], device=wave.device))[0][0]
 
 
-def dependencies(
-    function: Callable[[Tensor], Tensor], x: Tensor, block: int, out_block: int
-) -> Tensor:
-    """Which outputs depend on which inputs, measured: one block of x after the other is disturbed.
-
-    x (F, …) -> function(x) (T, …), cut into blocks of block and out_block frames. Returns (blocks of outputs, blocks of
-    inputs), True where the output changes at all.
-    """
-    before, columns = function(x), []
-    for start in range(0, len(x), block):
-        disturbed = x.clone()
-        disturbed[start : start + block] += 1.0
-        changed = (function(disturbed) != before).flatten(1).any(1)  # (T,)
-        columns.append(torch.stack([part.any() for part in changed.split(out_block)]))
-    return torch.stack(columns, dim=1)
-
-
-# ------------------------------------------------------------------------------------------------- words as they come
-
+# ==================================================================================== decoding
 
 LONG_WORD = 30  # characters: of a longer word, what is there settles before its end [choice]
-UNDECODABLE = (
-    "\N{REPLACEMENT CHARACTER}"  # what a tokenizer of bytes writes for a part of a character
-)
+UNDECODABLE = "\N{REPLACEMENT CHARACTER}"  # a tokenizer of bytes writes it for part of a character
 
 
 class WordPart(str):
-    """Settled text of a word that goes on: what settles next stands right behind it, without a space."""
+    """Settled text of a word that goes on: what settles next follows at once."""
 
 
 def greedy_words(
     recogniser: nn.Module, frames: Tensor, decoder: tuple
 ) -> tuple[list[str], str, tuple]:
-    """Goes on with greedy decoding of a transducer: encoder frames (T, D) -> words settled now, partial word, decoder.
+    """Goes on with greedy decoding of a transducer: encoder frames (T, D) -> words
+    settled now, partial word, decoder.
 
-    decoder: () at the beginning; then W_p g, the prediction network's state, the labels of
-    the word being written that have not settled, and how many of its characters have.
+    decoder: () at the beginning; then W_p g, the prediction network's state, the labels
+    of the word being written that have not settled, and how many of its characters
+    have.
 
     A word settles when the next one begins. Where no spaces are written, that may never
-    happen: there, all but the last piece settles as soon as that piece cannot change it,
-    as a `WordPart`. So it is behind a character of a script without spaces between words,
-    and in a word of any script that is longer than LONG_WORD. All that settles, followed by
-    the partial word, is the text: with a space behind every word, and none behind a part.
+    happen: there, all but the last piece settles as soon as that piece cannot change
+    it, as a `WordPart`. The same holds behind a character of a script without spaces
+    between words, and in a word of any script that is longer than LONG_WORD. All that
+    settles, followed by the partial word, is the text: with a space behind every word,
+    and none behind a part.
     """
-    predictor, joint, decode = recogniser.predictor, recogniser.joint, recogniser.tokenizer.decode
+    predictor = recogniser.predictor
+    joint = recogniser.joint
+    decode = recogniser.tokenizer.decode
     if not decoder:
         output, state = predictor(torch.full((1, 1), BLANK, device=frames.device))
         decoder = joint.predict(output)[0, 0], state, [], 0
     predicted, state, labels, length = decoder
-    settled = []
+    settled: list[str] = []
     for encoded in joint.encode(frames):
-        for _ in range(10):  # labels per frame, as rnnt.greedy
+        for _ in range(10):  # labels per frame, as in rnnt.greedy
             label = int(joint(encoded, predicted).argmax())
             if label == BLANK:
                 break
             output, state = predictor(torch.full((1, 1), label, device=frames.device), state)
-            predicted, before = joint.predict(output)[0, 0], labels
+            predicted = joint.predict(output)[0, 0]
+            before = labels
             labels = [*before, label]
             words = decode(labels).split()
             if len(words) > 1:
                 settled += words[:-1]
-                labels, length = [label], 0
-            elif part := settled_part(decode, before, label, length):
+                labels = [label]
+                length = 0
+                continue
+            part = settled_part(decode, before, label, length)
+            if part:
                 settled.append(WordPart(part))
-                labels, length = [label], length + len(part)
+                labels = [label]
+                length += len(part)
     return settled, decode(labels).strip(), (predicted, state, labels, length)
 
 
 def settled_part(
     decode: Callable[[list[int]], str], labels: list[int], label: int, length: int
 ) -> str:
-    """What settles of the text of `labels` inside a word, now that `label` follows: all of it, or nothing.
+    """What settles of the text of `labels` inside a word, now that `label` follows: all
+    of it, or nothing.
 
-    decode: a tokenizer's. length: how many characters of the word have settled before.
+    decode: of a tokenizer. length: how many characters of the word have settled before.
     """
-    text, last = decode(labels), decode([label])
+    text = decode(labels)
+    last = decode([label])
     is_final = decode([*labels, label]) == text + last and not text.endswith(UNDECODABLE)
-    if not text or not last or not is_final:  # `last` may be a space, of which nothing is seen yet
+    if not text or not last or not is_final:  # `last` may be a space, which nobody sees yet
         return ""
     needs_no_end = has_no_spaces_between_words(text[-1]) or length + len(text) > LONG_WORD
     return text if needs_no_end else ""
-
-
-def columns_of(text: str) -> int:
-    """How many columns of a terminal the text takes: two for a Chinese character."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-
-
-def portions(config: RunConfig, first: float, seconds: float) -> Iterator[Tensor]:
-    """--stream's audio (n,), so many seconds at first, and then at a time. Raises UserError."""
-    if config.stream == "-":
-        if sys.stdin is None:
-            raise UserError(
-                "--stream - reads standard input, which is closed: pipe audio into it, or name a file."
-            )
-        sizes = (2 * max(1, round(s * config.rate)) for s in chain([first], repeat(seconds)))
-        pieces = iter(lambda: sys.stdin.buffer.read(next(sizes)), b"")
-        return (
-            torch.frombuffer(bytearray(b[: len(b) // 2 * 2]), dtype=torch.int16) / 32768
-            for b in pieces
-            if b[1:]
-        )
-    wave, n = read_audio(config.stream), max(1, round(first * SAMPLE_RATE))
-    return chain([wave[:n]], wave[n:].split(max(1, round(seconds * SAMPLE_RATE))))
-
-
-def until(stop: threading.Event, audio: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The portions up to the one during which the event was set."""
-    for portion in audio:
-        yield portion
-        if stop.is_set():
-            return
-
-
-class Screen:
-    """Settled words on stdout; on a terminal the word being written behind them, by way of stderr, and the time."""
-
-    def __init__(self) -> None:
-        self.shows = sys.stderr.isatty()
-        # Lines end early enough for what is shown behind them: one that wraps could not be taken back.
-        self.width = (
-            max(20, shutil.get_terminal_size().columns - 50)
-            if self.shows and sys.stdout.isatty()
-            else 0
-        )
-        self.column = 0
-
-    def write(self, settled: list[str], partial: str, seconds: float) -> None:
-        for word in settled:
-            if self.width and self.column and self.column + columns_of(word) > self.width:
-                self.end_line("")
-            text = word if isinstance(word, WordPart) else f"{word} "
-            print(text, end="", flush=True)
-            self.column += columns_of(text)
-        if self.shows:  # from the cursor to the end of the line; then the cursor goes back
-            while columns_of(partial) > 40:
-                partial = partial[1:]
-            print(
-                f"\x1b7{partial} {1000 * seconds:4.0f} ms\x1b[K\x1b8",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def end_line(self, last: str) -> None:
-        if self.shows:
-            print("\x1b[K", end="", file=sys.stderr, flush=True)
-        print(last, flush=True)
-        self.column = 0
-
-
-@torch.inference_mode()
-def stream_words(recogniser: nn.Module, config: Any, place: Place) -> dict:
-    """--stream: words on stdout as they settle, until the audio ends or Ctrl-C; times on stderr. Raises UserError."""
-    if not recogniser.encoder.chunk:
-        raise UserError("this model has full context and cannot stream: give a streaming student.")
-    seconds = recogniser.encoder.chunk * recogniser.encoder.factor * HOP / SAMPLE_RATE  # of a block
-    rate = config.rate if config.stream == "-" else SAMPLE_RATE
-    encoder = StreamingEncoder(recogniser.frontend, recogniser.encoder, rate)
-    audio, screen = (
-        portions(config, seconds + encoder.ahead, seconds),
-        Screen(),
-    )  # a portion completes a block
-    stream, heard, times = encoder.start(), 0, []
-    with stop_on_signals() as stop:
-        for portion in chain(until(stop, audio), [None]):  # None: the end
-            started = time.perf_counter()
-            samples = torch.zeros(0) if portion is None else portion
-            (frames,), (stream,) = encoder.push(
-                [stream], [samples.to(place.device)], end=portion is None
-            )
-            settled, partial, decoder = greedy_words(recogniser, frames, stream.decoder)
-            stream, heard = stream._replace(decoder=decoder), heard + len(samples)
-            times.append(time.perf_counter() - started)
-            screen.write(settled, partial, times[-1])
-    screen.end_line(partial)
-    note(f"{heard / rate:.1f} s of audio in blocks of {1000 * seconds:.0f} ms: {1000 * fmean(times):.1f} ms per block, "
-         f"at most {1000 * max(times):.1f}; real-time factor {sum(times) * rate / max(heard, 1):.3f}")  # fmt: skip
-    return {}

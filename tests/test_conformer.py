@@ -26,7 +26,7 @@ from common.conformer_stream import (
     newest_frames,
     split_state,
 )
-from common.streaming import dependencies
+from common.dependencies import measure
 
 STREAMING = dict(chunk=4, left=8)
 DEMO = dict(dim=112, layers=4, ff_dim=448, kernel=15, channels=16)
@@ -127,7 +127,7 @@ def test_lengths_are_those_of_the_convolutions(factor):
 def test_causal_subsampling_sees_nothing_later(factor):
     model = encoder(layers=1, subsampling=factor, chunk=1, kernel=1)  # a frame sees no other frame
     frames = torch.tensor([64])
-    seen = dependencies(
+    seen = measure(
         lambda x: model(x[None], frames).output[0], torch.randn(64, 80), 1, 1
     )  # (frames, features)
     expected = [
@@ -353,14 +353,14 @@ def outputs(model: Conformer):
 def test_a_student_depends_on_its_past_and_a_teacher_on_everything():
     features, chunks = torch.randn(16 * 20, 80), torch.arange(20)
     model = encoder(layers=2, kernel=3, **STREAMING)
-    seen = dependencies(outputs(model), features, 16, 4)
+    seen = measure(outputs(model), features, 16, 4)
     back = chunks[:, None] - chunks
     # Per layer two chunks through attention and one through the convolution; the subsampling
     # reaches one further.
     assert (seen & (back < 0)).sum() == 0 and (seen & (back > 2 * (2 + 1) + 1)).sum() == 0
     assert seen[(back >= 0) & (back <= 2 * 2)].all()
     teacher = encoder(layers=2, kernel=3, causal_subsampling=True)
-    assert dependencies(outputs(teacher), features, 16, 4).all()
+    assert measure(outputs(teacher), features, 16, 4).all()
 
 
 @torch.inference_mode()

@@ -19,17 +19,9 @@ from common.conformer_stream import fresh_state
 from common.errors import UserError
 from common.features import SAMPLE_RATE, LogMel
 from common.running.decoding import batch_of
+from common.running.live import Screen, portions, stream_words
 from common.running.process import Place
-from common.streaming import (
-    Screen,
-    Stream,
-    StreamingEncoder,
-    WordPart,
-    greedy_words,
-    portions,
-    settled_part,
-    stream_words,
-)
+from common.streaming import Stream, StreamingEncoder, WordPart, greedy_words, settled_part
 from common.text import SentencePiece
 from streaming_aux_kd import Config, Recogniser
 
@@ -236,7 +228,7 @@ def talkative() -> Recogniser:
     tokenizer = SentencePiece.build(texts, 40)
     torch.manual_seed(0)
     recogniser = Recogniser(
-        Config(size="smoke", method="scratch"), tokenizer.size, tokenizer
+        Config(size="smoke", methods=("scratch",)), tokenizer.size, tokenizer
     ).eval()
     weights = recogniser.state_dict()
     SCRIPTS["streaming_aux_kd"].make_talk(weights)
@@ -412,7 +404,7 @@ def test_nothing_and_silence_can_be_streamed(talkative, tmp_path, capsys, monkey
 def test_a_teacher_cannot_stream():
     with pytest.raises(UserError, match="has full context and cannot stream"):
         stream_words(
-            Recogniser(Config(size="smoke", method="teacher"), 9),
+            Recogniser(Config(size="smoke", methods=("teacher",)), 9),
             Config(checkpoint="run", stream="x"),
             CPU,
         )

@@ -14,7 +14,11 @@ from common.running import variants
 
 FILES = sorted((REPOSITORY / "variants").glob("*/[a-z]*.py"))
 # What a variant is compared with, where that is not the method of its script by default.
-OPTIONS = {"aed_kd_with_taps": ["--method", "aed_kd"]}
+OPTIONS = {
+    "aed_kd_with_taps": ["--method", "aed_kd"],
+    "token_kd_delay_2": ["--method", "token_kd"],
+    "token_kd_delay_4": ["--method", "token_kd"],
+}
 
 
 def first_losses(folder) -> list[float]:

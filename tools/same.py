@@ -50,8 +50,8 @@ class Row(NamedTuple):
     needs: str = ""  # an option that names an earlier stage, and after a space the row that is it
 
 
-def variant(name: str, old: str, new: str = "--method interaed_kd") -> Row:
-    return Row(old, new, variant=name)
+def variant(name: str, old: str, new: str = "--method interaed_kd", needs: str = "") -> Row:
+    return Row(old, new, variant=name, needs=needs)
 
 
 MULTIREP = "--method multirep_kd"
@@ -96,8 +96,32 @@ ROWS = {
         "teacher": Row("--method teacher"),
         "scratch": Row("--method scratch", stream=True),
         "aux_kd": Row("--method aux_kd", stream=True, needs="--teacher teacher"),
+        "aux dis kld": Row("--method aux_kd --losses dis kld", needs="--teacher teacher"),
+        "aux causal": Row(
+            "--method aux_kd --losses dis --aux-mask causal --kd-weight 3",
+            needs="--teacher teacher",
+        ),
         "token_kd": Row("--method token_kd", needs="--teacher teacher"),
         "layer_kd": Row("--method layer_kd", needs="--teacher teacher"),
+        "layer kld": Row("--method layer_kd --losses kld", needs="--teacher teacher"),
+        "delay 2": variant(
+            "token_kd_delay_2",
+            "--method token_kd --token-kd-delay 2",
+            "--method token_kd",
+            needs="--teacher teacher",
+        ),
+        "shuffle": variant(
+            "shuffled_teacher",
+            "--method aux_kd --losses dis kld --control shuffle",
+            "--method aux_kd --losses dis kld",
+            needs="--teacher teacher",
+        ),
+        "untrained": variant(
+            "untrained_teacher",
+            "--method aux_kd --losses dis kld --control random",
+            "--method aux_kd --losses dis kld",
+            needs="--teacher teacher",
+        ),
     },
     "llm_prompt_asr": {
         "ctc": Row("--method ctc", beam=True),
@@ -112,6 +136,11 @@ ROWS = {
 }
 # script, or script and row -> [(pattern, replacement)]: from the old names to the new ones
 WEIGHTS = {
+    "streaming_aux_kd": [
+        (r"^branches\.(\d+)\.(attention|feed_forward)\.", r"branches.\1.layer.\2.")
+    ],
+    "streaming_aux_kd layer_kd": [],
+    "streaming_aux_kd layer kld": [],
     "interaed_kd": [(r"^decoders\.0\.", "decoder.")],
     "interaed_kd separate": [(r"^decoders\.", "decoder.decoders.")],
 }

@@ -102,7 +102,9 @@ def _recording(function: Callable, name: str, called: set[str]) -> Callable:
 
 
 def _file_of(replacements: Replacements) -> str | None:
-    files = {Path(inspect.getfile(function)).stem for function in replacements.values()}
+    files = {
+        Path(inspect.getfile(inspect.unwrap(function))).stem for function in replacements.values()
+    }
     if len(files) > 1:
         raise TypeError(f"the replacements come from several files: {', '.join(sorted(files))}")
     return files.pop() if files else None

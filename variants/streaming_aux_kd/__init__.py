@@ -1,0 +1,1 @@
+"""Variants of streaming_aux_kd.py, see common/running/variants.py."""
