@@ -41,7 +41,7 @@ Equations (our names; right: the function, and its test in tests/test_multirep_k
     rnnt_l     = -log sum over alignments of p      rnnt.transducer_loss   test_rnnt_l
     gamma(t,u) = p(y_(u+1) is emitted at t | x, y)  rnnt.transducer_loss   test_gamma
     c_u        = [sum_t gamma(t,u) h_t ; g_u]       label_features         test_c
-    s_i        = mean of c_u over token i           pool_spans             test_s
+    s_i        = mean of c_u, for u in token i      pool_spans             test_s
     k          = last, first, uniform or random     choose_layers          test_layers
     dist_ik    = mean of |R_k(s_i) - e_ik| over E   distance               test_distance
     kd_k       = sum over i of dist_ik              representation_losses  test_kd
@@ -49,21 +49,21 @@ Equations (our names; right: the function, and its test in tests/test_multirep_k
     loss       = rnnt_l + lam kd_l                  compute_losses         test_loss
 
     k: a representation, that is a layer of a teacher;  i: one of the I tokens of BERT
-    U: characters of the transcript;  P: width of the prediction network;  E: of BERT
-    lam rises at the beginning of a run, see `weight_at`
+    x: the audio;  y: the transcript, U characters;  e: BERT's states, E their width
+    P: width of the prediction network;  lam rises at the beginning, see `weight_at`
     all losses sum over tokens; `train` divides by the number of utterances of an update
 
 Our own choices (`choice: times` in the code points to the line `times`)
 ---------------
     units     characters, the space included: the labels of the transducer
     times     h and g meet at the times of gamma, through which no gradient flows
-    distance  absolute differences, a mean over dimensions
-    mean      kd_l is a mean over representations: several weigh as much as one
-    layers    uniform: floor(k L / n + 1/2), ends at the last; random: every epoch
+    distance  the mean of the absolute differences
+    mean      kd_l is a mean over k: several representations weigh as much as one
+    layers    uniform: floor(k L / n + 1/2) for n of L layers; random: anew every epoch
     heads     Linear, GELU, LayerNorm, Linear; their gradient is clipped separately
     ramp      lam rises over the first tenth of the run, while gamma is still diffuse
     context   half from each side; what one side does not use goes to the other
-    encoder   a Conformer with rotary positions and LayerNorm in its convolutions
+    encoder   the Conformer has rotary positions, and LayerNorm in its convolutions
 
 Run
 ---
@@ -136,7 +136,7 @@ class Config(options.RunConfig):
     teachers: tuple[str, ...] = ("bert-base-uncased",)  # BERTs: hub name, folder or demo/bert-b
     teacher_layers: Literal["last", "first", "uniform", "random"] = "uniform"  # which [digest]
     n_layers: Count = 2  # the number of layers, from each teacher [choice]
-    context: int = 0  # BERT also reads so many tokens before and after; the paper: 60 [digest]
+    context: int = 0  # tokens around the utterance that BERT reads, too; the paper: 60 [digest]
     context_mask: Share = 0.15  # share of these tokens that is masked, drawn every epoch [choice]
     head_dim: Extent = 1024  # width inside the regression networks; choice: heads
     noise: Share = 0.8  # share of utterances with another one added at 0.4 of its power [peer]
@@ -258,6 +258,7 @@ class Teacher:
         own = self.tokens[name].ids.tolist()
         budget = min(self.config.context, self.longest - len(own))
         session, index = self.sessions[name]  # all utterances of the session; which one this is
+        # More than `budget` neighbours on a side are never needed.
         past = []
         for neighbour in session[max(0, index - budget) : index]:
             past += self.tokens[neighbour].ids.tolist()
@@ -299,18 +300,6 @@ def states_of(teacher: Teacher, names: list[str], epoch: int) -> list[Tensor]:
     return found
 
 
-def remember(teacher: Teacher, names: list[str], place: Place) -> None:
-    """Keeps the states of these utterances, if they are fixed and fit into 2 GB."""
-    tokens = sum(len(teacher.tokens[name].ids) for name in names)
-    gigabytes = 4e-9 * tokens * teacher.config.n_layers * teacher.width
-    if not teacher.is_fixed() or gigabytes > 2:
-        return
-    known = {}
-    for part in in_batches(teacher, names, place):
-        known |= zip(part, states_of(teacher, part, epoch=0), strict=True)
-    teacher.known = known
-
-
 def in_batches(teacher: Teacher, names: list[str], place: Place) -> Iterator[list[str]]:
     """64 utterances of similar length at a time, with a progress bar.
 
@@ -322,6 +311,18 @@ def in_batches(teacher: Teacher, names: list[str], place: Place) -> Iterator[lis
     quiet = None if place.first else True  # None: quiet if stderr is no terminal
     title = f"{teacher.name} reads"
     yield from tqdm(parts, title, unit="batch", leave=False, delay=2, disable=quiet)
+
+
+def remember(teacher: Teacher, names: list[str], place: Place) -> None:
+    """Keeps the states of these utterances, if they are fixed and fit into 2 GB."""
+    tokens = sum(len(teacher.tokens[name].ids) for name in names)
+    gigabytes = 4e-9 * tokens * teacher.config.n_layers * teacher.width
+    if not teacher.is_fixed() or gigabytes > 2:
+        return
+    known = {}
+    for part in in_batches(teacher, names, place):
+        known |= zip(part, states_of(teacher, part, epoch=0), strict=True)
+    teacher.known = known
 
 
 def padded_states(teacher: Teacher, names: list[str], epoch: int) -> list[Tensor]:
@@ -477,12 +478,13 @@ def fits(subsampling: int, samples: int, labels: list[int], transcript: str) -> 
 def label_features(gamma: Tensor, h: Tensor, g: Tensor) -> Tensor:
     """c_u = [sum_t gamma(t, u) h_t ; g_u] (choice: times).
 
-    This is what both networks know when y_(u+1) is emitted: g_u predicts it.
-    gamma (B, T, U), h (B, T, D), g (B, U+1, P) -> (B, U, D+P). Only gamma has both a
-    t and a u axis, so this needs little memory.
+    This is what both networks know when y_(u+1) is emitted. gamma (B, T, U), h (B, T,
+    D), g (B, U+1, P) -> (B, U, D+P). Only gamma has both a t and a u axis, so this
+    needs little memory.
     """
     acoustic = gamma.transpose(1, 2).to(h.dtype) @ h  # (B, U, T) @ (B, T, D) = (B, U, D)
-    return torch.cat([acoustic, g[:, :-1]], -1)
+    text_features = g[:, :-1]  # (B, U, P): g_u predicts y_(u+1), g_U nothing
+    return torch.cat([acoustic, text_features], -1)
 
 
 def pool_spans(c: Tensor, spans: list[np.ndarray]) -> Tensor:
