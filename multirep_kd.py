@@ -9,11 +9,13 @@ body of the paper.
 Idea
 ----
 A transducer learns its language from transcripts alone. In earlier work it also learns
-to imitate BERT: a small regression network predicts BERT's last layer from the
-acoustic and text features of the transducer [paper]. But BERT has many representations
-of a text: its layers differ, its output changes with context, and another BERT has
-learned other things. The paper transfers several of them at once [paper]. For decoding
-the regression networks are thrown away, and the transducer works as before [digest].
+to imitate one representation of BERT [paper]: a small regression network predicts it
+from the acoustic and text features of the transducer [digest]. But BERT has many
+representations of a text: its layers differ, its output changes with context, and
+another BERT has learned other things. The paper transfers several of them at once
+[paper]. For decoding the regression networks are thrown away, and the transducer works
+as before [digest]. Claims: several layers beat one, context and a second BERT help, and
+all help less where there is much audio [digest].
 
 Diagram
 -------
@@ -39,27 +41,29 @@ Equations (our names; right: the function, and its test in tests/test_multirep_k
     rnnt_l     = -log sum over alignments of p      rnnt.transducer_loss   test_rnnt_l
     gamma(t,u) = p(y_(u+1) is emitted at t | x, y)  rnnt.transducer_loss   test_gamma
     c_u        = [sum_t gamma(t,u) h_t ; g_u]       label_features         test_c
-    s_i        = mean of c_u over token i           pool_spans             test_s
+    s_i        = mean of c_u, for u in token i      pool_spans             test_s
     k          = last, first, uniform or random     choose_layers          test_layers
-    dist(a, b) = mean of |a - b| over dimensions    distance               test_distance
-    kd_k       = sum_i dist(R_k(s_i), e_ik)         representation_losses  test_kd
+    dist_ik    = mean of |R_k(s_i) - e_ik| over E   distance               test_distance
+    kd_k       = sum over i of dist_ik              representation_losses  test_kd
     kd_l       = mean over k of kd_k                compute_losses         test_loss
     loss       = rnnt_l + lam kd_l                  compute_losses         test_loss
 
     k: a representation, that is a layer of a teacher;  i: one of the I tokens of BERT
-    U: characters of the transcript;  P: width of the prediction network;  E: of BERT
-    lam rises at the beginning of a run, see `weight_at`
+    x: the audio;  y: the transcript, U characters;  e: BERT's states, E their width
+    P: width of the prediction network;  lam rises at the beginning, see `weight_at`
     all losses sum over tokens; `train` divides by the number of utterances of an update
 
 Our own choices (`choice: times` in the code points to the line `times`)
 ---------------
+    units     characters, the space included: the labels of the transducer
     times     h and g meet at the times of gamma, through which no gradient flows
-    mean      kd_l is a mean over representations: several weigh as much as one
-    layers    uniform: floor(k L / n + 1/2), ends at the last; random: every epoch
+    distance  the mean of the absolute differences
+    mean      kd_l is a mean over k: several representations weigh as much as one
+    layers    uniform: floor(k L / n + 1/2) for n of L layers; random: anew every epoch
     heads     Linear, GELU, LayerNorm, Linear; their gradient is clipped separately
     ramp      lam rises over the first tenth of the run, while gamma is still diffuse
     context   half from each side; what one side does not use goes to the other
-    encoder   a Conformer with rotary positions and LayerNorm in its convolutions
+    encoder   the Conformer has rotary positions, and LayerNorm in its convolutions
 
 Run
 ---
@@ -73,6 +77,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -126,17 +131,17 @@ class Config(options.RunConfig):
     """
 
     methods: Annotated[tuple[Method, ...], options.METHOD] = ("multirep_kd",)  # rows of METHODS
-    kd_weight: float = 1.0  # lam at its highest [choice]
+    kd_weight: float = 1.0  # lam after its rise [choice]
     ramp: Share = 0.1  # share of the run in which lam rises from 0; choice: ramp
     teachers: tuple[str, ...] = ("bert-base-uncased",)  # BERTs: hub name, folder or demo/bert-b
-    teacher_layers: Literal["last", "first", "uniform", "random"] = "uniform"  # [digest]
-    n_layers: Count = 2  # so many layers of each teacher [choice]
-    context: int = 0  # tokens of the utterances around that BERT reads too; the paper: 60 [digest]
-    context_mask: Share = 0.15  # share of them that is masked, drawn at every step [choice]
+    teacher_layers: Literal["last", "first", "uniform", "random"] = "uniform"  # which [digest]
+    n_layers: Count = 2  # the number of layers, from each teacher [choice]
+    context: int = 0  # tokens around the utterance that BERT reads, too; the paper: 60 [digest]
+    context_mask: Share = 0.15  # share of these tokens that is masked, drawn every epoch [choice]
     head_dim: Extent = 1024  # width inside the regression networks; choice: heads
     noise: Share = 0.8  # share of utterances with another one added at 0.4 of its power [peer]
     joint: Literal["multiply", "add"] = "multiply"  # how the joint network combines h and g [peer]
-    encoder: ConformerSizes = ConformerSizes(  # [choice]; 11 blocks, 71 million in all: [digest]
+    encoder: ConformerSizes = ConformerSizes(  # [choice]; 71 million parameters in all [digest]
         subsampling=4,
         channels=128,
         layers=11,
@@ -150,10 +155,10 @@ class Config(options.RunConfig):
         embedding_dim=10, predictor_dim=768, joint_dim=256
     )
     lr: Positive = 5e-4  # peak learning rate of AdamW [peer]
-    training: options.Training = options.Training(  # [peer]; clip, average, decay: [choice]
+    training: options.Training = options.Training(  # [peer]; clip, average, weight decay: [choice]
         epochs=30,
         update_seconds=400.0,  # about 64 utterances
-        max_seconds=30.0,
+        max_seconds=30.0,  # [choice]
         schedule="one-cycle",
         warmup=0.3,
         clip=5.0,
@@ -192,6 +197,7 @@ def choose_layers(strategy: str, n: int, depth: int, draw: random.Random) -> lis
 
 def take_context(past: list[int], future: list[int], budget: int) -> tuple[list[int], list[int]]:
     """The nearest `budget` tokens of past and future (choice: context)."""
+    # Half of the budget, or more if the future is short.
     n_past = min(len(past), max(budget // 2, budget - len(future)))
     n_future = min(len(future), budget - n_past)
     return past[len(past) - n_past :], future[:n_future]
@@ -205,8 +211,7 @@ class Tokens(NamedTuple):
 
 
 class Teacher:
-    """A frozen BERT, the transcripts in its word pieces, and its states if it has been
-    asked for them.
+    """A frozen BERT, and the transcripts in its word pieces.
 
     utterances: all of the training corpus. Those that are too long for training may
     still be context.
@@ -238,21 +243,22 @@ class Teacher:
         return Tokens(ids[: self.longest], spans[: self.longest])
 
     def layers(self, epoch: int) -> list[int]:
-        """The layers whose states are the targets in this epoch."""
+        """The layers whose states the transducer imitates in this epoch."""
         config = self.config
         draw = random.Random(f"{config.seed}-{epoch}-layers")
         return choose_layers(config.teacher_layers, config.n_layers, self.depth, draw)
 
     def read(self, name: str, epoch: int) -> tuple[list[int], int]:
-        """What BERT reads for the utterance `name`: [CLS] past transcript future [SEP],
-        and the position of the transcript's first token.
+        """[CLS] past transcript future [SEP], and where the transcript begins in it.
 
-        Every token of the context is replaced by [MASK] with the probability
-        --context-mask, drawn anew in every epoch; the transcript is never masked.
+        That is what BERT reads for the utterance `name`. Every token of the context is
+        replaced by [MASK] with the probability --context-mask, drawn anew in every
+        epoch; the transcript is never masked.
         """
         own = self.tokens[name].ids.tolist()
         budget = min(self.config.context, self.longest - len(own))
         session, index = self.sessions[name]  # all utterances of the session; which one this is
+        # More than `budget` neighbours on a side are never needed.
         past = []
         for neighbour in session[max(0, index - budget) : index]:
             past += self.tokens[neighbour].ids.tolist()
@@ -278,8 +284,7 @@ class Teacher:
 
 
 def states_of(teacher: Teacher, names: list[str], epoch: int) -> list[Tensor]:
-    """e_ik of each utterance: BERT's states at the tokens of its transcript, (I, n, E),
-    in fp32."""
+    """e_ik, BERT's states at the tokens of each transcript: (I, n, E), in fp32."""
     if teacher.known.keys() >= set(names):
         return [teacher.known[name] for name in names]
     rows, firsts = [], []
@@ -295,28 +300,33 @@ def states_of(teacher: Teacher, names: list[str], epoch: int) -> list[Tensor]:
     return found
 
 
-def remember(teacher: Teacher, names: list[str], place: Place) -> None:
-    """Keeps the states of these utterances, if they are fixed and fit into 2 GB.
+def in_batches(teacher: Teacher, names: list[str], place: Place) -> Iterator[list[str]]:
+    """64 utterances of similar length at a time, with a progress bar.
 
-    They are asked for in batches that depend on the names alone, so that all ranks and
-    resumed runs get the same bits.
+    The batches depend on the utterances alone: all ranks and resumed runs get the same
+    bits from BERT.
     """
+    order = sorted(names, key=lambda name: (len(teacher.tokens[name].ids), name))
+    parts = [order[i : i + 64] for i in range(0, len(order), 64)]
+    quiet = None if place.first else True  # None: quiet if stderr is no terminal
+    title = f"{teacher.name} reads"
+    yield from tqdm(parts, title, unit="batch", leave=False, delay=2, disable=quiet)
+
+
+def remember(teacher: Teacher, names: list[str], place: Place) -> None:
+    """Keeps the states of these utterances, if they are fixed and fit into 2 GB."""
     tokens = sum(len(teacher.tokens[name].ids) for name in names)
     gigabytes = 4e-9 * tokens * teacher.config.n_layers * teacher.width
     if not teacher.is_fixed() or gigabytes > 2:
         return
-    order = sorted(names, key=lambda name: (len(teacher.tokens[name].ids), name))
-    parts = [order[i : i + 64] for i in range(0, len(order), 64)]
-    quiet = None if place.first else True  # None: quiet if stderr is no terminal
     known = {}
-    title = f"{teacher.name} reads"
-    for part in tqdm(parts, title, unit="batch", leave=False, delay=2, disable=quiet):
+    for part in in_batches(teacher, names, place):
         known |= zip(part, states_of(teacher, part, epoch=0), strict=True)
     teacher.known = known
 
 
-def targets_of(teacher: Teacher, names: list[str], epoch: int) -> list[Tensor]:
-    """e_k for each of the n layers, padded with 0 to (B, I, E)."""
+def padded_states(teacher: Teacher, names: list[str], epoch: int) -> list[Tensor]:
+    """e_k for each of the n layers, padded with 0: (B, I, E)."""
     states = states_of(teacher, names, epoch)  # (I, n, E) each
     return list(nn.utils.rnn.pad_sequence(states, batch_first=True).unbind(2))
 
@@ -343,8 +353,7 @@ def build_teachers(
 
 
 class Recogniser(nn.Module):
-    """Log-mel features, a Conformer, a prediction and a joint network: the exported
-    model."""
+    """The exported model: features, Conformer, prediction and joint network."""
 
     def __init__(self, config: Config, vocabulary: int, tokenizer: text.Characters | None = None):
         super().__init__()
@@ -402,8 +411,10 @@ class Recogniser(nn.Module):
     def transcribe(
         self, batch: Batch, place: Place, beam: int | None = None, **search
     ) -> list[decoding.Transcript]:
-        """The batch's transcripts with word times. beam, search: none for greedy, or
-        see `rnnt_beam.search`."""
+        """The batch's transcripts with word times; greedy if there is no `beam`.
+
+        search: see `rnnt_beam.search`.
+        """
         with place.autocast():
             h, lengths = self(batch.waves, batch.samples)
         encoded = self.joint.encode(h.float())  # (B, T, J)
@@ -415,8 +426,7 @@ class Recogniser(nn.Module):
 
 
 class RegressionHead(nn.Sequential):
-    """R_k: predicts a representation of BERT's. Only training needs it (choice:
-    heads)."""
+    """R_k, which predicts e_k. Only training needs it (choice: heads)."""
 
     def __init__(self, student_dim: int, dim: int, teacher_dim: int):
         super().__init__(
@@ -425,13 +435,15 @@ class RegressionHead(nn.Sequential):
 
 
 def build_heads(config: Config, sizes: list[tuple[int, int]]) -> nn.ModuleDict:
-    """A head for every representation, named TEACHER-LAYER. sizes: depth and width of
-    each teacher."""
+    """An R_k for every representation k, named "0-4": layer 4 of the first teacher.
+
+    sizes: depth and width of each teacher.
+    """
     student_dim = config.encoder.dim + config.transducer.predictor_dim  # D+P
     heads = nn.ModuleDict()
     for number, (depth, width) in enumerate(sizes):
         chosen = choose_layers(config.teacher_layers, config.n_layers, depth, random.Random(0))
-        if config.teacher_layers == "random":  # any layer may be drawn some day
+        if config.teacher_layers == "random":  # every layer may be drawn in some epoch
             chosen = list(range(1, depth + 1))
         for layer in chosen:
             heads[f"{number}-{layer}"] = RegressionHead(student_dim, config.head_dim, width)
@@ -456,8 +468,7 @@ def build_models(
 
 
 def fits(subsampling: int, samples: int, labels: list[int], transcript: str) -> bool:
-    """Whether there is an encoder frame: a transducer can emit any number of labels at
-    one."""
+    """Whether there is a frame: one is enough for any number of labels."""
     return conformer.subsampled(features.num_frames(samples), subsampling) >= 1
 
 
@@ -465,23 +476,24 @@ def fits(subsampling: int, samples: int, labels: list[int], transcript: str) -> 
 
 
 def label_features(gamma: Tensor, h: Tensor, g: Tensor) -> Tensor:
-    """c_u = [sum_t gamma(t, u) h_t ; g_u]: what both networks know when y_(u+1) is
-    emitted (choice: times).
+    """c_u = [sum_t gamma(t, u) h_t ; g_u] (choice: times).
 
-    gamma (B, T, U), h (B, T, D), g (B, U+1, P) -> (B, U, D+P). Only gamma has both a
-    t and a u axis, so this needs little memory.
+    This is what both networks know when y_(u+1) is emitted. gamma (B, T, U), h (B, T,
+    D), g (B, U+1, P) -> (B, U, D+P). Only gamma has both a t and a u axis, so this
+    needs little memory.
     """
     acoustic = gamma.transpose(1, 2).to(h.dtype) @ h  # (B, U, T) @ (B, T, D) = (B, U, D)
-    return torch.cat([acoustic, g[:, :-1]], -1)
+    text_features = g[:, :-1]  # (B, U, P): g_u predicts y_(u+1), g_U nothing
+    return torch.cat([acoustic, text_features], -1)
 
 
 def pool_spans(c: Tensor, spans: list[np.ndarray]) -> Tensor:
-    """s_i, the mean of c_u over the characters u of token i: c (B, U, D+P) -> (B, I,
-    D+P).
+    """s_i, the mean of c_u over the characters u of token i.
 
-    spans: for each utterance (I, 2), the characters [start, end) of its tokens. The
-    mean is a product with a matrix whose row i is 1 / (end - start) at the characters
-    of token i, and 0 elsewhere.
+    c (B, U, D+P) -> (B, I, D+P), zero behind an utterance's last token. spans: for each
+    utterance (I, 2), the characters [start, end) of its tokens. The mean is a product
+    with a matrix whose row i is 1 / (end - start) at the characters of token i, and 0
+    elsewhere.
     """
     pairs = [torch.as_tensor(pair) for pair in spans]
     bounds = nn.utils.rnn.pad_sequence(pairs, batch_first=True).to(c.device)  # (B, I, 2)
@@ -495,17 +507,19 @@ def pool_spans(c: Tensor, spans: list[np.ndarray]) -> Tensor:
 
 
 def distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """dist: (..., E), (..., E) -> (...), the mean of |student - teacher| over
-    dimensions."""
+    """The mean of |student - teacher| over E: (..., E), (..., E) -> (...).
+
+    student: R_k(s_i), teacher: e_ik (choice: distance).
+    """
     return (student - teacher).abs().mean(-1)
 
 
 def representation_losses(
     models: nn.ModuleDict, c: Tensor, teachers: list[Teacher], batch: Batch
 ) -> dict[str, Tensor]:
-    """kd_k = sum_i dist(R_k(s_i), e_ik), by the name of the representation k: "demo 4".
+    """{"demo 4": kd_k of layer 4 of the teacher demo, ...}: kd_k = sum_i dist_ik.
 
-    c (B, U, D+P); summed over the tokens of all utterances of the batch.
+    c (B, U, D+P). kd_k is summed over the tokens of all utterances of the batch.
     """
     names = [utterance.id for utterance in batch.utterances]
     epoch = batch.plan.epoch
@@ -515,8 +529,8 @@ def representation_losses(
         s = pool_spans(c, spans)  # (B, I, D+P)
         sizes = torch.tensor([len(pairs) for pairs in spans], device=c.device)
         mask = conformer.length_mask(sizes, s.shape[1])  # (B, I), True for tokens
-        targets = targets_of(teacher, names, epoch)  # (B, I, E) for each layer
-        for layer, e in zip(teacher.layers(epoch), targets, strict=True):
+        states = padded_states(teacher, names, epoch)  # (B, I, E) for each layer
+        for layer, e in zip(teacher.layers(epoch), states, strict=True):
             guess = models["heads"][f"{number}-{layer}"](s).float()  # (B, I, E)
             losses[f"{teacher.name} {layer}"] = (distance(guess, e) * mask).sum()
     return losses
@@ -558,8 +572,7 @@ def compute_losses(
 
 
 def weight_at(step: int, steps: int, config: Config) -> float:
-    """lam at an update, counted from 1, of `steps`: it rises to --kd-weight (choice:
-    ramp)."""
+    """lam at an update, counted from 1, of `steps` (choice: ramp)."""
     return config.kd_weight * min(1.0, step / max(1.0, config.ramp * steps))
 
 
@@ -573,8 +586,7 @@ def prepare(
     teachers: list[Teacher],
     place: Place,
 ) -> tuple[nn.ModuleDict, torch.optim.Optimizer, training.Run]:
-    """The models on their device, the optimiser, and the run: new, or as a checkpoint
-    left it."""
+    """The models on their device, the optimiser, and the run: new, or resumed."""
     reseed(config.seed)
     sizes = [(teacher.depth, teacher.width) for teacher in teachers]
     models = build_models(config, tokenizer.size, sizes, tokenizer).to(place.device)
@@ -602,17 +614,19 @@ def prepare(
 def train(
     config: Config, corpus: corpora.Corpus, place: Place
 ) -> tuple[Recogniser, dict[str, float], figures.Drawings]:
-    """Returns the recogniser with the mean weights of the best epochs, numbers for
-    RESULT, and the figures to be drawn.
+    """Returns the recogniser, numbers for RESULT, and the figures to be drawn.
+
+    The recogniser has the mean weights of the best epochs.
     """
     utterances = corpora.trainable(corpus.train, config.training.max_seconds)
-    tokenizer = text.Characters.build(utterance.text for utterance in utterances)
+    tokenizer = text.Characters.build(u.text for u in utterances)  # choice: units
     teachers = build_teachers(config, corpus.train, place)
     report = {}
     if teachers:
         started = synchronise(place)
         for teacher in teachers:
             remember(teacher, [utterance.id for utterance in utterances], place)
+        # About 0 if BERT reads in every epoch instead.
         report["teacher_seconds"] = round(synchronise(place) - started, 4)
     models, optimizer, run = prepare(config, utterances, tokenizer, teachers, place)
     recogniser = models["recogniser"]
@@ -643,7 +657,7 @@ def train(
     drawings = {"lattice.png": partial(draw_lattice, config, recogniser, corpus, place)}
     if teachers:
         path = Path(config.out) / "distances.png"
-        what = "distance, summed over an utterance"
+        what = "kd of a representation, per utterance"
         drawings["distances.png"] = partial(figures.log_curves, path, "kd", what)
     return recogniser, report, drawings
 
@@ -691,6 +705,7 @@ DEMO_TRAINING = options.Training(
 DEMO = Config(  # [choice] sizes and schedule: four minutes of training a method on one core
     methods=("rnnt", "multirep_kd"),
     # lam and the joint network differ from `full` (choice; lam was tuned on dev, see RESULTS.md).
+    # kd_l is a mean over dimensions: of a smoke run it begins at 8, rnnt_l at 120 an utterance.
     kd_weight=30.0,
     joint="add",
     noise=0.0,
@@ -720,8 +735,7 @@ PRESETS = {"full": Config(), "demo": DEMO, "smoke": SMOKE}
 
 
 def load(config: Config, place: Place) -> Recogniser:
-    """The recogniser of a finished run; `config.out` is its folder. Raises
-    UserError."""
+    """The recogniser of a finished run; `config.out` is its folder."""
     tokenizer = text.load_tokenizer(config.out)
     recogniser = Recogniser(config, tokenizer.size, tokenizer)
     return weights.load_recogniser(recogniser, config.out, place)
@@ -751,8 +765,8 @@ def main(argv: list[str] | None = None, replace: variants.Replacements | None = 
         configs = command_line.parse(PRESETS, __doc__, argv, variant.name)
         if configs[0].summary:
             last = configs[-1]
-            # Without the training data: the blank and 45 characters, as on Switchboard [digest],
-            # and teachers of the size of bert-base.
+            # Without the training data: the blank and 45 characters, about as many as Switchboard
+            # has, and teachers of the size of bert-base.
             sizes = [(12, 768) for _ in last.teachers]
             return evaluation.print_parameters(build_models(last, vocabulary=46, sizes=sizes))
         results = [run_method(config) for config in configs]

@@ -67,7 +67,7 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
         "uniform-2, context 90": f"{KD} --context 90",  # all: no session has more, so 120 is the same run
         "uniform-2, L2": f"variant l2_distance: {KD}",
         "uniform-2, cosine": f"variant cosine_distance: {KD}",
-        "uniform-2, target norm": f"variant normed_targets: {KD}",
+        "uniform-2, target norm": f"variant normed_states: {KD}",
         "soft labels": f"variant soft_labels: {KD} --kd-weight 0.3",
         **{
             f"{row}, {amount} the audio": f"{options} --hours {hours}"

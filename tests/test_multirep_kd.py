@@ -1,5 +1,6 @@
 """multirep_kd.py: its equations in plain Python, its rows, and what its teachers read and answer."""
 
+import functools
 import itertools
 import math
 import operator
@@ -21,15 +22,17 @@ import multirep_kd as script
 from common import bert as masked_lm
 from common.errors import UserError
 from common.figures import read_log
+from common.running import variants
 from common.running.batches import MicroBatch, loader
 from common.running.corpora import Utterance
 from common.running.process import Place, open_folder
 from common.text import Characters
-from multirep_kd import Teacher, compute_losses, remember, rnnt, states_of, targets_of
+from multirep_kd import Teacher, compute_losses, padded_states, remember, rnnt, states_of
 from variants.multirep_kd import (
     cosine_distance,
+    future_context,
     l2_distance,
-    normed_targets,
+    normed_states,
     past_context,
     shuffled_teacher,
     soft_labels,
@@ -314,6 +317,20 @@ def test_loss(small):
     )
 
 
+def test_the_loss_of_a_batch_is_that_of_its_utterances(small):
+    """Whatever is padded: every part, utterance by utterance."""
+    _, together = compute_losses(small.models, small.batch, small.teachers, 1.0, CPU)
+    sums = {"rnnt": 0.0} | dict.fromkeys(together["kd"], 0.0)
+    for utterance in small.utterances:
+        plan = [MicroBatch([utterance])]
+        (batch,) = loader(plan, small.config, small.tokenizer.encode, small.fits)
+        _, parts = compute_losses(small.models, batch, small.teachers, 1.0, CPU)
+        for name, part in (parts["kd"] | {"rnnt": parts["rnnt"]}).items():
+            sums[name] += part.item()
+    for name, part in (together["kd"] | {"rnnt": together["rnnt"]}).items():
+        assert part.item() == pytest.approx(sums[name], rel=1e-4)
+
+
 def test_every_character_is_in_one_piece(read_config, corpus):
     odd, long = (
         Utterance("odd", "", "don't 'tis boys' zürich", 1.0),
@@ -341,11 +358,16 @@ def test_context_is_shared_between_past_and_future():
     assert take([1], future, 4) == ([1], [200, 201, 202])
     assert take(past, future, 0) == take([], [], 9) == ([], [])
     assert past_context.take_past(past, future, 3) == ([97, 98, 99], [])
+    assert future_context.take_future(past, future, 3) == ([], [200, 201, 202])
 
 
 def test_what_a_teacher_reads(read_config):
+    @functools.cache
+    def teacher_with(options: str) -> Teacher:
+        return teach(read_config(f"multirep_kd {options}"))
+
     def read(name: str, options: str, epoch: int = 0) -> list[int]:
-        teacher = teach(read_config(f"multirep_kd {options}"))
+        teacher = teacher_with(options)
         found, start = teacher.read(name, epoch)
         assert (
             found == [teacher.lm.cls, *found[1:-1], teacher.lm.sep]
@@ -353,7 +375,7 @@ def test_what_a_teacher_reads(read_config):
         )
         return found[1:-1]
 
-    teacher = teach(read_config("multirep_kd"))
+    teacher = teacher_with("")
     ids = {name: tokens.ids.tolist() for name, tokens in teacher.tokens.items()}
     whole, mask = "--context 60 --context-mask 0", VOCABULARY.index("[MASK]")
     assert read("b", "") == ids["b"] and read("x", whole) == ids["x"]
@@ -370,21 +392,21 @@ def test_what_a_teacher_reads(read_config):
 def test_states_stand_at_the_right_tokens(read_config):
     """Whatever the padding. They are fp32 to the bit under autocast, the normed ones too."""
     teacher = teach(read_config("multirep_kd --context 8 --context-mask 0"))
-    together = targets_of(teacher, "abcdx", 0)
+    together = padded_states(teacher, "abcdx", 0)
     for b, name in enumerate("abcdx"):
         ids, start = teacher.read(name, 0)
         plain = teacher.lm.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1:]
         end = start + len(teacher.tokens[name].ids)
-        alone = targets_of(teacher, [name], 0)
+        alone = padded_states(teacher, [name], 0)
         for k in range(2):
             assert torch.allclose(alone[k][0], plain[k][0, start:end], atol=1e-4)
             assert torch.allclose(together[k][b, : end - start], alone[k][0], atol=1e-4)
-    normed = normed_targets.normed(teacher, ["a"], 0)
+    normed = normed_states.normed(teacher, ["a"], 0)
     for e in normed:
         assert e.mean(-1).abs().max() < 1e-5
         assert (e.std(-1, correction=0) - 1).abs().max() < 1e-2
     with BF16.autocast():
-        again = [*targets_of(teacher, "abcdx", 0), *normed_targets.normed(teacher, ["a"], 0)]
+        again = [*padded_states(teacher, "abcdx", 0), *normed_states.normed(teacher, ["a"], 0)]
     for x, y in zip(again, [*together, *normed], strict=True):
         assert x.dtype == torch.float32 and torch.equal(x, y)
 
@@ -430,13 +452,30 @@ def test_nothing_is_kept_that_is_drawn_or_too_large(read_config, options):
     assert not teacher.known
 
 
+class Long(str):
+    """A text that claims to be long."""
+
+    def __len__(self) -> int:
+        return 10**9
+
+
 def test_soft_labels_are_asked_once(read_config, monkeypatch):
+    """Where nothing is drawn, and where they fit; their batches depend on the utterances alone."""
     labels = Characters.build(u.text for u in CONVERSATION)
-    teacher = teach(read_config("multirep_kd"))
-    first = soft_labels.soft_labels_of(teacher, [*"abcd"], 0, labels)
+    teacher, again, drawn, large = (teach(read_config("multirep_kd")) for _ in range(4))
+    soft_labels.remember_soft_labels(teacher, [*"abcdx"], CPU)
+    soft_labels.remember_soft_labels(again, [*"xdcba"], CPU)
+    assert all(torch.equal(q, again.known[name]) for name, q in teacher.known.items())
+    drawn.config = read_config("multirep_kd --context 8 --context-mask 0.1")
+    large.transcripts = dict.fromkeys("abcdx", Long("e"))
+    for other in (drawn, large):
+        soft_labels.remember_soft_labels(other, [*"abcdx"], CPU)
+        assert not other.known
+    asked = soft_labels.soft_labels_of(drawn, [*"abcdx"], 0, labels)
+    assert [len(q) for q in asked] == [len(drawn.transcripts[name]) for name in "abcdx"]
     monkeypatch.setattr(masked_lm.MaskedLM, "logits", None)  # whoever asks again fails
-    again = soft_labels.soft_labels_of(teacher, [*"dcba"], 1, labels)
-    assert all(torch.equal(a, b) for a, b in zip(first, again[::-1], strict=True))
+    kept = soft_labels.soft_labels_of(teacher, [*"dcba"], 1, labels)
+    assert all(q is teacher.known[name] for q, name in zip(kept, "dcba", strict=True))
 
 
 def test_layers_and_masks_are_drawn_anew_every_epoch(read_config, small):
@@ -476,19 +515,28 @@ def trained(config: script.Config, corpus, out: Path) -> tuple[torch.Tensor, dic
     return torch.cat([x.flatten() for x in recogniser.state_dict().values()]), report
 
 
+SOFT = {  # what the variant replaces
+    "representation_losses": soft_labels.soft_label_losses,
+    "build_models": soft_labels.build_without_heads,
+    "remember": soft_labels.remember_soft_labels,
+}
+
+
 def test_without_weight_a_row_is_the_baseline_to_the_bit(read_config, corpus, tmp_path):
-    """lam 0: heads and teacher are there, the recogniser is as without."""
+    """lam 0: heads and teacher are there, the recogniser is as without; so it is with soft labels."""
     few = replace(corpus, train=corpus.train[:12], dev=corpus.dev[:1])
-    exported = {}
-    for row in ("rnnt", "multirep_kd --kd-weight 0", "multirep_kd"):
-        options = "--max-steps 3 --update-seconds 6 --dropout 0.1 --clip 0.5 --ramp 0"
-        config = read_config(f"{row} {options}")
-        exported[row], report = trained(config, few, tmp_path / row)
-        assert report.get("teacher_seconds", 0) > 0 or row == "rnnt"
-    plain, none, taught = exported.values()
-    assert torch.equal(plain, none) and not torch.equal(plain, taught)
-    log = [entry["kd"] for entry in read_log(tmp_path / row) if "kd" in entry]
-    assert len(log) == 3 and all(len(kd) == 2 and min(kd.values()) > 0 for kd in log)
+    options = "--max-steps 3 --update-seconds 6 --dropout 0.1 --clip 0.5 --ramp 0"
+    baseline, _ = trained(read_config(f"rnnt {options}"), few, tmp_path / "rnnt")
+    for weight, replacements, parts in ((0, None, 2), (1, None, 2), (0, SOFT, 1)):
+        config = read_config(f"multirep_kd --kd-weight {weight} {options}")
+        out = tmp_path / f"{weight}-{parts}"
+        with variants.replaced("multirep_kd", replacements):
+            exported, report = trained(config, few, out)
+        assert torch.equal(exported, baseline) == (weight == 0)
+        assert report["teacher_seconds"] > 0
+        log = [entry["kd"] for entry in read_log(out) if "kd" in entry]
+        assert len(log) == 3 and {len(kd) for kd in log} == {parts}
+        assert all(min(kd.values()) > 0 for kd in log)
 
 
 def test_lam_rises(read_config):

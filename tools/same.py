@@ -85,11 +85,21 @@ ROWS = {
         "untrained": variant("untrained_teacher", f"{MULTIREP} --control random", MULTIREP),
         "l2": variant("l2_distance", f"{MULTIREP} --distance l2", MULTIREP),
         "cosine": variant("cosine_distance", f"{MULTIREP} --distance cosine", MULTIREP),
-        "norm": variant("normed_targets", f"{MULTIREP} --target-norm", MULTIREP),
+        "norm": variant("normed_states", f"{MULTIREP} --target-norm", MULTIREP),
         "past": variant(
             "past_context",
             f"{MULTIREP} --context 20 --context-sides past",
             f"{MULTIREP} --context 20",
+        ),
+        "future": variant(
+            "future_context",
+            f"{MULTIREP} --context 20 --context-sides future",
+            f"{MULTIREP} --context 20",
+        ),
+        "soft, context": variant(
+            "soft_labels",
+            "--method soft_labels --context 20",
+            f"{MULTIREP} --kd-weight 0.3 --context 20",
         ),
     },
     "streaming_aux_kd": {

@@ -3,7 +3,7 @@
 Compare with `multirep_kd`, which has the absolute difference, and with
 `cosine_distance.py`.
 
-    python -m variants.multirep_kd.l2_distance
+    python -m variants.multirep_kd.l2_distance --method multirep_kd
 """
 
 from torch import Tensor

@@ -1,9 +1,9 @@
 """Is it enough if BERT reads the utterances before this one?
 
-A recogniser that has to answer at once has no utterances after it, and neither would a
-language model that is used while somebody speaks.
+While somebody speaks there are no utterances after this one, so that a language model
+that reads along has the past only. The digest names this as a next check.
 
-    python -m variants.multirep_kd.past_context --context 60
+    python -m variants.multirep_kd.past_context --method multirep_kd --context 60
 """
 
 import multirep_kd

@@ -1,9 +1,9 @@
-"""Is it what BERT knows of this sentence that teaches?
+"""Does it matter that BERT reads this very sentence?
 
-Here every utterance gets the states of another one, always of the same: token i gets
-state number i modulo their number. What remains of the gain is regularisation.
+Here every utterance gets the states of another one, its partner, which stays the same
+for the whole run. What remains of the gain is regularisation.
 
-    python -m variants.multirep_kd.shuffled_teacher
+    python -m variants.multirep_kd.shuffled_teacher --method multirep_kd
 """
 
 import functools
@@ -26,7 +26,10 @@ def partners_of(teacher: Teacher) -> dict[str, str]:
 
 
 def shuffled(teacher: Teacher, names: list[str], epoch: int) -> list[Tensor]:
-    """For each layer, states of the partners (B, I, E)."""
+    """The partners' states (B, I, E) for each layer.
+
+    A partner may have fewer tokens: then its states are used again from the beginning.
+    """
     partners = partners_of(teacher)
     states = states_of(teacher, [partners[name] for name in names], epoch)
     rows = []
@@ -37,7 +40,7 @@ def shuffled(teacher: Teacher, names: list[str], epoch: int) -> list[Tensor]:
 
 
 def main(argv: list[str] | None = None) -> dict:
-    return multirep_kd.main(argv, replace={"targets_of": shuffled})
+    return multirep_kd.main(argv, replace={"padded_states": shuffled})
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Is what BERT expects a better lesson than BERT's states?
+"""Do soft labels teach better than BERT's states?
 
-For comparison with `multirep_kd`: soft labels. Every word piece of the transcript is
-hidden from BERT once, and its answer becomes a distribution over characters:
+This is a comparator with a loss of its own. Every word piece of the transcript is
+masked once, and BERT's answer becomes a distribution over characters:
 
     q_u(v) = p(v follows the characters that u's piece has so far | BERT, piece masked)
     kd_k   = - sum_u sum_v q_u(v) log p(v | c_u, no blank)
 
-The student's distribution is the joint network's output at c_u, the expected time of
-emission, among labels alone [choice]. There are no regression networks.
+For p the joint network reads c_u in place of h_t and g_u, and only its labels count,
+not the blank [choice]. There are no regression networks. lam was tuned: 0.3 [choice].
 
-    python -m variants.multirep_kd.soft_labels --kd-weight 0.3
+    python -m variants.multirep_kd.soft_labels --method multirep_kd --kd-weight 0.3
 """
 
+import functools
 import re
 
 import torch
@@ -30,7 +31,7 @@ NOTHING = (torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long))
 
 
 def beginnings_of(pieces: list[str], alphabet: Characters) -> Beginnings:
-    """All beginnings of the teacher's pieces; a piece ends with a space."""
+    """All beginnings of the teacher's pieces; a piece has a space at its end."""
     found: dict[tuple[bool, str], tuple[list[int], list[int]]] = {}
     for i, piece in enumerate(pieces):
         if re.fullmatch(r"\[.*\]", piece):  # [CLS] and the like
@@ -87,25 +88,36 @@ def soft_label(
     return q / q.sum(-1, keepdim=True).clamp(min=1e-30)
 
 
-def ask(teacher: Teacher, names: list[str], epoch: int, alphabet: Characters) -> list[Tensor]:
+@functools.cache
+def beginnings_for(teacher: Teacher, characters: str) -> Beginnings:
+    """`beginnings_of`, computed once for a teacher and a recogniser's characters."""
+    return beginnings_of(teacher.lm.pieces, Characters(characters))
+
+
+def soft_labels_of(
+    teacher: Teacher, names: list[str], epoch: int, alphabet: Characters
+) -> list[Tensor]:
     """q (U, V) of each utterance."""
-    known = beginnings_of(teacher.lm.pieces, alphabet)
+    if teacher.known.keys() >= set(names):
+        return [teacher.known[name] for name in names]
+    known = beginnings_for(teacher, alphabet.characters)
     found = []
     for name, answers in zip(names, masked_answers(teacher, names, epoch), strict=True):
         found.append(soft_label(teacher, name, answers, alphabet, known))
     return found
 
 
-def soft_labels_of(
-    teacher: Teacher, names: list[str], epoch: int, alphabet: Characters
-) -> list[Tensor]:
-    """As `ask`; what is the same in every epoch is asked once."""
-    if teacher.config.context > 0 and teacher.config.context_mask > 0:
-        return ask(teacher, names, epoch, alphabet)
-    unknown = sorted(set(names) - teacher.known.keys())
-    if unknown:
-        teacher.known |= zip(unknown, ask(teacher, unknown, epoch, alphabet), strict=True)
-    return [teacher.known[name] for name in names]
+def remember_soft_labels(teacher: Teacher, names: list[str], place: Place) -> None:
+    """Keeps q of these utterances, if it is fixed and fits into 2 GB."""
+    alphabet = Characters.build(teacher.transcripts[name] for name in names)  # the recogniser's
+    characters = sum(len(teacher.transcripts[name]) for name in names)
+    is_masked = teacher.config.context > 0 and teacher.config.context_mask > 0
+    if is_masked or 4e-9 * characters * alphabet.size > 2:
+        return
+    known = {}
+    for part in multirep_kd.in_batches(teacher, names, place):
+        known |= zip(part, soft_labels_of(teacher, part, 0, alphabet), strict=True)
+    teacher.known = known
 
 
 def soft_label_loss(logits: Tensor, q: Tensor) -> Tensor:
@@ -133,19 +145,21 @@ def soft_label_losses(
     return losses
 
 
-def no_heads(config: Config, sizes: list[tuple[int, int]]) -> nn.ModuleDict:
-    return nn.ModuleDict()
-
-
-def remember_nothing(teacher: Teacher, names: list[str], place: Place) -> None:
-    """The teacher's states are not needed."""
+def build_without_heads(
+    config: Config,
+    vocabulary: int,
+    sizes: list[tuple[int, int]],
+    tokenizer: Characters | None = None,
+) -> nn.ModuleDict:
+    """What is trained: `recogniser` alone."""
+    return nn.ModuleDict({"recogniser": multirep_kd.Recogniser(config, vocabulary, tokenizer)})
 
 
 def main(argv: list[str] | None = None) -> dict:
     replacements = {
         "representation_losses": soft_label_losses,
-        "build_heads": no_heads,
-        "remember": remember_nothing,
+        "build_models": build_without_heads,
+        "remember": remember_soft_labels,
     }
     return multirep_kd.main(argv, replace=replacements)
 

@@ -1,9 +1,9 @@
 """How much of the gain is BERT's knowledge?
 
-Here BERT has random weights. What remains of the gain is regularisation: random states
-still tell which token it is.
+Here BERT has random weights. Its states still tell the tokens apart, so that what
+remains of the gain needs no knowledge of the language.
 
-    python -m variants.multirep_kd.untrained_teacher
+    python -m variants.multirep_kd.untrained_teacher --method multirep_kd
 """
 
 import multirep_kd
