@@ -222,6 +222,7 @@ class Run:
             recogniser.tokenizer.save(self.folder)
             states = [load_weights(self._epoch_file(epoch)) for _, epoch in progress.best]
             save_weights(self.folder / "model.safetensors", average_of(states))
+            write_atomically(self.folder / "bad_files.json", json.dumps(progress.bad, indent=1))
         barrier(self.place)
         load_recogniser(recogniser, self.folder, self.place)
         rate = progress.audio_seconds / max(progress.train_seconds, 1e-9)
