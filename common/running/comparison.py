@@ -109,9 +109,9 @@ def read_rows(folders: list[str | Path]) -> list[Row]:
         kind = [run.result["script"], run.result.get("variant"), sorted(run.result["wer"])]
         key = json.dumps([*kind, run.result["decode"], same], sort_keys=True)
         name = run.result.get("variant") or run.result["method"]
-        row = rows.setdefault(key, Row(name, []))
-        if run.result["seed"] not in row.seeds:
-            row.runs.append(run)
+        if key in rows and run.result["seed"] in rows[key].seeds:
+            key += str(folder)  # the same again, or a copy that was changed
+        rows.setdefault(key, Row(name, [])).runs.append(run)
     found = list(rows.values())
     sets = [tuple(row.first.result["wer"]) for row in found]
     if len(set(sets)) > 1:

@@ -65,7 +65,7 @@ def panels(logs: list[tuple[int, list[dict[str, Any]]]]) -> list[Panel]:
 
 
 def _series(log: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """{quantity: [(update, value), ...]}; of a part that has parts itself, their mean."""
+    """{quantity: [(update, value), ...]}; of a part that has parts, their mean."""
     series: dict[str, list[tuple[int, float]]] = {}
     for entry in log:
         for name, value in entry.items():

@@ -94,7 +94,7 @@ def _where_to_listen(rows: list[Row], shown: list[Sentence]) -> Finding:
 
 
 def _what_is_heard(rows: list[Row], shown: list[Sentence], number: int, row: Row) -> str:
-    """The first wrong twin of the baseline in a sentence that the row does not write."""
+    """The first wrong twin of the baseline that the row does not write, in a sentence."""
     errors = shown[number - 1].errors
     confusions_of_row = errors[rows.index(row)].confusions
     twins = rows[0].first.twins
