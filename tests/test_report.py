@@ -103,8 +103,14 @@ def test_answers(made):
     """Which errors are left, what language helps with, and where one can hear it."""
     page = report.render(comparison.read_rows([made("ctc"), made("taught")]))
     said = re.sub(r"\s+", " ", re.sub("<[^>]*>", "", page))
-    assert "ctc: 20 % a word that sounds different, 40 % the homophone, 20 % a missing word" in said
-    assert "taught: 50 % a word that sounds different, 0 % the homophone, 50 % a missing" in said
+    assert (
+        "ctc, 5 errors: 20 % a word that sounds different, 40 % the homophone, 20 % a missing word"
+        in said
+    )
+    assert (
+        "taught, 2 errors: 50 % a word that sounds different, 0 % the homophone, 50 % a missing"
+        in said
+    )
     assert "ctc writes “sale” for “sail” there, taught does not; both sound the same" in said
     (number,) = re.findall(r"Listen to sentence (\d)\.", said)
     (chosen,) = re.findall(rf'id="s{number}" .*?test u(\d)', page, re.S)[:1]

@@ -4,10 +4,11 @@ their logs."""
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 # Where a panel's lines are drawn, in units of the picture.
-WIDTH, HEIGHT = 320, 190
+WIDTH, HEIGHT = 330, 196
 LEFT, RIGHT = 44, 310
 TOP, BOTTOM = 12, 164
 POINTS = 120  # of a line, at most; a longer log is averaged [choice]
@@ -80,10 +81,11 @@ def _series(log: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
 
 def _averaged(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """At most POINTS points, each the mean of its neighbours."""
-    size = math.ceil(len(points) / POINTS)
+    parts = min(len(points), POINTS)
+    bounds = [round(i * len(points) / parts) for i in range(parts + 1)]
     found = []
-    for i in range(0, len(points), size):
-        steps, values = zip(*points[i : i + size], strict=True)
+    for start, end in pairwise(bounds):
+        steps, values = zip(*points[start:end], strict=True)
         found.append((steps[-1], sum(values) / len(values)))
     return found
 

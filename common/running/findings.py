@@ -57,8 +57,8 @@ def _compare_two(table: Table, baseline: Cell, cell: Cell) -> str:
     rates = f"{cell.rate:.1f} % {table.what} against {baseline.rate:.1f} %"
     low = cell.interval.low
     high = cell.interval.high
-    holds = ", which holds 0" if cell.verdict == "not certain" else ""
-    interval = f"95 % interval of the difference {low:+.1f} to {high:+.1f}{holds}"
+    holds = "holds 0" if cell.verdict == "not certain" else "does not hold 0"
+    interval = f"95 % interval of the difference {low:+.1f} to {high:+.1f}, which {holds}"
     return f"{table.split}: {words[cell.verdict]} ({rates}; {interval})."
 
 
@@ -71,20 +71,21 @@ def _left(kind: Kinds) -> str:
     if not total:
         return f"{kind.row} makes no errors."
     shares = [f"{100 * count / total:.0f} % {name}" for name, count in kind.counts.items()]
-    return f"{kind.row}: {', '.join(shares)}, of {total} errors."
+    return f"{kind.row}, {total} errors: {', '.join(shares)}."
 
 
 def _where_to_listen(rows: list[Row], shown: list[Sentence]) -> Finding:
     """A sentence where the baseline writes more wrong twins than another row; if there
     is none, where the rows differ most."""
     question = "On which sentence can one hear why?"
-    best = None  # (gain, number, row)
+    best = None  # (how clear it is, number, row)
     for number, sentence in enumerate(shown, start=1):
         baseline, *others = sentence.errors
         for row, errors in zip(rows[1:], others, strict=True):
-            gain = (baseline.twins - errors.twins, -errors.count)
-            if gain[0] > 0 and (best is None or gain > best[0]):
-                best = (gain, number, row)
+            gain = baseline.twins - errors.twins
+            clear = gain - (baseline.count - baseline.twins) - errors.count
+            if gain > 0 and (best is None or clear > best[0]):
+                best = (clear, number, row)
     if best is not None:
         return Finding(question, [_what_is_heard(rows, shown, best[1], best[2])], best[1])
     differing = [n for n, sentence in enumerate(shown, start=1) if sentence.differs]
@@ -94,7 +95,7 @@ def _where_to_listen(rows: list[Row], shown: list[Sentence]) -> Finding:
 
 
 def _what_is_heard(rows: list[Row], shown: list[Sentence], number: int, row: Row) -> str:
-    """The first wrong twin of the baseline that the row does not write, in a sentence."""
+    """The sentence's first wrong twin of the baseline that the row does not write."""
     errors = shown[number - 1].errors
     confusions_of_row = errors[rows.index(row)].confusions
     twins = rows[0].first.twins

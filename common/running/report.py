@@ -149,7 +149,7 @@ def facts_of(run: Scores) -> dict[str, str]:
     of_training = comparison.read_json(run.run / "scored.json") or {}
     facts = {
         "training": of_training.get("command"),
-        "scoring": about.get("command"),
+        "scoring": "with it" if run.folder == run.run else about.get("command"),
         "commit": about.get("commit"),
         "date": about.get("date"),
         "seed": str(result["seed"]),

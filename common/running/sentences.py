@@ -170,7 +170,8 @@ def choose(sentences: list[Sentence]) -> list[Sentence]:
 
     def homophones_first(sentence: Sentence) -> tuple:
         twins = [errors.twins for errors in sentence.errors]
-        return (max(twins) - min(twins), sum(twins), sentence.difference)
+        others = sum(errors.count for errors in sentence.errors) - sum(twins)
+        return (max(twins) - min(twins), -others)  # the clearest first
 
     rankings = {
         "differ": lambda s: (s.difference, s.differs),
