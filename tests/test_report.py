@@ -320,6 +320,19 @@ def test_the_program(made, tmp_path, capsys):
         report.main([str(tmp_path)])
 
 
+def test_scores_on_other_data_have_pages(runs, tmp_path, capsys):
+    """One per run with the training's curves, and one side by side; nothing of the training is replaced."""
+    finished = runs("interaed_kd")
+    before = (finished.folder / "report.html").read_bytes()
+    copy = shutil.copytree(finished.folder, tmp_path / "other" / "copy")
+    finished.evaluate(finished.folder, copy, "--out", tmp_path / "scores")
+    assert f"open {tmp_path}/scores/compared.html" in capsys.readouterr().err
+    page = (tmp_path / "scores" / "compared.html").read_text()
+    assert page.count("<svg") > 3 and page.count("<audio") == 4 and "other-copy)" in page
+    assert len(list((tmp_path / "scores").glob("*/report.html"))) == 2
+    assert (finished.folder / "report.html").read_bytes() == before
+
+
 def test_without_audio_it_ends_well(made, tmp_path):
     folder = made("ctc")
     for path in tmp_path.glob("*.flac"):

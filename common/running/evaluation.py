@@ -315,7 +315,8 @@ def compare_methods(configs: list[Any], results: list[dict[str, Any]]) -> dict[s
 
     Returns the results by method; of one, its result.
     """
-    folders = [config.out for config in configs]
+    # A run that only transcribed has no scores.
+    folders = [config.out for config, result in zip(configs, results, strict=True) if result]
     if len(results) == 1:
         write_when_scored(folders)
         return results[0]

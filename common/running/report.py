@@ -15,12 +15,13 @@ write it too, when they have finished.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -29,6 +30,9 @@ from common.files import write_atomically
 from common.running import clips, command_line, comparison, curves, sentences
 from common.running.comparison import Row, Scores
 from common.running.findings import findings
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 FIGURES_BUDGET = 1_500_000  # characters of all pictures together
@@ -108,8 +112,9 @@ def common_folder(folders: list[str | Path]) -> Path:
 # ===================================================================================== the page
 
 
-def render(rows: list[Row], root: str | None = None, audio: bool = True) -> str:
-    """The page as HTML."""
+@functools.cache
+def template() -> tuple[Template, str]:
+    """The template, and the digest of its script: the page runs no other one."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -118,13 +123,19 @@ def render(rows: list[Row], root: str | None = None, audio: bool = True) -> str:
     source = TEMPLATE.read_text("utf-8")
     script = re.search("<script>(.*?)</script>", source, re.S)[1]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.from_string(source), digest
+
+
+def render(rows: list[Row], root: str | None = None, audio: bool = True) -> str:
+    """The page as HTML."""
+    page, digest = template()
     tables = comparison.scores(rows)
     kinds = comparison.kinds_of_errors(rows)
     chosen = sentences.choose(comparison.sentences_of(rows))
     runs = [(i, run) for i, row in enumerate(rows) for run in row.runs]
     logs = [(i, run.log()) for i, run in runs]
-    return environment.from_string(source).render(
-        script_digest=digest,  # no other script may run in the page
+    return page.render(
+        script_digest=digest,
         title=" and ".join(row.name for row in rows),
         rows=rows,
         runs=[(rows[i].name, facts_of(run), run.config) for i, run in runs],
@@ -248,10 +259,15 @@ def trouble_of(run: Scores) -> tuple[dict[str, int], dict[str, list[tuple[str, s
 # ====================================================================================== program
 
 
+def read_command_line(argv: list[str] | None) -> Options:
+    """The checked options. argv: None for the program's own."""
+    name = "python -m common.running.report"
+    return command_line.read_checked(name, __doc__, Options(runs=()), argv)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Writes the page of the runs on the command line, and says where it is."""
-    name = "python -m common.running.report"
-    given = command_line.read_checked(name, __doc__, Options(runs=()), argv)
+    given = read_command_line(argv)
     folders = [folder.rstrip("/") or folder for folder in given.runs]
     out = Path(given.out) if given.out else page_of(folders)
     write_page(folders, out, given.root, not given.no_audio)

@@ -22,7 +22,8 @@ changes nothing.
 
 Files of a run: config.json, log.jsonl (one line per update and per epoch), last.pt
 (everything needed to go on), epochs/ (weights of the best epochs), model.safetensors
-and the tokenizer (the product), hyp_<split>.txt, result.json.
+and the tokenizer (the product), bad_files.json (what could not be read),
+hyp_<split>.txt, result.json.
 """
 
 from __future__ import annotations
