@@ -247,6 +247,7 @@ def test_two_ranks_and_accumulation_are_one_rank(finished, corpus, tmp_path):
             # Behind the texts stand paths inside --root, which differs.
             texts = read_hypotheses(tmp_path / "whole" / method / "hyp_test.tsv")
             assert read_hypotheses(folder / "hyp_test.tsv") == texts
+    assert parts.keys() == whole.keys() == set(methods)
 
 
 def test_several_methods_one_after_the_other(finished, tmp_path, capsys):
