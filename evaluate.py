@@ -8,8 +8,9 @@ Run
     python evaluate.py RUN --decode beam --lm demo/lm   with a language model
     python evaluate.py RUN --summary                    parameters by part
 
-RUN is the folder of a finished run of any script. Scores, result.json and the
-hypotheses go to RUN/score-<data>, or to --out. Several values of --lm-weight and
+RUN is the folder of a finished run of any script. Scores, result.json, the hypotheses
+and a page, report.html, go to RUN/score-<data>, or to --out; the page of several runs
+is compared.html in the folder that holds them all. Several values of --lm-weight and
 --bonus are tried on 100 dev utterances.
 """
 
@@ -25,6 +26,7 @@ from common.errors import UserError
 from common.running import command_line, corpora, decoding, evaluation, options, runs
 from common.running.options import Positive, Search, Seconds
 from common.running.process import Place, first_rank_first, join, open_scores
+from common.running.report import write_when_scored
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def score_run(given: Evaluation, folder: str, place: Place) -> tuple[Evaluation,
         corpus = corpora.load_corpus(
             data, given.root, seed=run.config.seed, scoring=True, languages=chosen.languages
         )
-    result = evaluation.head_of_result(run.script, run.config)
+    result = evaluation.head_of_result(run.script, run.config) | {"run": str(run.folder)}
     result |= evaluation.evaluate(run.recogniser, corpus, chosen, place)
     return chosen, evaluation.report(result, chosen, place)
 
@@ -104,10 +106,12 @@ def main(argv: list[str] | None = None) -> dict | list[dict]:
         return counts[0] if len(counts) == 1 else counts
     scored = [score_run(given, folder, place) for folder in given.runs]
     results = [result for _, result in scored]
-    if len(results) == 1:
-        return results[0]
-    evaluation.compare([chosen.out for chosen, _ in scored], results)
-    return results
+    folders = [chosen.out for chosen, _ in scored]
+    if len(results) > 1:
+        evaluation.compare(folders, results)
+    # Beside runs that were trained together lies the page of their training.
+    write_when_scored(folders, together="compared.html")
+    return results[0] if len(results) == 1 else results
 
 
 if __name__ == "__main__":

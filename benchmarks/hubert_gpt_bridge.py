@@ -21,7 +21,7 @@ import hubert_gpt_bridge as script  # noqa: E402
 from common import figures, metrics, prompting  # noqa: E402
 from common.demo.spontaneous import FILLERS  # noqa: E402
 from common.running.batches import read_one  # noqa: E402
-from common.running.evaluation import read_hypotheses  # noqa: E402
+from common.running.hypotheses import read_hypotheses  # noqa: E402
 from common.running.process import start, synchronise  # noqa: E402
 
 

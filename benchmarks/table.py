@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from intervals import bootstrap_difference
 from rows import PAIRS, ROWS, SEEDS
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common import figures, metrics  # noqa: E402
+from common.intervals import bootstrap_difference  # noqa: E402
 from common.running.corpora import load_homophones  # noqa: E402
-from common.running.evaluation import read_hypotheses  # noqa: E402
+from common.running.hypotheses import read_hypotheses  # noqa: E402
 from common.text import read_lines  # noqa: E402
 
 SPEED = {"train_seconds": "training, s", "audio_seconds_per_second": "audio-s/s", "teacher_seconds": "teacher, s",

@@ -88,11 +88,12 @@ def word_errors(
 
 def character_errors(references: Iterable[str], hypotheses: Iterable[str]) -> ErrorRate:
     """The same over characters; spaces and apostrophes do not count."""
+    return _count(map(spread, references), map(spread, hypotheses))
 
-    def spread(texts):
-        return (" ".join(comparable(text).replace(" ", "").replace("'", "")) for text in texts)
 
-    return _count(spread(references), spread(hypotheses))
+def spread(text: str) -> str:
+    """The characters of a text that count, with a space between each two."""
+    return " ".join(comparable(text).replace(" ", "").replace("'", ""))
 
 
 def longest_mean_word(character: str) -> int:
@@ -126,7 +127,7 @@ def written_without_spaces(texts: Iterable[str]) -> bool:
     return characters.total() / len(words) > total / sum(letters.values())
 
 
-def _align(
+def align(
     references: Iterable[str], hypotheses: Iterable[str]
 ) -> Iterator[list[tuple[str, list[str], list[str]]]]:
     """Of every pair [(equal | substitute | delete | insert, reference words, hypothesis
@@ -147,7 +148,7 @@ def hits(reference: str, hypothesis: str) -> list[tuple[int, int]]:
     found = []
     i = 0
     j = 0
-    (alignment,) = _align([reference], [hypothesis])
+    (alignment,) = align([reference], [hypothesis])
     for kind, ref_words, hyp_words in alignment:
         if kind == "equal":
             found += [(i + n, j + n) for n in range(len(ref_words))]
@@ -177,7 +178,7 @@ def homophone_errors(
     Homophones that were misheard altogether count in the word error rate only.
     """
     meant, wrong = Counter(), 0
-    for alignment in _align(references, hypotheses):
+    for alignment in align(references, hypotheses):
         for kind, ref_words, hyp_words in alignment:
             if kind in ("equal", "substitute"):
                 for ref, hyp in zip(ref_words, hyp_words, strict=True):
@@ -224,7 +225,7 @@ def side_by_side(reference: str, hypothesis: str) -> str:
     HYP: the NIGHT  rode OUT home
     """
     rows = [], []
-    (alignment,) = _align([reference], [hypothesis])
+    (alignment,) = align([reference], [hypothesis])
     for kind, ref_words, hyp_words in alignment:
         n = max(len(ref_words), len(hyp_words))
         for ref, hyp in zip(ref_words or [""] * n, hyp_words or [""] * n, strict=True):

@@ -20,7 +20,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from common.errors import UserError
@@ -38,6 +38,7 @@ INVISIBLE = re.compile(
 VIRAMA = 9  # Unicode's combining class of the signs that take a consonant's vowel away
 
 
+@lru_cache(maxsize=1 << 16)  # scores ask for the same texts several times
 def normalise(text: str) -> str:
     """The normaliser `basic`: NFKC, lower case, one apostrophe, other signs are spaces.
 

@@ -9,12 +9,12 @@ import pytest
 from conftest import REPOSITORY, read_configs
 
 import evaluate
+from common.intervals import bootstrap_difference
 
 sys.path.append(str(REPOSITORY / "benchmarks"))  # where they find each other
 
 import demo_world
 import table
-from intervals import bootstrap_difference
 from rows import PAIRS, ROWS, SEEDS
 
 

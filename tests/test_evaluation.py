@@ -17,6 +17,7 @@ from common.running.batches import read_one
 from common.running.corpora import Corpus, Utterance
 from common.running.decoding import Transcript, Word
 from common.running.flags import RunConfig
+from common.running.hypotheses import write_hypotheses
 from common.running.options import Search
 from common.running.process import Place
 
@@ -341,11 +342,8 @@ def test_scores_of_every_test_set(corpus, config, tmp_path, capsys):
         ["b", "the see home", "the sea sea home"],
         ["c", "night", "night"],
     ]
-    assert (
-        (tmp_path / "out" / "hyp_test-more.tsv")
-        .read_text()
-        .startswith("id\treference\thypothesis\n")
-    )
+    more = (tmp_path / "out" / "hyp_test-more.tsv").read_text()
+    assert more.startswith("id\treference\thypothesis\taudio\toffset\tduration\tchannel\n")
 
 
 def test_scores_of_a_tuned_search(corpus, config):
@@ -372,8 +370,10 @@ def test_nothing_to_score(corpus, config):
 
 
 def test_names_that_would_break_a_table(tmp_path, capsys):
-    references = {"a\tb\nc": "the night", "née 1": "sea", "left out": "x"}
-    evaluation.write_hypotheses(tmp_path, "test", references, {"a\tb\nc": "the night", "née 1": ""})
+    names = {"a\tb\nc": "the night", "née 1": "sea", "left out": "x"}
+    utterances = [Utterance(name, "a\tb.flac", text, 1.0) for name, text in names.items()]
+    found = {"a\tb\nc": "the night", "née 1": ""}
+    write_hypotheses(tmp_path, "test", utterances, found, "data")
     rows = evaluation.read_hypotheses(tmp_path / "hyp_test.tsv")
     assert rows == [["a\\tb\\nc", "the night", "the night"], ["née 1", "sea", ""]]
     assert capsys.readouterr().out == "REF: SEA\nHYP: ***\n"

@@ -11,6 +11,7 @@ import pytest
 from conftest import REPOSITORY, SCRIPTS, read_configs, run_script
 
 from common.demo.__main__ import build_parser
+from common.running import report
 
 PROGRAMS = sorted(
     path.stem for path in REPOSITORY.glob("*.py")
@@ -36,6 +37,9 @@ def test_commands_parse(command, tmp_path, monkeypatch, request):
     words = shlex.split(command)
     if "common.demo" in words:
         build_parser().parse_args(words[words.index("common.demo") + 1 :])
+        return
+    if "common.running.report" in words:
+        report.read_command_line(words[words.index("common.running.report") + 1 :])
         return
     if "-m" in words:
         _, script, variant = words[words.index("-m") + 1].split(".")

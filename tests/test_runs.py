@@ -19,6 +19,7 @@ from common.errors import UserError
 from common.figures import read_log
 from common.running.audio import read_audio
 from common.running.corpora import Utterance
+from common.running.hypotheses import read_hypotheses
 from common.running.weights import load_weights
 
 RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -243,10 +244,9 @@ def test_two_ranks_and_accumulation_are_one_rank(finished, corpus, tmp_path):
                 for a, b in zip(moments, other_moments, strict=True)
             )
             assert json.loads((folder / "result.json").read_text())["wer"] == whole[method]["wer"]
-            for file in ("hyp_test.txt", "hyp_test.tsv"):
-                assert (folder / file).read_text() == (
-                    tmp_path / "whole" / method / file
-                ).read_text()
+            # Behind the texts stand paths inside --root, which differs.
+            texts = read_hypotheses(tmp_path / "whole" / method / "hyp_test.tsv")
+            assert read_hypotheses(folder / "hyp_test.tsv") == texts
     assert parts.keys() == whole.keys() == set(methods)
 
 

@@ -355,7 +355,7 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
 
 
 def test_hypotheses_are_read_as_they_were_written(tmp_path):
-    from common.running.evaluation import read_hypotheses
+    from common.running.hypotheses import read_hypotheses
 
     path = tmp_path / "hyp_test.tsv"
     path.write_bytes("id\treference\thypothesis\na\tx\u2028y\tz\rz\n".encode())

@@ -102,19 +102,27 @@ def join(parts: list[Transcript], starts: list[float]) -> Transcript:
 
 
 def decode(
-    recogniser: nn.Module, utterances: list[Utterance], config: Any, place: Place, **search: Any
+    recogniser: nn.Module,
+    utterances: list[Utterance],
+    config: Any,
+    place: Place,
+    unreadable: dict[str, str] | None = None,
+    **search: Any,
 ) -> dict[str, Transcript]:
     """{utterance: transcript}; all ranks share the work. Unreadable utterances are
     named.
 
-    Utterances whose channels cancel each other are counted, and named once per file.
+    unreadable: gets {utterance: why it could not be read}. Utterances whose channels
+    cancel each other are counted, and named once per file.
     """
     plan = evaluation_batches(utterances, config.batch_seconds, place.rank, place.ranks)
     quiet = None if place.first else True  # None: quiet if stderr is no terminal
     bar = tqdm(loader(plan, config), "decoding", unit="batch", leave=False, delay=2, disable=quiet)
     mine: dict[str, Transcript] = {}
     cancelling: dict[str, str] = {}
+    bad: dict[str, str] = {}
     for batch in bar:
+        bad |= batch.bad
         for reason in batch.bad.values():
             note(f"not scored: {reason}")
         cancelling |= batch.cancelling
@@ -126,8 +134,10 @@ def decode(
         mine[name] = mine[name]._replace(counts=counts)
     found = {}
     remarks = set()
-    for part, its_remarks in gather((mine, cancelling), place):
+    for part, its_remarks, its_bad in gather((mine, cancelling, bad), place):
         found |= part
+        if unreadable is not None:
+            unreadable |= its_bad
         remarks |= {*its_remarks.values()}
     if place.first:
         for remark in sorted(remarks):  # about a file, not each of its segments

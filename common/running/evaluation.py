@@ -19,12 +19,14 @@ from common import metrics
 from common.errors import UserError, note_once
 from common.features import SAMPLE_RATE
 from common.files import write_atomically
+from common.running import provenance
 from common.running.batches import MicroBatch, loader
 from common.running.corpora import Corpus, Utterance
 from common.running.decoding import Transcript, decode, recognise, searches, texts_of
+from common.running.hypotheses import read_hypotheses, write_hypotheses
 from common.running.process import Place, barrier, note, synchronise
+from common.running.report import write_when_scored
 from common.running.updates import add_up
-from common.text import printable, read_lines
 
 # ==================================================================================== scores
 
@@ -132,8 +134,8 @@ def evaluate(recogniser: nn.Module, corpus: Corpus, config: Any, place: Place) -
     """Scores every test set with the search that was tuned on dev; returns what RESULT
     says.
 
-    Writes hyp_<split>.txt and .tsv, and prints some errors of each set. Raises
-    UserError where there is nothing to score.
+    Writes hyp_<split>.txt and .tsv and scored.json, and prints some errors of each set.
+    Raises UserError where there is nothing to score.
     """
     search = tune(recogniser, corpus, config, place, searches(config, recogniser, place))
     Path(config.out).mkdir(parents=True, exist_ok=True)
@@ -142,8 +144,10 @@ def evaluate(recogniser: nn.Module, corpus: Corpus, config: Any, place: Place) -
     scores: dict[str, Any] = {"decode": config.search.decode}
     scores |= {name: {} for name in metrics.METRICS}
     scores |= {"not_scored": 0, "cancelling_channels_scored": 0}
+    not_scored: dict[str, dict[str, str]] = {}  # set -> {utterance: why}
     for split, utterances in corpus.tests.items():
-        found = decode(recogniser, utterances, config, place, **search)
+        not_scored[split] = {}
+        found = decode(recogniser, utterances, config, place, not_scored[split], **search)
         for name, rate in score_split(split, utterances, found, corpus.homophones).items():
             scores[name][split] = rate
         missing = len(corpus.missing.get(split, {}))  # at loading
@@ -151,7 +155,9 @@ def evaluate(recogniser: nn.Module, corpus: Corpus, config: Any, place: Place) -
         for transcript in found.values():
             add_up(scores, transcript.counts)
         if place.first:
-            show_split(Path(config.out), split, utterances, texts_of(found), corpus.homophones)
+            show_split(config, split, utterances, texts_of(found), corpus.homophones)
+    if place.first:
+        provenance.write(config, corpus, not_scored, place)
     languages = {u.language for utterances in corpus.tests.values() for u in utterances}
     if len(languages) > 1:
         for name in ("wer", "cer"):
@@ -186,7 +192,7 @@ def score_split(
 
 
 def show_split(
-    folder: Path,
+    config: Any,
     split: str,
     utterances: list[Utterance],
     found: dict[str, str],
@@ -197,7 +203,7 @@ def show_split(
     references = {u.id: u.text for u in utterances}
     words, homophones = metrics.score(references, found, twins)
     print(summarise(split, words, homophones))
-    write_hypotheses(folder, split, references, found)
+    write_hypotheses(Path(config.out), split, utterances, found, config.root)
 
 
 def describe_search(
@@ -223,26 +229,6 @@ def summarise(split: str, words: metrics.ErrorRate, homophones: metrics.Homophon
         line += f"; homophones {homophones.rate:.1f} % of {homophones.count} wrong"
         line += f" (chance {homophones.chance:.0f} %)"
     return line
-
-
-def write_hypotheses(
-    folder: Path, split: str, references: dict[str, str], found: dict[str, str]
-) -> None:
-    """hyp_<split>.txt for people, hyp_<split>.tsv for programs; prints the first three
-    errors."""
-    scored = {name: text for name, text in references.items() if name in found}
-    pairs = {name: metrics.side_by_side(text, found[name]) for name, text in scored.items()}
-    aligned = [f"{printable(name)}\n{pair}\n" for name, pair in pairs.items()]
-    write_atomically(folder / f"hyp_{split}.txt", "\n".join(aligned))
-    rows = [f"{printable(name)}\t{text}\t{found[name]}\n" for name, text in scored.items()]
-    write_atomically(folder / f"hyp_{split}.tsv", "id\treference\thypothesis\n" + "".join(rows))
-    wrong = [pairs[name] for name, text in scored.items() if found[name] != text]
-    print(*wrong[:3], sep="\n", flush=True)
-
-
-def read_hypotheses(path: Path) -> list[list[str]]:
-    """[[id, reference, hypothesis], ...] of a hyp_<split>.tsv."""
-    return [line.split("\t") for line in read_lines(path)[1:] if line]
 
 
 def real_time_factor(
@@ -325,11 +311,17 @@ def differs(name: str, found: list[dict[str, list[str]]]) -> bool:
 
 
 def compare_methods(configs: list[Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Prints the results of several methods, and returns them by method; of one, its
-    result."""
+    """Prints the results of several methods, and writes their pages.
+
+    Returns the results by method; of one, its result.
+    """
+    # A run that only transcribed has no scores.
+    folders = [config.out for config, result in zip(configs, results, strict=True) if result]
     if len(results) == 1:
+        write_when_scored(folders)
         return results[0]
-    compare([config.out for config in configs], results)
+    compare(folders, results)
+    write_when_scored(folders)
     return {result["method"]: result for result in results}
 
 

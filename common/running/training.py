@@ -22,7 +22,8 @@ changes nothing.
 
 Files of a run: config.json, log.jsonl (one line per update and per epoch), last.pt
 (everything needed to go on), epochs/ (weights of the best epochs), model.safetensors
-and the tokenizer (the product), hyp_<split>.txt, result.json.
+and the tokenizer (the product), bad_files.json (what could not be read),
+hyp_<split>.txt, result.json.
 """
 
 from __future__ import annotations
@@ -222,6 +223,7 @@ class Run:
             recogniser.tokenizer.save(self.folder)
             states = [load_weights(self._epoch_file(epoch)) for _, epoch in progress.best]
             save_weights(self.folder / "model.safetensors", average_of(states))
+            write_atomically(self.folder / "bad_files.json", json.dumps(progress.bad, indent=1))
         barrier(self.place)
         load_recogniser(recogniser, self.folder, self.place)
         rate = progress.audio_seconds / max(progress.train_seconds, 1e-9)
