@@ -18,19 +18,13 @@ import pytest
 import soundfile
 from conftest import copy_corpus, write_manifest
 
-from common import demo
+from common.demo import english
 from common.errors import UserError
 from common.running.corpora import (
     CHARACTERS_PER_SECOND,
-    LIBRISPEECH_SCORED,
-    LIBRISPEECH_TRAIN,
-    MLS_LANGUAGES,
     Utterance,
     first_hours,
     languages_of,
-    list_manifest,
-    list_mls,
-    list_subset,
     load_corpus,
     load_homophones,
     session_order,
@@ -39,6 +33,14 @@ from common.running.corpora import (
     untrainable,
 )
 from common.running.downloads import fetch_archive
+from common.running.layouts import (
+    LIBRISPEECH_SCORED,
+    LIBRISPEECH_TRAIN,
+    MLS_LANGUAGES,
+    list_mls_subset,
+    list_subset,
+)
+from common.running.manifests import list_manifest
 from common.text import normalise
 
 
@@ -146,13 +148,13 @@ def test_scoring_needs_no_training_data(root, tmp_path):
 def test_demo_worlds_by_name_and_no_more_of_them_than_scoring_needs(tmp_path, monkeypatch):
     built = []
     monkeypatch.setattr(
-        demo, "build", lambda folder, **options: built.append((folder, options)) or ["train-000"]
+        english, "build", lambda folder, **options: built.append((folder, options)) or ["train-000"]
     )
     for name in ("demo", "demo-smoke"):
         for options in ({}, {"hours": 7.2}, {"hours": 7.2, "scoring": True}):
             with pytest.raises(UserError, match=f"{name}/LibriSpeech lacks a"):
                 load_corpus(name, str(tmp_path), **options)
-    hours = [demo.HOURS, 7.2, demo.SHARD_HOURS]
+    hours = [english.HOURS, 7.2, english.SHARD_HOURS]
     assert built == [
         (tmp_path / name, {"hours": h, "small": name == "demo-smoke"})
         for name in ("demo", "demo-smoke")
@@ -185,7 +187,7 @@ def test_a_line_of_a_list_ends_at_a_line_feed_alone(tmp_path):
     )
     lists = [
         list_subset(tmp_path, "test-clean"),
-        list_mls(tmp_path, "english"),
+        list_mls_subset(tmp_path, "english"),
         list_manifest(tmp_path / "test.jsonl")[0],
     ]
     for utterances in lists:
@@ -452,10 +454,10 @@ def test_mls_where_the_first_file_is_missing(tmp_path):
     (tmp_path / "audio" / "1" / "2").mkdir(parents=True)
     for ending in (".flac", ".opus"):
         (tmp_path / "audio" / "1" / "2" / f"{names[1]}{ending}").touch()
-        found = [Path(u.audio).name for u in list_mls(tmp_path, "polish")]
+        found = [Path(u.audio).name for u in list_mls_subset(tmp_path, "polish")]
         assert found == [f"{name}{ending}" for name in names]
         (tmp_path / "audio" / "1" / "2" / f"{names[1]}{ending}").unlink()
-    assert {Path(u.audio).suffix for u in list_mls(tmp_path, "polish")} == {".flac"}
+    assert {Path(u.audio).suffix for u in list_mls_subset(tmp_path, "polish")} == {".flac"}
 
 
 def test_opus_is_read_where_it_is_unpacked(mls_root, tmp_path):

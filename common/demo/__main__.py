@@ -9,8 +9,8 @@ from pathlib import Path
 
 import soundfile
 
-from common import demo
-from common.demo import HOURS, multilingual
+from common.demo import english, models, multilingual
+from common.demo.english import HOURS
 from common.demo.grammar import HELD_OUT
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
@@ -45,20 +45,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    world = multilingual if args.world == "mls" else demo
-    out = args.out or {"english": "data/demo", "mls": "data/demo-mls"}[args.world]
     try:
         if args.world == "mls":
-            print(
-                report_languages(
-                    Path(out), multilingual.build(out, small=args.small, seed=args.seed)
-                ),
-                flush=True,
-            )
+            out = Path(args.out or "data/demo-mls")
+            languages = multilingual.build(out, small=args.small, seed=args.seed)
+            print(report_languages(out, languages), flush=True)
+            names, build_model = models.MULTILINGUAL, models.build_multilingual
         else:
-            print(report(Path(out), demo.build(out, args.hours, args.small, args.seed)), flush=True)
-        for name in world.MODELS if args.models else ():
-            print(f"{name}: {world.build_model(out, name, args.small, args.seed)}", flush=True)
+            out = Path(args.out or "data/demo")
+            print(report(out, english.build(out, args.hours, args.small, args.seed)), flush=True)
+            names, build_model = models.ENGLISH, models.build_english
+        for name in names if args.models else ():
+            print(f"{name}: {build_model(out, name, args.small, args.seed)}", flush=True)
     except UserError as error:
         sys.exit(f"error: {error}")
 

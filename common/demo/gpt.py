@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPTNeoXConfig, PreTrainedTokenizerFast
 
 from common.demo.grammar import split_of
@@ -78,8 +79,6 @@ def spoken(sentence: str, rng: random.Random) -> str:
 
 def build_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
     """vocabulary: of a BERT, whose first five are its special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
     pieces = [*SPECIAL.values(), *vocabulary[len(SPECIAL) :], "##'"]
     tokenizer = Tokenizer(
         models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")

@@ -14,8 +14,8 @@ import json
 import random
 from pathlib import Path
 
-from common.demo import SHARD, grammar, speakers, words
-from common.demo.building import claim, speak
+from common.demo import grammar, speakers, words
+from common.demo.building import SHARD, claim, speak
 from common.files import write_atomically
 
 VERSION = 4  # of the recipe: raise it whenever the same seed would give another world

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.errors import UserError
 from common.features import change_speed
 from common.running.audio import AudioError, read_audio
-from common.running.corpora import Corpus, Utterance, load_corpus
+from common.running.corpora import Corpus, Utterance, download, load_corpus
 from common.running.options import RunConfig
 from common.running.process import Place, first_rank_first
 
@@ -210,15 +210,12 @@ def make_batch(waves: list[Tensor], labels: list[list[int]], *rest) -> Batch:
 
 def read_corpus(config: RunConfig, place: Place) -> Corpus:
     """What --data names; the first rank may download or build it. Raises UserError."""
+    scoring = config.checkpoint is not None
     with first_rank_first(place):
+        if config.download:
+            download(config.data, config.root, config.hours, scoring)
         return load_corpus(
-            config.data,
-            config.root,
-            config.hours,
-            config.download,
-            config.seed,
-            scoring=config.checkpoint is not None,
-            languages=config.languages,
+            config.data, config.root, config.hours, config.seed, scoring, config.languages
         )
 
 

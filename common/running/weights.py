@@ -1,10 +1,12 @@
-"""Weights as safetensors, written in one move, checked when read; without what a named
-pretrained model supplies.
+"""Weights as safetensors: written in one move, and checked when they are read.
 
-save_weights(path, own_state(model))
-load_own_state(model, load_weights(path))
-load_recogniser(recogniser, folder, place)      of a finished run
-digest_of_model(config, weight_files(folder, "--lm"), root)    of frozen weights
+    save_weights(path, own_state(model))
+    load_own_state(model, load_weights(path))
+    load_recogniser(recogniser, folder, place)  the weights of a finished run
+
+Frozen weights of a pretrained model that has a name are not saved with a run, since
+they can be had again under that name. Only a digest of them is saved: the section
+"what a pretrained model supplies" below.
 """
 
 from __future__ import annotations
@@ -70,12 +72,36 @@ def average_of(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return mean
 
 
-def own_state(module: nn.Module) -> dict[str, Tensor]:
-    """Its state without what a named pretrained model supplies, and with tied tensors
-    once.
+# ---------------------------------------------------------- what a pretrained model supplies
+#
+# A frozen language model of a billion weights is not saved with every run that uses it. It has a
+# buffer named `supplied` instead: 17 small whole numbers, the version of this form and a digest of
+# all tensors in the model's files and of its config.json (the type in which the weights are used
+# does not count). `own_state` takes that buffer as a sign: it leaves out the part's frozen weights
+# and keeps the buffer. When the run is loaded, the pretrained model is loaded by its name first,
+# and `load_own_state` compares its digest with the stored one.
 
-    A part with a buffer `supplied` (see pretrained.load_causal) is such a model: its
-    frozen parameters and its other buffers can be had from where they came.
+FORM_OF_MARKS = 2  # the first form, without this number, covered a part of the model only
+
+
+def mark_supplied(model: nn.Module, digits: str) -> nn.Module:
+    """The model, frozen, with its buffer `supplied`. digits: the digest, hexadecimal."""
+    mark = [FORM_OF_MARKS, *bytes.fromhex(digits)]
+    model.register_buffer("supplied", torch.tensor(mark, dtype=torch.uint8))
+    return model.requires_grad_(False)
+
+
+def forget_supplied(model: nn.Module) -> None:
+    """Takes the mark away, so that all weights of the model are saved with the run."""
+    if hasattr(model, "supplied"):
+        del model.supplied
+
+
+def own_state(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model that are saved with a run, tied ones once.
+
+    A part with the mark `supplied` is a named pretrained model: its frozen parameters
+    and its other buffers are left out.
     """
     elsewhere = set()
     for part in module.modules():
