@@ -28,14 +28,12 @@ def note(message: str) -> None:
 
 @functools.cache  # which writes it once
 def note_once(message: str) -> None:
-    """As `note`; a message that this process has written before is not written
-    again."""
+    """As `note`, for a message that this process has not written before."""
     note(message)
 
 
 def explain_errors() -> None:
-    """From here on, an error that the user can fix is printed as one sentence on
-    stderr."""
+    """From here on, errors that the user can fix are printed as one sentence."""
     sys.excepthook = _explain
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(
@@ -56,8 +54,7 @@ def _explain(kind: type, error: BaseException, trace) -> None:
 
 
 def _sentence_of(kind: type, error: BaseException) -> str:
-    """What is printed instead of the traceback, or "" for an error that the user cannot
-    fix."""
+    """The sentence in place of a traceback; "" for errors that the user cannot fix."""
     if isinstance(error, UserError):
         return f"error: {error}"
     if isinstance(error, KeyboardInterrupt):

@@ -59,8 +59,10 @@ class ErrorRate(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """In per cent; a test set without words gives 0 if nothing was recognised, else
-        100."""
+        """Errors per word in per cent.
+
+        For a test set without words it is 0 if nothing was recognised, else 100.
+        """
         return 100 * self.errors / self.words if self.words else 100.0 * (self.errors > 0)
 
 
@@ -96,8 +98,7 @@ def character_errors(references: Iterable[str], hypotheses: Iterable[str]) -> Er
 
 
 def longest_mean_word(character: str) -> int:
-    """The length, in characters, that words with this character have at most on
-    average."""
+    """The longest mean length, in characters, of words with this character."""
     script = re.split("[ -]", unicodedata.name(character, ""))[0]
     return LONGEST_MEAN_WORD.get(script, LONGEST_MEAN_WORD_ELSEWHERE)
 
@@ -114,8 +115,8 @@ def written_without_spaces(texts: Iterable[str]) -> bool:
     can be. That is more than 3 characters where all letters are Chinese or Japanese, 6
     where they are Thai, Lao, Khmer or Burmese, and 15 elsewhere; of mixed letters, the
     mean of these numbers. So Japanese that was cut into words counts as written with
-    spaces, and a pause here and there does not make words. Texts without letters do,
-    too.
+    spaces, and a pause here and there does not make words. Texts without letters also
+    count as written with spaces.
     """
     words = [word for text in texts for word in normalise(text).split()]
     characters = Counter("".join(words))

@@ -26,7 +26,7 @@ def longest_input(model: nn.Module) -> int:
 class LanguageModel:
     """A causal language model over the recogniser's own word pieces.
 
-        lm([(), (17, 4)])  ->  (2, V) log p(next label | prefix); column 0: the text ends
+        lm([(), (17, 4)])  ->  (2, V) log p(next label | prefix); column 0: its end
 
     Its vocabulary may hold further pieces: p is over the whole vocabulary, and pieces
     without a label are left out. If several labels are the same piece to the model (the
@@ -191,7 +191,7 @@ class WordModel:
         return np.logaddexp.reduce([self.look_ahead(ids[:n], ids[n:]) for n in cuts])
 
     def look_ahead(self, before: tuple[int, ...], ids: tuple[int, ...]) -> float:
-        """log p of the texts with one piece behind `before` that begins as `ids` write."""
+        """log p of all texts in which one piece with these letters follows `before`."""
         letters = self.written[ids[0]]
         letters += "".join(self.written[i].removeprefix("##") for i in ids[1:])
         first = bisect.bisect_left(self.alphabetical, letters)

@@ -100,7 +100,8 @@ def load_corpus(
     for name, listing in listings.items():
         hours = listed.hours if name == "train" else None
         sets[name], missing[name] = _admit(name, listing, hours, seed)
-    train, dev = sets.pop("train", []), sets.pop("dev", [])
+    train = sets.pop("train", [])
+    dev = sets.pop("dev", [])
     return Corpus(train, dev, sets, load_homophones(listed.folder), missing)
 
 
@@ -198,7 +199,7 @@ def _refuse_lost_language(before: list[Utterance], after: list[Utterance], sente
 def _admit(
     name: str, listing: Listing, hours: float | None, seed: int
 ) -> tuple[list[Utterance], dict[str, str]]:
-    """The utterances of a set that are there, with durations; {utterance: what is wrong}.
+    """The utterances of a set that are there, and {utterance: reason} for the others.
 
     What is left out is counted on stderr. Raises UserError if nothing is left, and in
     `train` also if too much is missing. Of a test set the score says what is missing.

@@ -59,8 +59,7 @@ class Decoding:
 def recognise(
     recogniser: nn.Module, batch: Batch, config: Any, place: Place, **search: Any
 ) -> list[Transcript]:
-    """A transcript per utterance; longer ones than --cut-seconds are cut and joined
-    again."""
+    """A transcript per utterance; above --cut-seconds they are cut and joined again."""
     recogniser.eval()
     if batch.samples.max() <= config.cut_seconds * SAMPLE_RATE:
         return recogniser.transcribe(batch.to(place.device), place, **search)
@@ -89,8 +88,7 @@ def transcript_of(tokens: list[Token], tokenizer: Tokenizer, seconds: float) -> 
 
 
 def join(parts: list[Transcript], starts: list[float]) -> Transcript:
-    """Transcripts of pieces that follow each other; the pieces begin at `starts`
-    seconds."""
+    """One transcript of several pieces, which begin at `starts` seconds."""
     words: list[Word] = []
     counts: dict[str, float] = {}
     for part, start in zip(parts, starts, strict=True):
@@ -104,10 +102,10 @@ def join(parts: list[Transcript], starts: list[float]) -> Transcript:
 def decode(
     recogniser: nn.Module, utterances: list[Utterance], config: Any, place: Place, **search: Any
 ) -> dict[str, Transcript]:
-    """{utterance: transcript}; all ranks share the work. Unreadable utterances are
-    named.
+    """{utterance: transcript}. All ranks share the work.
 
-    Utterances whose channels cancel each other are counted, and named once per file.
+    Utterances that cannot be read are named. Those whose channels cancel each other are
+    counted, and named once per file.
     """
     plan = evaluation_batches(utterances, config.batch_seconds, place.rank, place.ranks)
     quiet = None if place.first else True  # None: quiet if stderr is no terminal
@@ -152,8 +150,7 @@ def check_search(recogniser: nn.Module, search: Search) -> None:
 
 
 def searches(config: Any, recogniser: nn.Module, place: Place) -> list[dict[str, Any]]:
-    """The options of `transcribe` to choose from: every --lm-weight with every
-    --bonus."""
+    """The choices of options of `transcribe`: each --lm-weight with each --bonus."""
     decoding = recogniser.decodes
     search = config.search.filled(decoding.own)
     if search.decode == "greedy":

@@ -1,5 +1,4 @@
-"""Scores of a trained recogniser: on dev after every epoch, on the test sets at the
-end.
+"""Scores of a recogniser: on dev after every epoch, on the test sets at the end.
 
 The functions take a recogniser and a `config` as `decoding.py` describes them.
 """
@@ -32,8 +31,7 @@ from common.text import printable, read_lines
 def dev_scores(
     recogniser: nn.Module, corpus: Corpus, config: Any, place: Place
 ) -> dict[str, float]:
-    """{"dev": see `mean_error`, "dev_homophone_error": if the corpus has homophones},
-    in %."""
+    """The scores on dev, %: `mean_error`, and homophone errors if there are any."""
     found = texts_of(decode(recogniser, corpus.dev, config, place))
     if not found:
         raise UserError(
@@ -51,8 +49,7 @@ def dev_scores(
 
 
 def mean_error(utterances: list[Utterance], found: dict[str, str]) -> float:
-    """The error rate, %, by which epochs and searches are chosen; of languages the
-    plain mean.
+    """The error rate, %, by which epochs and searches are chosen: a mean of languages.
 
     Words are counted. Characters are counted in a language whose references are written
     without spaces, since a sentence would be one word there; all utterances decide
@@ -110,8 +107,7 @@ def name_of_error(utterances: list[Utterance], place: Place) -> str:
 def tune(
     recogniser: nn.Module, corpus: Corpus, config: Any, place: Place, choices: list[dict]
 ) -> dict[str, Any]:
-    """The search with the fewest errors on 100 dev utterances; the only one if there is
-    one."""
+    """The search with the fewest errors on 100 dev utterances, if there are several."""
     if len(choices) == 1:
         return choices[0]
     if not corpus.dev:
@@ -129,11 +125,10 @@ def tune(
 
 
 def evaluate(recogniser: nn.Module, corpus: Corpus, config: Any, place: Place) -> dict[str, Any]:
-    """Scores every test set with the search that was tuned on dev; returns what RESULT
-    says.
+    """Scores every test set with the search tuned on dev. Returns what RESULT says.
 
     Writes hyp_<split>.txt and .tsv, and prints some errors of each set. Raises
-    UserError where there is nothing to score.
+    UserError if there is nothing to score.
     """
     search = tune(recogniser, corpus, config, place, searches(config, recogniser, place))
     Path(config.out).mkdir(parents=True, exist_ok=True)
@@ -166,8 +161,10 @@ def evaluate(recogniser: nn.Module, corpus: Corpus, config: Any, place: Place) -
 def score_split(
     split: str, utterances: list[Utterance], found: dict[str, Transcript], twins: dict[str, str]
 ) -> dict[str, float]:
-    """{metric: %} of a test set, over what could be read. Raises UserError if that is
-    nothing."""
+    """{metric: %} over those utterances of a test set that could be read.
+
+    Raises UserError if there is none.
+    """
     if not found:
         raise UserError(
             f"none of the {len(utterances)} utterances of {split} could be scored: mend the set."
@@ -192,8 +189,7 @@ def show_split(
     found: dict[str, str],
     twins: dict[str, str],
 ) -> None:
-    """Prints a test set's errors in a line, and three sentences; writes all of its
-    hypotheses."""
+    """Prints the errors of a test set and three sentences, writes all hypotheses."""
     references = {u.id: u.text for u in utterances}
     words, homophones = metrics.score(references, found, twins)
     print(summarise(split, words, homophones))
@@ -203,8 +199,7 @@ def show_split(
 def describe_search(
     recogniser: nn.Module, corpus: Corpus, config: Any, place: Place, search: dict[str, Any]
 ) -> dict[str, Any]:
-    """What RESULT says of the search: its options, and its real-time factor beside
-    greedy's."""
+    """What RESULT says of the search: its options and its real-time factor."""
     described: dict[str, Any] = {
         "rtf": real_time_factor(recogniser, corpus, config, place, **search)
     }
@@ -228,8 +223,7 @@ def summarise(split: str, words: metrics.ErrorRate, homophones: metrics.Homophon
 def write_hypotheses(
     folder: Path, split: str, references: dict[str, str], found: dict[str, str]
 ) -> None:
-    """hyp_<split>.txt for people, hyp_<split>.tsv for programs; prints the first three
-    errors."""
+    """Writes hyp_<split>.txt for people, .tsv for programs; prints the first errors."""
     scored = {name: text for name, text in references.items() if name in found}
     pairs = {name: metrics.side_by_side(text, found[name]) for name, text in scored.items()}
     aligned = [f"{printable(name)}\n{pair}\n" for name, pair in pairs.items()]
@@ -248,11 +242,9 @@ def read_hypotheses(path: Path) -> list[list[str]]:
 def real_time_factor(
     recogniser: nn.Module, corpus: Corpus, config: Any, place: Place, **search: Any
 ) -> float | None:
-    """Seconds for features, model and search per second of audio, one utterance at a
-    time.
+    """Seconds for features, model and search per second of audio, one by one.
 
-    Reading is not counted. Only the first rank measures: others would compete for its
-    processor.
+    Reading does not count. Only the first rank measures, so that others take no time.
     """
     if not place.first:
         return None
@@ -292,8 +284,7 @@ def report(result: dict[str, Any], config: Any, place: Place) -> dict[str, Any]:
 
 
 def compare(folders: list[str | Path], results: list[dict[str, Any]]) -> None:
-    """Prints several results below each other, and three sentences in which they
-    differ.
+    """Prints several results below each other, and three sentences that differ.
 
     folders: where each run's hypotheses are.
     """
@@ -318,15 +309,13 @@ def compare(folders: list[str | Path], results: list[dict[str, Any]]) -> None:
 
 
 def differs(name: str, found: list[dict[str, list[str]]]) -> bool:
-    """Whether the hypotheses of an utterance differ between the results that have
-    it."""
+    """Whether the results that have this utterance differ in its hypothesis."""
     texts = {tuple(rows[name]) for rows in found if name in rows}
     return len(texts) > 1
 
 
 def compare_methods(configs: list[Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Prints the results of several methods, and returns them by method; of one, its
-    result."""
+    """{method: its result}, and prints a comparison; of one method, its result."""
     if len(results) == 1:
         return results[0]
     compare([config.out for config in configs], results)
@@ -338,8 +327,7 @@ def name_of(result: dict[str, Any]) -> str:
 
 
 def print_table(names: list[str], results: list[dict[str, Any]]) -> None:
-    """A line per result: mean WER of several languages, then WER and homophone errors
-    by set."""
+    """Prints a line per result: mean WER, then WER and homophone errors of each set."""
     columns = []  # (title, value of a result)
     if "wer_mean" in results[0]:
         columns.append(("mean WER", [result["wer_mean"] for result in results]))
@@ -359,8 +347,7 @@ def print_table(names: list[str], results: list[dict[str, Any]]) -> None:
 
 
 def print_parameters(models: nn.ModuleDict | dict[str, nn.Module]) -> dict[str, int]:
-    """Prints the parameters of `recogniser` by part, and of what is trained beside
-    it."""
+    """Prints the parameters of the recogniser by part, and of what else is trained."""
     parts = parameters_by_part(models["recogniser"])
     for name, count in parts.items():
         print(f"{name:12}{count:>14,}")

@@ -98,7 +98,8 @@ def librispeech(wanted: Wanted) -> Listed:
     100, 360, 460 and 960 hours are the subsets of the literature. Any other number of
     hours is chosen from all subsets that are there.
     """
-    folder, hours = librispeech_folder(wanted.root), wanted.hours
+    hours = wanted.hours
+    folder = librispeech_folder(wanted.root)
     if not os.path.isdir(folder):
         what = f"there is no {folder}: --root names the folder that holds LibriSpeech/"
         raise UserError(f"{what}; or add --download.")

@@ -1,8 +1,8 @@
 """Hugging Face models and tokenizers by name or folder, each error one clear sentence.
 
-    find("bert-base-uncased", "--teacher", root)  -> "/home/…/.cache/…", or from the hub
-    find("runs/my-bert", "--teacher", root)       -> the folder itself
-    find("demo/bert-b", "--teacher", root)        -> ROOT/demo/bert-b, trained on first use
+    find("bert-base-uncased", "--teacher", root)  a copy in the cache, or from the hub
+    find("my/bert", "--teacher", root)            the folder itself
+    find("demo/bert-b", "--teacher", root)        ROOT/demo/bert-b, built on first use
 
 Local files come first, and the network is asked only if it is needed. Language models
 for beam search are in beam_models.py.
@@ -78,8 +78,9 @@ def find(name: str, flag: str, root: str, tokenizer_only: bool = False) -> str:
     """The local folder of a model: as `resolve`, and for models of the demo worlds.
 
     demo, demo-smoke: that world's bert-a; demo/bert-b, demo/lm: another of its models;
-    demo-mls, demo-mls-smoke: lm-m. These are built in ROOT on first use. Raises
-    UserError.
+    demo-mls, demo-mls-smoke: lm-m. They are built in ROOT on first use.
+
+    Raises UserError.
     """
     if not name.startswith("demo") or os.path.isdir(name):
         return resolve(name, flag, tokenizer_only)
@@ -253,9 +254,8 @@ def load_masked_lm(
 ) -> bert.MaskedLM:
     """A frozen BERT.
 
-    name: see `find`. untrained: a seed; the BERT then has random weights drawn from it
-    in place of its own. Raises UserError if the model is no BERT with its vocabulary
-    and its head.
+    name: see `find`. untrained: a seed, from which random weights are drawn in place of
+    its own. Raises UserError if the model is no BERT with a vocabulary and a head.
     """
     from transformers import AutoModelForMaskedLM
 

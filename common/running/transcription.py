@@ -76,8 +76,10 @@ def lines_of(
 
 
 def subtitle_files(paths: list[str]) -> dict[str, Path]:
-    """{audio file: its subtitles}: a.srt for a.wav; a.wav.srt and a.flac.srt for two of
-    a name."""
+    """{audio file: its subtitles}: a.srt for a.wav.
+
+    If there is a.flac, too: a.wav.srt and a.flac.srt.
+    """
     different = {Path(name) for name in paths}
     shared = Counter(path.with_suffix(".srt") for path in different)
     found = {}

@@ -56,12 +56,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def average_of(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of what are fractions; of whole numbers the first.
+    """The mean of all tensors of fractions; of whole numbers, those of the first state.
 
     Of adapters (see lora.py) A and B are averaged apart, and the product of two means
-    is not the mean of the products. That is close for epochs of one run, whose A and B
-    lie near each other. For adapters of different runs it means nothing: merge those
-    first.
+    is not the mean of the products. They are close for epochs of one run, whose A and B
+    lie near each other. Adapters of different runs must be merged first.
     """
     mean = {}
     for name, first in states[0].items():
@@ -85,7 +84,7 @@ FORM_OF_MARKS = 2  # the first form, without this number, covered a part of the 
 
 
 def mark_supplied(model: nn.Module, digits: str) -> nn.Module:
-    """The model, frozen, with its buffer `supplied`. digits: the digest, hexadecimal."""
+    """The model, frozen, with its buffer `supplied`. digits: a hexadecimal digest."""
     mark = [FORM_OF_MARKS, *bytes.fromhex(digits)]
     model.register_buffer("supplied", torch.tensor(mark, dtype=torch.uint8))
     return model.requires_grad_(False)
@@ -117,8 +116,11 @@ def own_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_own_state(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Raises UserError where a part was trained beside another pretrained model,
-    RuntimeError where nothing fits."""
+    """Puts saved tensors back, see `own_state`.
+
+    Raises UserError if a part was trained beside another pretrained model, and
+    RuntimeError if the tensors are those of another model.
+    """
     own = own_state(module)
     if set(own) != set(state):
         raise RuntimeError("these are the weights of another model")
@@ -143,8 +145,10 @@ def check_mark(here: Tensor, stored: Tensor) -> None:
 
 
 def load_recogniser(recogniser: nn.Module, folder: str | Path, place: Place) -> nn.Module:
-    """The finished run's weights, put into a recogniser built from its configuration.
-    Raises UserError."""
+    """Puts the weights of a finished run into a recogniser built from its options.
+
+    Raises UserError.
+    """
     try:
         load_own_state(recogniser, load_weights(Path(folder) / "model.safetensors"))
     except RuntimeError:
@@ -213,7 +217,7 @@ def digest_of_model(config: dict, files: list[Path], root: str, beginning: str =
 
 
 def digest_of_weights(files: list[Path], beginning: str = "") -> str:
-    """Of all tensors in these safetensors: their names, types, shapes and numbers.
+    """The digest of all tensors in these files: their names, types, shapes and numbers.
 
     How the tensors are spread over files does not matter. beginning: only the tensors
     whose names begin so. Raises UserError where a file is damaged.
@@ -243,8 +247,7 @@ def add_tensor(state: hashlib.blake2b, name: str, tensor: Tensor) -> None:
 
 
 def digest_in_memory(model: nn.Module) -> str:
-    """Of a transformers model that no file holds: its configuration and all its
-    tensors."""
+    """The digest of a transformers model in memory: its configuration, all tensors."""
     state = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         add_tensor(state, name, tensor)
