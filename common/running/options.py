@@ -70,7 +70,7 @@ class RunConfig:
     """The options of all training scripts. A script adds its own, and its `methods`."""
 
     methods: Annotated[tuple[str, ...], METHOD] = ()  # rows, one after another
-    data: str = "demo"  # demo | demo-spontaneous | demo-mls | librispeech | mls | a data folder
+    data: str = "demo"  # demo, librispeech, mls, ... (a wrong name lists all) or a data folder
     hours: Positive | None = None  # training audio; LibriSpeech's 100, 360, 460, 960 pick subsets
     languages: tuple[str, ...] = ()  # of MLS and its demo, as german; none: all there are
     preset: Literal["auto", "smoke", "demo", "full"] = "auto"  # auto: what fits --data
