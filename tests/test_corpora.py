@@ -20,6 +20,7 @@ from conftest import copy_corpus, write_manifest
 
 from common.demo import english
 from common.errors import UserError
+from common.running import mls
 from common.running.corpora import (
     CHARACTERS_PER_SECOND,
     Utterance,
@@ -33,13 +34,7 @@ from common.running.corpora import (
     untrainable,
 )
 from common.running.downloads import fetch_archive
-from common.running.layouts import (
-    LIBRISPEECH_SCORED,
-    LIBRISPEECH_TRAIN,
-    MLS_LANGUAGES,
-    list_mls_subset,
-    list_subset,
-)
+from common.running.layouts import LIBRISPEECH_SCORED, LIBRISPEECH_TRAIN, list_subset
 from common.running.manifests import list_manifest
 from common.text import normalise
 
@@ -187,7 +182,7 @@ def test_a_line_of_a_list_ends_at_a_line_feed_alone(tmp_path):
     )
     lists = [
         list_subset(tmp_path, "test-clean"),
-        list_mls_subset(tmp_path, "english"),
+        mls.list_subset(tmp_path, "english"),
         list_manifest(tmp_path / "test.jsonl")[0],
     ]
     for utterances in lists:
@@ -392,15 +387,15 @@ def mls_of(mls_root: Path, folder: Path, *languages: str) -> Path:
 def test_mls_layout(mls_root, tmp_path):
     demo_mls = load_corpus("demo-mls-smoke", str(mls_root))
     assert load_corpus("mls", str(mls_root / "demo-mls-smoke")) == demo_mls
-    assert tuple(demo_mls.tests) == tuple(f"test-{language}" for language in MLS_LANGUAGES)
+    assert tuple(demo_mls.tests) == tuple(f"test-{language}" for language in mls.LANGUAGES)
     for u in demo_mls.train:
         assert u.id.rsplit("_", 1)[0] == u.session and u.session.startswith(f"{u.speaker}_")
         assert u.text == normalise(u.text)
     counts = Counter(u.language for u in demo_mls.train)
     assert (
-        tuple(language for language, _ in counts.most_common()) == MLS_LANGUAGES
+        tuple(language for language, _ in counts.most_common()) == mls.LANGUAGES
     )  # in MLS's order
-    assert {u.language for u in demo_mls.dev} == set(MLS_LANGUAGES)
+    assert {u.language for u in demo_mls.dev} == set(mls.LANGUAGES)
     for name, utterances in demo_mls.tests.items():
         assert {u.language for u in utterances} == {name.removeprefix("test-")}
         assert {u.speaker for u in utterances}.isdisjoint(u.speaker for u in demo_mls.train)
@@ -454,10 +449,10 @@ def test_mls_where_the_first_file_is_missing(tmp_path):
     (tmp_path / "audio" / "1" / "2").mkdir(parents=True)
     for ending in (".flac", ".opus"):
         (tmp_path / "audio" / "1" / "2" / f"{names[1]}{ending}").touch()
-        found = [Path(u.audio).name for u in list_mls_subset(tmp_path, "polish")]
+        found = [Path(u.audio).name for u in mls.list_subset(tmp_path, "polish")]
         assert found == [f"{name}{ending}" for name in names]
         (tmp_path / "audio" / "1" / "2" / f"{names[1]}{ending}").unlink()
-    assert {Path(u.audio).suffix for u in list_mls_subset(tmp_path, "polish")} == {".flac"}
+    assert {Path(u.audio).suffix for u in mls.list_subset(tmp_path, "polish")} == {".flac"}
 
 
 def test_opus_is_read_where_it_is_unpacked(mls_root, tmp_path):

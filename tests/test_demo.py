@@ -39,7 +39,7 @@ from common.demo.words import (
 )
 from common.errors import UserError
 from common.running.corpora import load_corpus
-from common.running.layouts import MLS_LANGUAGES
+from common.running.mls import LANGUAGES as MLS_LANGUAGES
 from common.text import WordPiece, normalise
 
 HELD_OUT, TRAINING = ["dev-clean", "test-clean", "test-other"], ["train-000", "train-001"]

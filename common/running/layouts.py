@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from common.errors import UserError
+from common.running import mls
 from common.running.downloads import download_librispeech
 from common.running.manifests import MANIFESTS, list_manifests
 from common.running.utterances import Listing, Utterance, check_languages
@@ -179,152 +179,37 @@ def list_subset(folder: Path, subset: str) -> list[Utterance]:
 
 # =============================================================== Multilingual LibriSpeech
 
-# Pratap et al., Interspeech 2020; openslr.org/94. From the most training audio to the least.
-MLS_LANGUAGES = (
-    "english",
-    "german",
-    "dutch",
-    "french",
-    "spanish",
-    "italian",
-    "portuguese",
-    "polish",
-)
-# hours of each language -> its lists for limited supervision; 1hr/0 to 1hr/5 have 10 minutes each
-MLS_LIMITED = {1: ["1hr/*"], 9: ["9hr"], 10: ["1hr/*", "9hr"]}
-MLS_ENDINGS = (".flac", ".opus")
-
 
 @layout("demo-mls", "demo-mls-smoke")
 def demo_mls(wanted: Wanted) -> Listed:
     """The multilingual demo world."""
     from common.demo import multilingual
 
-    check_languages(wanted.languages, MLS_LANGUAGES)
+    check_languages(wanted.languages, mls.LANGUAGES)
     folder = wanted.root / wanted.data
     small = wanted.data == "demo-mls-smoke"
     languages = tuple(multilingual.build(folder, wanted.languages, small=small))
     return Listed(
-        folder, list_mls(folder, languages, None, wanted.scoring), wanted.hours, languages
+        folder, mls.list_sets(folder, languages, None, wanted.scoring), wanted.hours, languages
     )
 
 
 @layout("mls")
-def mls(wanted: Wanted) -> Listed:
+def multilingual_librispeech(wanted: Wanted) -> Listed:
     """ROOT/mls_<language>/ of some or all languages.
 
     1, 9 and 10 hours of each language are its own lists for limited supervision. Any
     other number of hours is chosen from all that is there.
     """
-    there = [x for x in MLS_LANGUAGES if mls_folder(wanted.root, x).is_dir()]
+    there = [x for x in mls.LANGUAGES if mls.folder_of(wanted.root, x).is_dir()]
     if not there:
         what = f"{printable(wanted.root)} holds no mls_english/ or the like"
         raise UserError(f"{what}: --root names the folder that does.")
     check_languages(wanted.languages, there)
     languages = tuple(x for x in there if x in wanted.languages or not wanted.languages)
-    limited = MLS_LIMITED.get(wanted.hours)
-    sets = list_mls(wanted.root, languages, limited, wanted.scoring)
+    limited = mls.LIMITED.get(wanted.hours)
+    sets = mls.list_sets(wanted.root, languages, limited, wanted.scoring)
     return Listed(wanted.root, sets, None if limited else wanted.hours, languages)
-
-
-def mls_folder(root: Path, language: str) -> Path:
-    """openslr.org has every language twice, as FLAC and, smaller, as Opus."""
-    small = root / f"mls_{language}_opus"
-    return small if small.is_dir() else root / f"mls_{language}"
-
-
-def list_mls(
-    root: Path, languages: tuple[str, ...], limited: list[str] | None, scoring: bool
-) -> dict[str, Listing]:
-    """train and dev of all languages in one set each, and a test set for each language.
-
-    limited: patterns of the lists within train to which it is limited, or None.
-    """
-    sets: dict[str, Listing] = {}
-    splits = _mls_splits(root, languages, scoring)
-    for language in languages:
-        for split in splits:
-            subset = mls_folder(root, language) / split
-            found = list_mls_subset(subset, language)
-            if split == "train" and limited:
-                found = _limited(subset, found, limited)
-            name = f"test-{language}" if split == "test" else split
-            sets.setdefault(name, Listing([])).utterances.extend(found)
-    return sets
-
-
-def _mls_splits(root: Path, languages: tuple[str, ...], scoring: bool) -> list[str]:
-    """Those of train, dev and test that are read. Scoring needs test; dev is optional.
-
-    Raises UserError if a language lacks one of them.
-    """
-    splits = []
-    for split in ("dev", "test") if scoring else ("train", "dev", "test"):
-        lists = [mls_folder(root, name) / split / "transcripts.txt" for name in languages]
-        lacking = [path for path in lists if not path.exists()]
-        if scoring and split == "dev" and len(lacking) == len(lists):
-            continue
-        if lacking:
-            what = f"there is no {printable(lacking[0])}: unpack {split} of that language there"
-            raise UserError(f"{what}, or choose others with --languages.")
-        splits.append(split)
-    return splits
-
-
-def _limited(subset: Path, utterances: list[Utterance], patterns: list[str]) -> list[Utterance]:
-    """The utterances that the lists for limited supervision name.
-
-    Raises UserError if there is no list, or if it names other utterances.
-    """
-    names = set()
-    for pattern in patterns:
-        for path in subset.glob(f"limited_supervision/{pattern}/handles.txt"):
-            names |= {line.strip() for line in read_lines(path) if line.strip()}
-    chosen = [u for u in utterances if u.id in names]
-    if not names or len(chosen) < len(names):
-        what = f"{printable(subset)}/limited_supervision lists {len(names)} utterances"
-        there = f"transcripts.txt has {len(chosen)} of them"
-        raise UserError(f"{what}, and {there}: unpack MLS there again, or leave out --hours.")
-    return chosen
-
-
-def list_mls_subset(subset: Path, language: str) -> list[Utterance]:
-    """One of train, dev and test of a language. Durations are still 0.
-
-    transcripts.txt lies beside audio/<speaker>/<book>/<id>.flac or .opus. Raises
-    UserError if a line has another form.
-    """
-    found = []
-    for number, line in enumerate(read_lines(subset / "transcripts.txt"), start=1):
-        name, _, text = line.partition("\t")
-        if not line.strip():
-            continue
-        if name.count("_") != 2:
-            where = f"{printable(subset)}/transcripts.txt, line {number}"
-            form = "is no <speaker>_<book>_<number>, tab, text"
-            raise UserError(f"{where} {form}: {printable(line[:80])}")
-        speaker, book, _ = name.split("_")
-        utterance = Utterance(
-            id=printable(name),
-            audio=str(subset / "audio" / speaker / book / name),  # the ending comes below
-            text=normalise(text),
-            duration=0.0,
-            speaker=speaker,
-            session=f"{speaker}_{book}",
-            language=language,
-        )
-        found.append(utterance)
-    ending = _mls_ending([u.audio for u in found])
-    return [replace(u, audio=u.audio + ending) for u in found]
-
-
-def _mls_ending(paths: list[str]) -> str:
-    """The ending of the first of these files that exists; .flac if none does."""
-    for path in paths:
-        for ending in MLS_ENDINGS:
-            if os.path.exists(path + ending):
-                return ending
-    return MLS_ENDINGS[0]
 
 
 # ============================================================================== manifests
