@@ -66,7 +66,7 @@ class MaskedLM:
             return self.model.cls(states[range(len(rows)), positions])
 
     def logits(self, rows: list[list[int]], positions: list[int]) -> Tensor:
-        """As `logits_at`, where [MASK] takes the token's place."""
+        """The logits `logits_at` these positions, with [MASK] in place of the token."""
         masked = [
             [*row[:i], self.mask, *row[i + 1 :]] for row, i in zip(rows, positions, strict=True)
         ]

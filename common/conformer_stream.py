@@ -108,7 +108,7 @@ class LayerPast:
 
 
 def newest_frames(lengths: Tensor, N: int) -> Index:
-    """Where the newest N frames stand, after N stored and `lengths` (B,) new ones."""
+    """The places of the newest N frames, after N stored and `lengths` (B,) new ones."""
     row = torch.arange(len(lengths), device=lengths.device)[:, None]  # (B, 1)
     return row, lengths[:, None] + torch.arange(N, device=lengths.device)  # (B, N)
 

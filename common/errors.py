@@ -33,7 +33,7 @@ def note_once(message: str) -> None:
 
 
 def explain_errors() -> None:
-    """From here on, errors that the user can fix are printed as one sentence."""
+    """Lets Python print one sentence, and no traceback, for errors a user can fix."""
     sys.excepthook = _explain
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(
@@ -79,7 +79,7 @@ def keep_docstrings() -> None:
     """Starts the script again under python -O where it was started under -OO.
 
     -OO takes docstrings away, and transformers cannot be imported without those of its
-    own. Raises UserError where that does not help.
+    own. Raises UserError if that does not help.
     """
     if sys.flags.optimize < 2:
         return

@@ -67,7 +67,7 @@ class ErrorRate(NamedTuple):
 
 
 def _count(references: Iterable[str], hypotheses: Iterable[str]) -> ErrorRate:
-    """Of texts that are normalised already."""
+    """The errors in texts that are normalised already."""
     found = jiwer.process_words(list(references), list(hypotheses))
     words = found.hits + found.substitutions + found.deletions
     return ErrorRate(found.substitutions, found.deletions, found.insertions, words)
@@ -76,8 +76,7 @@ def _count(references: Iterable[str], hypotheses: Iterable[str]) -> ErrorRate:
 def word_errors(
     references: Iterable[str], hypotheses: Iterable[str], twins: Mapping[str, str] = {}
 ) -> ErrorRate:
-    """With `twins`, a word and its homophone count as the same: what is left are the
-    errors one can hear."""
+    """The errors in words. With `twins`, a word and its homophone count as the same."""
 
     def one_of_both(text: str) -> str:
         return " ".join(min(word, twins.get(word, word)) for word in comparable(text).split())
@@ -130,8 +129,11 @@ def written_without_spaces(texts: Iterable[str]) -> bool:
 def _align(
     references: Iterable[str], hypotheses: Iterable[str]
 ) -> Iterator[list[tuple[str, list[str], list[str]]]]:
-    """Of every pair [(equal | substitute | delete | insert, reference words, hypothesis
-    words), …], minimal."""
+    """Yields the minimal alignment of every pair of texts: a list of stretches.
+
+    A stretch is (kind, words of the reference, words of the hypothesis); its kind is
+    equal, substitute, delete or insert.
+    """
     found = jiwer.process_words(
         [comparable(text) for text in references], [comparable(text) for text in hypotheses]
     )
@@ -143,8 +145,7 @@ def _align(
 
 
 def hits(reference: str, hypothesis: str) -> list[tuple[int, int]]:
-    """[(index of a reference word, index of the same word in the hypothesis), …] of the
-    words that were right."""
+    """The words that were right: [(index in the reference, in the hypothesis), …]."""
     found = []
     i = 0
     j = 0
@@ -157,8 +158,10 @@ def hits(reference: str, hypothesis: str) -> list[tuple[int, int]]:
 
 
 class HomophoneErrors(NamedTuple):
-    """How often the wrong twin was written. `chance`: always writing the twin more
-    frequent in the references."""
+    """How often the wrong twin was written.
+
+    chance: the rate of writing always the twin that the references have more often.
+    """
 
     wrong: int
     count: int

@@ -351,7 +351,7 @@ Tokenizer = Characters | SentencePiece | WordPiece | Pieces
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer a run wrote into its folder. Raises UserError where there is none,
+    """The tokenizer a run wrote into its folder. Raises UserError if there is none,
     or a damaged one."""
     folder = Path(folder)
     model = folder / "tokenizer.model"

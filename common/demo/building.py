@@ -94,7 +94,7 @@ def speak(
 
 
 def stop_on_sigterm():
-    """From here on SIGTERM stops this process as Ctrl-C does, so that a `finally` is reached.
+    """Lets SIGTERM stop this process as Ctrl-C does, so that a `finally` is reached.
 
     Returns the handler before, to be set again; None where this is not the main thread,
     which alone may set one.

@@ -56,7 +56,7 @@ def build(
     """Builds what is missing of the demo world and returns the training subsets that make up `hours`.
 
     hours: training speech, rounded to whole shards (at least one). small: few text, dev and test sentences, for quick
-    tests. Raises UserError where the folder holds another world, cannot be written, or where eSpeak NG is missing.
+    tests. Raises UserError if the folder holds another world, cannot be written, or where eSpeak NG is missing.
     """
     if not hours > 0:
         raise UserError(f"--hours must be more than 0, not {hours}.")

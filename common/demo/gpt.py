@@ -72,7 +72,10 @@ def pretrain_gpt(world: Path, model: str, small: bool, seed: int, progress: bool
 
 
 def spoken(sentence: str, rng: random.Random) -> str:
-    """As somebody might say it, with a new word now and then, unless the sentence were then one of dev or test."""
+    """The sentence as somebody might say it, with a new word now and then.
+
+    It keeps its own words if the new ones would make it a sentence of dev or test.
+    """
     plain = with_new_words(sentence, rng)
     return as_people_talk(plain if split_of(plain) == "known" else sentence, rng)
 

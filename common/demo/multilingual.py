@@ -53,7 +53,7 @@ def build(
 ) -> list[str]:
     """Builds what is missing of some languages (none given: all) and returns those, in MLS's order.
 
-    small: little of everything, for quick tests. Raises UserError where a language is unknown, the folder holds another
+    small: little of everything, for quick tests. Raises UserError if a language is unknown, the folder holds another
     world or cannot be written, or where eSpeak NG is missing.
     """
     if unknown := sorted(set(languages) - set(TRAIN)):
@@ -119,7 +119,7 @@ def plan_utterances(seed: int, language: str, split: str, small: bool) -> list[d
 
 
 def speakers_of(language: str, new: bool) -> list[Speaker]:
-    """Those of train and dev, or of test: the language's accent with every variant and every pitch and pace."""
+    """The speakers of train and dev, or (new) of test: a variant of the language's accent, with a pitch and a pace."""
     accent, pace = grammar.LANGUAGES[language].voice, grammar.LANGUAGES[language].rate
     first = 1000 * (1 + list(TRAIN).index(language)) + 500 * new
     usual = PITCH_AND_RATE[0][1]  # of the slowest speaker of the English world

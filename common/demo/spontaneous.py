@@ -45,7 +45,7 @@ SPLITS = {"train": "known", "dev": "dev-clean", "test": "test-clean"}  # of gram
 
 
 def build(folder: str | Path, small: bool = False, seed: int = 0, progress: bool = True) -> Path:
-    """Builds what is missing. Raises UserError where the folder holds another world."""
+    """Builds what is missing. Raises UserError if the folder holds another world."""
     folder = Path(folder).absolute()
     claim(folder, {"version": VERSION, "seed": seed, "small": small}, "*.jsonl")
     planned = {

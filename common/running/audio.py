@@ -93,7 +93,7 @@ class Recording:
 
 
 def _check(file: soundfile.SoundFile) -> None:
-    """Raises AudioError where a file is none that we read, or holds nothing."""
+    """Raises AudioError if a file is none that we read, or holds nothing."""
     low, high = FILE_RATES
     if file.format not in FORMATS:
         raise AudioError(f"it is {file.format_info}, not one of {', '.join(FORMATS)}")

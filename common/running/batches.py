@@ -176,8 +176,8 @@ def evaluation_batches(
 class Batch(NamedTuple):
     """What one forward pass reads.
 
-    Utterances that cannot be read, or do not fit their labels, are left out. It may
-    even be empty.
+    Utterances that cannot be read, or do not fit their labels, are left out: it may be
+    empty, even if the plan was not.
     """
 
     waves: Tensor  # (B, N) zero-padded, 16 kHz
@@ -223,7 +223,7 @@ def read_corpus(config: RunConfig, place: Place) -> Corpus:
 
 
 class _Reader(Dataset):
-    """Reads micro-batches; in the worker processes where there are some."""
+    """Reads micro-batches, in worker processes if there are any."""
 
     def __init__(
         self,

@@ -83,7 +83,7 @@ def read_checked(name: str, doc: str | None, default: Any, argv: list[str] | Non
 
 
 def description_of(doc: str | None) -> str:
-    """For the help: the first line of a docstring and its section "Run"."""
+    """The help's text: the first line of a docstring and its section "Run"."""
     if not doc:  # python -OO
         return ""
     section = re.search(r"^Run\n-+\n(.*?)(?=^\S.*\n-+$|\Z)", doc, re.M | re.S)
@@ -186,7 +186,7 @@ def is_run(folder: str | Path) -> bool:
 
 
 def read_stored(folder: str | Path) -> dict[str, Any]:
-    """What the config.json of a run holds. Raises UserError where there is no run."""
+    """What the config.json of a run holds. Raises UserError if there is no run."""
     path = Path(folder) / "config.json"
     if not is_run(folder):
         found = sorted(glob("*/config.json", root_dir=folder))

@@ -1,4 +1,4 @@
-"""Where the recordings in an audio file begin and end, and whether the file is whole.
+"""The recordings in an audio file: where they begin and end, and if they are whole.
 
     open file --parts_of--> (Part, ...) --Window--> files of their own for libsndfile
 

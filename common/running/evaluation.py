@@ -315,7 +315,10 @@ def differs(name: str, found: list[dict[str, list[str]]]) -> bool:
 
 
 def compare_methods(configs: list[Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """{method: its result}, and prints a comparison; of one method, its result."""
+    """Prints a comparison of several methods. Returns {method: its result}.
+
+    For one method it prints nothing, and returns the result itself.
+    """
     if len(results) == 1:
         return results[0]
     compare([config.out for config in configs], results)

@@ -60,7 +60,7 @@ def list_sets(
 
 
 def _splits(root: Path, languages: tuple[str, ...], scoring: bool) -> list[str]:
-    """Those of train, dev and test that are read. Scoring needs test; dev is optional.
+    """The splits that are read. Scoring needs test, and takes dev if it is there.
 
     Raises UserError if a language lacks one of them.
     """

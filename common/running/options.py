@@ -191,7 +191,7 @@ class Search:
             raise UserError("--lm goes with --decode beam.")
 
     def filled(self, own: Search) -> Search:
-        """With the values of `own` in place of None."""
+        """A copy with the values of `own` in place of None."""
         absent = [o.name for o in dataclasses.fields(self) if getattr(self, o.name) is None]
         return replace(self, **{name: getattr(own, name) for name in absent})
 

@@ -180,7 +180,7 @@ _locks: dict[Path, object] = {}  # open files, whose locks end with this process
 
 
 def make_folder(folder: Path) -> None:
-    """Raises UserError where it cannot be made or written in."""
+    """Raises UserError if it cannot be made or written in."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / ".writable", "")
@@ -265,7 +265,7 @@ def earlier_stage(
 
     With auto it is the one beside this run, or where it is by default, and run_method
     trains it where there is none. A run that is not finished is gone on with. changes:
-    what else makes it that run, beside its method. Raises UserError where a folder was
+    what else makes it that run, beside its method. Raises UserError if a folder was
     named that holds no run, where the run differs in an option or in what it was
     trained on, and where --max-steps cut it short and this one goes on longer.
     """

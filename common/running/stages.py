@@ -43,7 +43,7 @@ def find_run(
     finished, or begun.
 
     With auto it is the run beside this one, or the one in the script's default folder.
-    It is never a variant. Raises UserError where a folder was named that holds no run,
+    It is never a variant. Raises UserError if a folder was named that holds no run,
     where the run differs in an option, and where --max-steps cut it short and this run
     goes on longer.
     """

@@ -56,9 +56,10 @@ def lines_of(
     place: Place,
     search: dict[str, Any],
 ) -> list[list[str]]:
-    """What is printed behind the file's name: its text; with --times a line per word,
-    start, end (seconds) and word; with --srt the name of the subtitles, which are
-    written beside the file.
+    """The columns that are printed behind the name of a file, a list per line.
+
+    One line with its text; with --times a line per word: start, end (seconds), word;
+    with --srt the name of the subtitles, which are written beside the file.
 
     wave: (samples,). Raises FileExistsError for subtitles that are there already.
     """

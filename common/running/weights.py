@@ -39,7 +39,7 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Raises UserError where the file is missing, cut off or not safetensors."""
+    """Raises UserError if the file is missing, cut off or not safetensors."""
     try:
         weights = load_file(path)
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def average_of(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of all tensors of fractions; of whole numbers, those of the first state.
+    """The mean of tensors by name; whole numbers are those of the first state.
 
     Of adapters (see lora.py) A and B are averaged apart, and the product of two means
     is not the mean of the products. They are close for epochs of one run, whose A and B
@@ -131,7 +131,7 @@ def load_own_state(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def check_mark(here: Tensor, stored: Tensor) -> None:
-    """Compares two buffers `supplied`. Raises UserError where the models differ."""
+    """Compares two buffers `supplied`. Raises UserError if the models differ."""
     if here.shape != stored.shape:
         raise UserError(
             "these weights know their pretrained model by a mark of an older version, which did "
@@ -164,7 +164,7 @@ def load_recogniser(recogniser: nn.Module, folder: str | Path, place: Place) -> 
 def weight_files(folder: Path, flag: str) -> list[Path]:
     """The safetensors of a model's folder: model.safetensors, or what its index names.
 
-    Raises UserError where one is missing, and where the index is damaged or names a
+    Raises UserError if one is missing, and where the index is damaged or names a
     file outside of the folder.
     """
     names = ["model.safetensors"]
@@ -220,7 +220,7 @@ def digest_of_weights(files: list[Path], beginning: str = "") -> str:
     """The digest of all tensors in these files: their names, types, shapes and numbers.
 
     How the tensors are spread over files does not matter. beginning: only the tensors
-    whose names begin so. Raises UserError where a file is damaged.
+    whose names begin so. Raises UserError if a file is damaged.
     """
     state = hashlib.blake2b(digest_size=16)
     found = []
@@ -257,7 +257,7 @@ def digest_in_memory(model: nn.Module) -> str:
 
 
 def kept_digest_of_weights(files: list[Path], beginning: str, root: str) -> str:
-    """As `digest_of_weights`, computed once: ROOT/digests keeps it.
+    """The digest of `digest_of_weights`, computed once and kept in ROOT/digests.
 
     It is kept beside the files' sizes and times, and is computed again where one of
     those has changed.
