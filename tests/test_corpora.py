@@ -183,7 +183,7 @@ def test_a_line_of_a_list_ends_at_a_line_feed_alone(tmp_path):
     lists = [
         list_subset(tmp_path, "test-clean"),
         mls.list_subset(tmp_path, "english"),
-        list_manifest(tmp_path / "test.jsonl")[0],
+        list_manifest(tmp_path / "test.jsonl").utterances,
     ]
     for utterances in lists:
         assert [u.text for u in utterances] == ["a b c d e f g h i j", "k"]
@@ -561,7 +561,7 @@ def test_lang_is_a_name_and_no_path(data):
         assert str(caught.value).isprintable() and len(str(caught.value)) < 400
     for lang in ("nl", "zh-Hant-TW", "en_US", "日本語", 7):
         change_line(data / "dev.jsonl", 2, lang=lang)
-        assert list_manifest(data / "dev.jsonl")[0][2].language == str(lang)
+        assert list_manifest(data / "dev.jsonl").utterances[2].language == str(lang)
 
 
 def test_where_languages_are_needed_it_is_said_what_a_line_needs(data):
@@ -718,7 +718,8 @@ def test_a_broken_manifest_names_its_line(tmp_path, line):
 def test_numbers_that_make_no_sense_cost_one_utterance(tmp_path, key, value):
     line = '{"audio_filepath": "a.wav", "text": "x", "duration": 1'
     (tmp_path / "m.jsonl").write_text(line + "}\n" + line + f', "{key}": {value}}}\n')
-    utterances, bad = list_manifest(tmp_path / "m.jsonl")
+    listing = list_manifest(tmp_path / "m.jsonl")
+    utterances, bad = listing.utterances, listing.bad
     assert [u.id for u in utterances] == ["m-000001", "m-000002"] and list(bad) == ["m-000002"]
     assert f"m.jsonl, line 2: there cannot be {key}" in bad["m-000002"]
     assert bad["m-000002"].isprintable() and len(bad["m-000002"]) < 400
@@ -729,7 +730,7 @@ def test_other_numbers_that_make_no_sense(tmp_path, key, value):
     write_lines(tmp_path / "m.jsonl", [{"audio_filepath": "a.wav", "text": "x", key: value}])
     assert (
         f"line 1: there cannot be {key} {value}"
-        in list_manifest(tmp_path / "m.jsonl")[1]["m-000001"]
+        in list_manifest(tmp_path / "m.jsonl").bad["m-000001"]
     )
 
 

@@ -44,7 +44,7 @@ def list_manifest(path: str | Path) -> Listing:
     UserError with the line's number.
     """
     path = Path(path)
-    listing = Listing([], {})
+    listing = Listing()
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue

@@ -55,7 +55,7 @@ def list_sets(
             if split == "train" and limited:
                 found = _limited(subset, found, limited)
             name = f"test-{language}" if split == "test" else split
-            sets.setdefault(name, Listing([])).utterances.extend(found)
+            sets.setdefault(name, Listing()).utterances.extend(found)
     return sets
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from common.errors import UserError
 from common.text import printable
@@ -33,11 +32,12 @@ class Utterance:
     language: str = ""
 
 
-class Listing(NamedTuple):
+@dataclass(frozen=True)
+class Listing:
     """What a corpus lists for one set, before anybody has looked at its files."""
 
-    utterances: list[Utterance]
-    bad: dict[str, str] = {}  # utterance -> what is wrong with its line
+    utterances: list[Utterance] = field(default_factory=list)
+    bad: dict[str, str] = field(default_factory=dict)  # utterance -> what is wrong with its line
 
 
 def languages_of(utterances: list[Utterance]) -> list[str]:
