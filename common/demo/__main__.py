@@ -9,7 +9,7 @@ from pathlib import Path
 
 import soundfile
 
-from common.demo import english, models, multilingual
+from common.demo import english, multilingual
 from common.demo.english import HOURS
 from common.demo.grammar import HELD_OUT
 from common.demo.speech import frames
@@ -50,15 +50,24 @@ def main(argv: list[str] | None = None) -> None:
             out = Path(args.out or "data/demo-mls")
             languages = multilingual.build(out, small=args.small, seed=args.seed)
             print(report_languages(out, languages), flush=True)
-            names, build_model = models.MULTILINGUAL, models.build_multilingual
         else:
             out = Path(args.out or "data/demo")
             print(report(out, english.build(out, args.hours, args.small, args.seed)), flush=True)
-            names, build_model = models.ENGLISH, models.build_english
-        for name in names if args.models else ():
-            print(f"{name}: {build_model(out, name, args.small, args.seed)}", flush=True)
+        if args.models:
+            build_models(args, out)
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def build_models(args: argparse.Namespace, world: Path) -> None:
+    """Trains all models of the world; imported here, since torch takes seconds."""
+    from common.demo import models
+
+    names, build = models.ENGLISH, models.build_english
+    if args.world == "mls":
+        names, build = models.MULTILINGUAL, models.build_multilingual
+    for name in names:
+        print(f"{name}: {build(world, name, args.small, args.seed)}", flush=True)
 
 
 def report(folder: Path, training: list[str]) -> str:
