@@ -102,10 +102,10 @@ def join(parts: list[Transcript], starts: list[float]) -> Transcript:
 def decode(
     recogniser: nn.Module, utterances: list[Utterance], config: Any, place: Place, **search: Any
 ) -> dict[str, Transcript]:
-    """{utterance: transcript}. All ranks share the work.
+    """{utterance: transcript}; all ranks share the work. Unreadable utterances are
+    named.
 
-    Utterances that cannot be read are named. Those whose channels cancel each other are
-    counted, and named once per file.
+    Utterances whose channels cancel each other are counted, and named once per file.
     """
     plan = evaluation_batches(utterances, config.batch_seconds, place.rank, place.ranks)
     quiet = None if place.first else True  # None: quiet if stderr is no terminal

@@ -125,10 +125,11 @@ def tune(
 
 
 def evaluate(recogniser: nn.Module, corpus: Corpus, config: Any, place: Place) -> dict[str, Any]:
-    """Scores every test set with the search tuned on dev. Returns what RESULT says.
+    """Scores every test set with the search that was tuned on dev; returns what RESULT
+    says.
 
     Writes hyp_<split>.txt and .tsv, and prints some errors of each set. Raises
-    UserError if there is nothing to score.
+    UserError where there is nothing to score.
     """
     search = tune(recogniser, corpus, config, place, searches(config, recogniser, place))
     Path(config.out).mkdir(parents=True, exist_ok=True)
@@ -223,7 +224,8 @@ def summarise(split: str, words: metrics.ErrorRate, homophones: metrics.Homophon
 def write_hypotheses(
     folder: Path, split: str, references: dict[str, str], found: dict[str, str]
 ) -> None:
-    """Writes hyp_<split>.txt for people, .tsv for programs; prints the first errors."""
+    """hyp_<split>.txt for people, hyp_<split>.tsv for programs; prints the first three
+    errors."""
     scored = {name: text for name, text in references.items() if name in found}
     pairs = {name: metrics.side_by_side(text, found[name]) for name, text in scored.items()}
     aligned = [f"{printable(name)}\n{pair}\n" for name, pair in pairs.items()]
@@ -315,10 +317,8 @@ def differs(name: str, found: list[dict[str, list[str]]]) -> bool:
 
 
 def compare_methods(configs: list[Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Prints a comparison of several methods. Returns {method: its result}.
-
-    For one method it prints nothing, and returns the result itself.
-    """
+    """Prints the results of several methods, and returns them by method; of one, its
+    result."""
     if len(results) == 1:
         return results[0]
     compare([config.out for config in configs], results)
