@@ -86,6 +86,7 @@ from common import bert, conformer, ctc, features, figures, text
 from common.errors import UserError
 from common.running import (
     batches,
+    beam_models,
     cache,
     command_line,
     corpora,
@@ -371,7 +372,7 @@ class Recogniser(nn.Module):
 
     decodes = decoding.Decoding(  # for evaluate.py and transcribe.py
         kinds=("greedy", "beam"),
-        lm=pretrained.LanguageModel,
+        lm=beam_models.LanguageModel,
         own=options.Search(beam=10, lm_weight=(0.2, 0.4, 0.6), bonus=(0.0, 0.5, 1.0)),  # [choice]
     )
 

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common.bert import MaskedLM
-from common.demo import multilingual
+from common.demo.models import MULTILINGUAL
 from common.demo.pretraining import causal_loss, stretch
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--hours", type=float, help="of transcripts (absent: 1.8)")
     parser.add_argument(
-        "--models", nargs="+", help="of demo-mls (absent: all)", default=multilingual.MODELS
+        "--models", nargs="+", help="of demo-mls (absent: all)", default=MULTILINGUAL
     )
     arguments = parser.parse_args(argv)
     root, data = arguments.root, arguments.data

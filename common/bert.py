@@ -24,8 +24,7 @@ SPECIAL = ("[CLS]", "[SEP]", "[MASK]", "[UNK]")
 
 
 class MaskedLM:
-    """A frozen BERT that is asked about single tokens of a text, or for its states, in
-    fp32.
+    """A frozen BERT, which answers questions about single tokens of a text, in fp32.
 
     pieces: its vocabulary in the order of ids; cls, sep, mask, unk: ids; longest:
     tokens that it reads at once.
@@ -60,15 +59,14 @@ class MaskedLM:
     def logits_at(self, rows: list[list[int]], positions: list[int]) -> Tensor:
         """Logits (N, vocabulary) at one position of each of N rows of ids.
 
-        The vocabulary head, a fifth of the work of bert-base, runs at these positions
-        only.
+        The vocabulary head, a fifth of the work of bert-base, runs only there.
         """
         states = self.states(rows).last_hidden_state  # (N, L, D)
         with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
             return self.model.cls(states[range(len(rows)), positions])
 
     def logits(self, rows: list[list[int]], positions: list[int]) -> Tensor:
-        """As `logits_at`, where [MASK] takes the token's place."""
+        """The logits `logits_at` these positions, with [MASK] in place of the token."""
         masked = [
             [*row[:i], self.mask, *row[i + 1 :]] for row, i in zip(rows, positions, strict=True)
         ]
@@ -88,8 +86,10 @@ def is_bert(model: nn.Module, tokenizer: Any) -> bool:
 
 
 def by_length(rows: list[list[int]], tokens: int = 2**14) -> Iterator[list[int]]:
-    """Indices of rows of equal length, about `tokens` of theirs at a time: nothing has
-    to be padded."""
+    """Yields indices of rows of equal length, with about `tokens` tokens at a time.
+
+    So nothing has to be padded.
+    """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for length, same in groupby(order, key=lambda i: len(rows[i])):
         rows_of_length = list(same)
@@ -140,8 +140,7 @@ class SharedPieces:
         return (self.bert_id_of[list(question.labels)] >= 0) & (positions < self.teacher.longest)
 
     def top_k(self, rows: list[list[int]], positions: list[int], k: int) -> tuple[Tensor, Tensor]:
-        """The K shared pieces with the largest logits at one position of each of N rows
-        of ids.
+        """The K shared pieces with the largest logits, at a position of each of N rows.
 
         Returns labels (N, K) and logits (N, K). Rows of equal length are read together.
         """
@@ -159,8 +158,7 @@ class SharedPieces:
         return labels, logits
 
     def with_exceptions(self, question: Question, labels: Tensor, logits: Tensor) -> Answer:
-        """The answer (U, K) to a question, with the exceptions of the module's
-        docstring."""
+        """The answer (U, K) to a question, with the exceptions named at the top."""
         y = torch.tensor(question.labels)[:, None]  # (U, 1)
         same_piece = self.bert_id_of[labels] == self.bert_id_of[y]  # (U, K)
         labels = torch.where(same_piece, y, labels)
@@ -174,8 +172,7 @@ class SharedPieces:
         )
 
     def accuracy(self, questions: list[Question], answers: list[Answer]) -> tuple[float, float]:
-        """How often the token is BERT's first guess, and among its K: of the tokens
-        asked about."""
+        """How often a token is BERT's first guess, and how often it is among its K."""
         tokens = 0
         first = 0
         among = 0

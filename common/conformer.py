@@ -170,8 +170,7 @@ class SelfAttention(nn.Module):
 class Convolution(nn.Module):
     """Pointwise, GLU, depthwise over time, LayerNorm, SiLU, pointwise.
 
-    BatchNorm would compute statistics over a padded batch; LayerNorm needs only the
-    frame itself.
+    LayerNorm needs the frame alone; BatchNorm would count the padding of a batch.
     """
 
     def __init__(self, dim: int, kernel: int, causal: bool):

@@ -58,8 +58,8 @@ def encode_piece(
     """Encodes the next piece of B streams: features (B, F, n_mels), frames (B,).
 
     Returns the outputs for the new frames, and the state for the next call. Raises
-    ValueError if the encoder has full context, or if a stream is to go on after a part
-    of a chunk.
+    ValueError if the encoder has full context, or if a stream continues after a piece
+    that ended within a chunk.
     """
     if encoder.chunk == 0:
         raise ValueError("an encoder of full context needs the whole utterance at once")
@@ -108,7 +108,7 @@ class LayerPast:
 
 
 def newest_frames(lengths: Tensor, N: int) -> Index:
-    """Where the newest N frames stand, after N stored and `lengths` (B,) new ones."""
+    """The places of the newest N frames, after N stored and `lengths` (B,) new ones."""
     row = torch.arange(len(lengths), device=lengths.device)[:, None]  # (B, 1)
     return row, lengths[:, None] + torch.arange(N, device=lengths.device)  # (B, N)
 

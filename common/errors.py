@@ -28,14 +28,12 @@ def note(message: str) -> None:
 
 @functools.cache  # which writes it once
 def note_once(message: str) -> None:
-    """As `note`; a message that this process has written before is not written
-    again."""
+    """As `note`, for a message that this process has not written before."""
     note(message)
 
 
 def explain_errors() -> None:
-    """From here on, an error that the user can fix is printed as one sentence on
-    stderr."""
+    """Lets Python print one sentence, and no traceback, for errors a user can fix."""
     sys.excepthook = _explain
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(
@@ -56,8 +54,7 @@ def _explain(kind: type, error: BaseException, trace) -> None:
 
 
 def _sentence_of(kind: type, error: BaseException) -> str:
-    """What is printed instead of the traceback, or "" for an error that the user cannot
-    fix."""
+    """The sentence in place of a traceback; "" for errors that the user cannot fix."""
     if isinstance(error, UserError):
         return f"error: {error}"
     if isinstance(error, KeyboardInterrupt):
@@ -82,7 +79,7 @@ def keep_docstrings() -> None:
     """Starts the script again under python -O where it was started under -OO.
 
     -OO takes docstrings away, and transformers cannot be imported without those of its
-    own. Raises UserError where that does not help.
+    own. Raises UserError if that does not help.
     """
     if sys.flags.optimize < 2:
         return

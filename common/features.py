@@ -1,12 +1,12 @@
-"""Audio to log-mel features: speed perturbation, the filter bank, SpecAugment,
-splitting long recordings.
+"""Log-mel features, speed perturbation, SpecAugment, and pauses in long recordings.
 
-    file --audio.read_audio--> (samples,) float32 in [-1, 1] at 16 kHz --LogMel-->
-    (frames, 80), one frame per 10 ms
+    file --audio.read_audio--> (samples,) float32 in [-1, 1] at 16 kHz
+         --LogMel-->           (frames, 80), one frame per 10 ms
 
-A frame looks 25 ms ahead of its start and nothing is padded around the signal, so that
-an utterance gives the same frames alone and in a padded batch: frames = (samples - 400)
-// 160 + 1.
+A frame reaches 25 ms ahead of its start, and nothing is padded around the signal. So an
+utterance gives the same frames alone and in a padded batch:
+
+    frames = (samples - 400) // 160 + 1
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ def change_speed(wave: Tensor, factor: float) -> Tensor:
 
 
 def num_frames(samples):
-    """Frames of `samples` samples (int or Tensor); shorter ones than a window give one
-    frame."""
+    """The number of frames of `samples` samples (int or Tensor), at least one."""
     return (
         (samples.clamp(min=WINDOW) if isinstance(samples, Tensor) else max(samples, WINDOW))
         - WINDOW
@@ -45,8 +44,7 @@ def num_frames(samples):
 
 
 class LogMel(nn.Module):
-    """Log-mel filter bank with global mean and variance, which are stored with the
-    weights."""
+    """A log-mel filter bank with a global mean and variance, stored as buffers."""
 
     def __init__(self):
         super().__init__()
@@ -61,8 +59,7 @@ class LogMel(nn.Module):
         self.register_buffer("std", torch.ones(N_MELS))
 
     def forward(self, waves: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """waves (B, N) zero-padded, samples (B,) -> features (B, F, 80) and frames
-        (B,).
+        """waves (B, N) with padding, samples (B,) -> features (B, F, 80), frames (B,).
 
         Behind an utterance's end the features are zero.
         """
@@ -72,8 +69,10 @@ class LogMel(nn.Module):
         return features.masked_fill(padding[..., None], 0.0), frames
 
     def log_mel(self, waves: Tensor) -> Tensor:
-        """waves (B, N) -> (B, F, 80), not normalised; always fp32, for the sake of
-        quiet frames."""
+        """waves (B, N) -> (B, F, 80), not normalised.
+
+        It is always computed in fp32: quiet frames would suffer in bf16.
+        """
         waves = nn.functional.pad(waves, (0, max(0, WINDOW - waves.shape[1])))
         # On a CPU one utterance at a time stays in the cache, which is twice as fast.
         parts = waves.split(1 if waves.device.type == "cpu" else len(waves))
@@ -122,8 +121,7 @@ def spec_augment(
     B, F, C = features.shape
 
     def masks(n: int, positions: int, size: Tensor, widest: Tensor) -> Tensor:
-        """(B, positions), True where any of n masks of width 0..widest lies inside
-        0..size."""
+        """n masks of width 0..widest inside 0..size: (B, positions), True inside."""
         width = (torch.rand(B, n) * (widest[:, None] + 1)).floor()
         start = (torch.rand(B, n) * (size[:, None] - width + 1)).floor()
         where = torch.arange(positions)[:, None]  # (positions, 1) against (B, 1, n)

@@ -40,9 +40,8 @@ def draw(folder: str | Path, drawings: Drawings) -> None:
     function that draws it}.
 
     A script calls this when its results are written, since a figure may fail in many
-    ways: no clip can be read, no memory is left, matplotlib is broken. What could not
-    be drawn is said in one sentence, the other figures follow, and the run ends as it
-    would without.
+    ways: no clip can be read, no memory is left, matplotlib is broken. A figure that
+    could not be drawn is named, the others follow, and the run ends as usual.
     """
     loss = {"loss.png": functools.partial(loss_curve, Path(folder))}
     for name, function in (loss | drawings).items():
@@ -113,8 +112,7 @@ def posteriors(
     seconds_per_frame: float,
     title: str,
 ) -> None:
-    """probabilities (T, N) of N labels over time, one row per label in the order
-    given."""
+    """Draws probabilities (T, N) of N labels over time, a row per label."""
     figure = _figure(figsize=(8, 0.8 + 0.24 * len(names)))
     axis = figure.subplots()
     T, N = probabilities.shape
@@ -155,8 +153,7 @@ def log_curves(path: Path, key: str, y: str) -> None:
 
 
 def matrices(path: Path, panels: dict[str, np.ndarray], x: str, y: str) -> None:
-    """Matrices (rows, columns) beside each other, rows from top to bottom, all in one
-    scale."""
+    """Draws matrices (rows, columns) beside each other, all in one scale."""
     figure = _figure(figsize=(3.6 * len(panels), 3.4), layout="constrained")
     axes = figure.subplots(
         1, len(panels), squeeze=False, sharey=len({len(m) for m in panels.values()}) == 1

@@ -16,7 +16,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` when the block ends.
 
     If the block fails, nothing has changed. Several processes may write the same path
-    at once: each has a draft of its own. Raises UserError where the disk is full or the
+    at once: each has a draft of its own. Raises UserError if the disk is full or the
     folder cannot be written.
     """
     path = Path(path)
@@ -42,6 +42,6 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """As `atomic_file`, for what is there at once. Raises UserError."""
+    """Writes a whole file in one move, see `atomic_file`. Raises UserError."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)

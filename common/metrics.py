@@ -59,13 +59,15 @@ class ErrorRate(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """In per cent; a test set without words gives 0 if nothing was recognised, else
-        100."""
+        """Errors per word in per cent.
+
+        For a test set without words it is 0 if nothing was recognised, else 100.
+        """
         return 100 * self.errors / self.words if self.words else 100.0 * (self.errors > 0)
 
 
 def _count(references: Iterable[str], hypotheses: Iterable[str]) -> ErrorRate:
-    """Of texts that are normalised already."""
+    """The errors in texts that are normalised already."""
     found = jiwer.process_words(list(references), list(hypotheses))
     words = found.hits + found.substitutions + found.deletions
     return ErrorRate(found.substitutions, found.deletions, found.insertions, words)
@@ -74,8 +76,7 @@ def _count(references: Iterable[str], hypotheses: Iterable[str]) -> ErrorRate:
 def word_errors(
     references: Iterable[str], hypotheses: Iterable[str], twins: Mapping[str, str] = {}
 ) -> ErrorRate:
-    """With `twins`, a word and its homophone count as the same: what is left are the
-    errors one can hear."""
+    """The errors in words. With `twins`, a word and its homophone count as the same."""
 
     def one_of_both(text: str) -> str:
         return " ".join(min(word, twins.get(word, word)) for word in comparable(text).split())
@@ -97,8 +98,7 @@ def spread(text: str) -> str:
 
 
 def longest_mean_word(character: str) -> int:
-    """The length, in characters, that words with this character have at most on
-    average."""
+    """The longest mean length, in characters, of words with this character."""
     script = re.split("[ -]", unicodedata.name(character, ""))[0]
     return LONGEST_MEAN_WORD.get(script, LONGEST_MEAN_WORD_ELSEWHERE)
 
@@ -115,8 +115,8 @@ def written_without_spaces(texts: Iterable[str]) -> bool:
     can be. That is more than 3 characters where all letters are Chinese or Japanese, 6
     where they are Thai, Lao, Khmer or Burmese, and 15 elsewhere; of mixed letters, the
     mean of these numbers. So Japanese that was cut into words counts as written with
-    spaces, and a pause here and there does not make words. Texts without letters do,
-    too.
+    spaces, and a pause here and there does not make words. Texts without letters also
+    count as written with spaces.
     """
     words = [word for text in texts for word in normalise(text).split()]
     characters = Counter("".join(words))
@@ -130,8 +130,11 @@ def written_without_spaces(texts: Iterable[str]) -> bool:
 def align(
     references: Iterable[str], hypotheses: Iterable[str]
 ) -> Iterator[list[tuple[str, list[str], list[str]]]]:
-    """Of every pair [(equal | substitute | delete | insert, reference words, hypothesis
-    words), …], minimal."""
+    """Yields the minimal alignment of every pair of texts: a list of stretches.
+
+    A stretch is (kind, words of the reference, words of the hypothesis); its kind is
+    equal, substitute, delete or insert.
+    """
     found = jiwer.process_words(
         [comparable(text) for text in references], [comparable(text) for text in hypotheses]
     )
@@ -143,8 +146,7 @@ def align(
 
 
 def hits(reference: str, hypothesis: str) -> list[tuple[int, int]]:
-    """[(index of a reference word, index of the same word in the hypothesis), …] of the
-    words that were right."""
+    """The words that were right: [(index in the reference, in the hypothesis), …]."""
     found = []
     i = 0
     j = 0
@@ -157,8 +159,10 @@ def hits(reference: str, hypothesis: str) -> list[tuple[int, int]]:
 
 
 class HomophoneErrors(NamedTuple):
-    """How often the wrong twin was written. `chance`: always writing the twin more
-    frequent in the references."""
+    """How often the wrong twin was written.
+
+    chance: the rate of writing always the twin that the references have more often.
+    """
 
     wrong: int
     count: int

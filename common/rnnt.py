@@ -4,8 +4,7 @@ h_t is the encoder's output at frame t, and g_u the prediction network's output 
 labels. From each pair (t, u), called a node, the joint network computes p(. | t, u). An
 alignment is a walk through the lattice of nodes, from (0, 0) to the end: a blank (label
 0) goes on to the next frame, a label stays at its frame. The probability of a
-transcript is the sum over all its alignments. One of them, for U = 3 labels and T = 5
-frames:
+transcript is the sum over all its alignments. One of them, with U = 3 and T = 5:
 
     u
     3   .   .   .   .   o-->  the end: one last blank at (T-1, U)

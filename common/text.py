@@ -169,8 +169,7 @@ class SentencePiece:
 
         units: the size of the vocabulary. Where the text cannot fill it, SentencePiece
         gives fewer. Every character is a piece: where `units` has no room for them, as
-        in Japanese or Chinese, they come on top of it. Raises UserError without any
-        text.
+        in Japanese or Chinese, they come on top of it. Raises UserError for no text.
         """
         import io
 
@@ -214,16 +213,16 @@ class SentencePiece:
 
 
 class WordPiece:
-    """A subset of a BERT vocabulary, applied by greedy longest match, that round-trips
-    apostrophes.
+    """A subset of a BERT vocabulary, applied by greedy longest match.
 
-    BERT makes an apostrophe a word of its own and forgets where it was glued. The
-    student needs to know, so it has three, and all three are BERT's one to the teacher:
+    A text can be read back from its labels, apostrophes included. BERT makes an
+    apostrophe a word of its own and forgets where it was glued. The student needs to
+    know, so it has three, and all three are BERT's one to the teacher:
 
         don't  ->  don ##'## t          boys'  ->  boys ##'          'tis  ->  '## tis
 
-    A piece that starts with ## is glued to its left neighbour, one that ends with ## to
-    its right one.
+    A piece that starts with ## is glued to the piece on its left, one that ends with ##
+    to the piece on its right.
     """
 
     INSIDE = "##'##"
@@ -249,8 +248,7 @@ class WordPiece:
         them in both forms (c and ##c).
 
         Characters come on top of `units` and are kept even where the teacher lacks
-        them: nothing is ever unknown. [choice] The paper's vocabulary is not known to
-        us.
+        them: nothing is ever unknown. [choice] We do not know the paper's vocabulary.
         """
         words = Counter(word for text in texts for word in text.split())
         characters = sorted(set("".join(words)) - {"'"})
@@ -268,8 +266,7 @@ class WordPiece:
         return cls.from_vocabulary([*whole[:units], *characters, *("##" + c for c in characters)])
 
     def split(self, word: str) -> list[str]:
-        """The pieces of one word. Raises UserError on a character the vocabulary has
-        not."""
+        """The pieces of one word. Raises UserError for a character without a piece."""
         body = word.strip("'")
         before = word.index(body)
         after = len(word) - len(body) - before
@@ -355,7 +352,7 @@ Tokenizer = Characters | SentencePiece | WordPiece | Pieces
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokenizer a run wrote into its folder. Raises UserError where there is none,
+    """The tokenizer a run wrote into its folder. Raises UserError if there is none,
     or a damaged one."""
     folder = Path(folder)
     model = folder / "tokenizer.model"

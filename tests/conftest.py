@@ -87,12 +87,12 @@ def mls_root(shared) -> Path:
 @pytest.fixture(scope="session")
 def model(root, shared) -> Callable[[str], Path]:
     """model("bert-a"), model("bert-b"), model("lm"): the folder of that model of the smoke world."""
-    from common.demo import build_model
+    from common.demo.models import build_english
 
     def built(name: str) -> Path:
         if name == "llama":
             return build_once(shared / name, lambda folder: build_llama(folder, root))
-        build_once(shared / name, lambda _: build_model(root / "demo-smoke", name, small=True))
+        build_once(shared / name, lambda _: build_english(root / "demo-smoke", name, small=True))
         return root / "demo-smoke" / name
 
     return built
@@ -128,12 +128,12 @@ def build_llama(folder: Path, root: Path) -> None:
 @pytest.fixture(scope="session")
 def mls_model(mls_root, shared) -> Callable[[str], Path]:
     """mls_model("lm-s"): the folder of that model of the small multilingual world."""
-    from common.demo.multilingual import build_model
+    from common.demo.models import build_multilingual
 
     def built(name: str) -> Path:
         build_once(
             shared / f"mls-{name}",
-            lambda _: build_model(mls_root / "demo-mls-smoke", name, small=True),
+            lambda _: build_multilingual(mls_root / "demo-mls-smoke", name, small=True),
         )
         return mls_root / "demo-mls-smoke" / name
 

@@ -10,13 +10,8 @@ import pathlib
 import statistics
 import sys
 
-SCRIPTS = [
-    "interaed_kd.py",
-    "multirep_kd.py",
-    "streaming_aux_kd.py",
-    "llm_prompt_asr.py",
-    "hubert_gpt_bridge.py",
-]
+PROGRAMS = ["evaluate.py", "transcribe.py"]
+SCRIPTS = sorted(set(glob.glob("*.py")) - set(PROGRAMS))
 DEFINITIONS = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 SIMPLE = (ast.Assign, ast.AugAssign, ast.Expr, ast.Return, ast.Raise, ast.Assert, ast.Delete)
@@ -124,7 +119,7 @@ paths = [
     for pattern in ("variants/**/*.py", "common/**/*.py")
     for p in sorted(glob.glob(pattern, recursive=True))
 ]
-paths += SCRIPTS + [p for p in ("evaluate.py", "transcribe.py") if os.path.exists(p)]
+paths += SCRIPTS + [p for p in PROGRAMS if os.path.exists(p)]
 for p in paths:
     if "common/demo/" not in p and os.path.exists(p):
         check(p)

@@ -18,19 +18,14 @@ import pytest
 import soundfile
 from conftest import copy_corpus, write_manifest
 
-from common import demo
+from common.demo import english
 from common.errors import UserError
+from common.running import mls
 from common.running.corpora import (
     CHARACTERS_PER_SECOND,
-    LIBRISPEECH_SCORED,
-    LIBRISPEECH_TRAIN,
-    MLS_LANGUAGES,
     Utterance,
     first_hours,
     languages_of,
-    list_manifest,
-    list_mls,
-    list_subset,
     load_corpus,
     load_homophones,
     session_order,
@@ -39,6 +34,8 @@ from common.running.corpora import (
     untrainable,
 )
 from common.running.downloads import fetch_archive
+from common.running.layouts import LIBRISPEECH_SCORED, LIBRISPEECH_TRAIN, list_subset
+from common.running.manifests import list_manifest
 from common.text import normalise
 
 
@@ -146,13 +143,13 @@ def test_scoring_needs_no_training_data(root, tmp_path):
 def test_demo_worlds_by_name_and_no_more_of_them_than_scoring_needs(tmp_path, monkeypatch):
     built = []
     monkeypatch.setattr(
-        demo, "build", lambda folder, **options: built.append((folder, options)) or ["train-000"]
+        english, "build", lambda folder, **options: built.append((folder, options)) or ["train-000"]
     )
     for name in ("demo", "demo-smoke"):
         for options in ({}, {"hours": 7.2}, {"hours": 7.2, "scoring": True}):
             with pytest.raises(UserError, match=f"{name}/LibriSpeech lacks a"):
                 load_corpus(name, str(tmp_path), **options)
-    hours = [demo.HOURS, 7.2, demo.SHARD_HOURS]
+    hours = [english.HOURS, 7.2, english.SHARD_HOURS]
     assert built == [
         (tmp_path / name, {"hours": h, "small": name == "demo-smoke"})
         for name in ("demo", "demo-smoke")
@@ -185,8 +182,8 @@ def test_a_line_of_a_list_ends_at_a_line_feed_alone(tmp_path):
     )
     lists = [
         list_subset(tmp_path, "test-clean"),
-        list_mls(tmp_path, "english"),
-        list_manifest(tmp_path / "test.jsonl")[0],
+        mls.list_subset(tmp_path, "english"),
+        list_manifest(tmp_path / "test.jsonl").utterances,
     ]
     for utterances in lists:
         assert [u.text for u in utterances] == ["a b c d e f g h i j", "k"]
@@ -390,15 +387,15 @@ def mls_of(mls_root: Path, folder: Path, *languages: str) -> Path:
 def test_mls_layout(mls_root, tmp_path):
     demo_mls = load_corpus("demo-mls-smoke", str(mls_root))
     assert load_corpus("mls", str(mls_root / "demo-mls-smoke")) == demo_mls
-    assert tuple(demo_mls.tests) == tuple(f"test-{language}" for language in MLS_LANGUAGES)
+    assert tuple(demo_mls.tests) == tuple(f"test-{language}" for language in mls.LANGUAGES)
     for u in demo_mls.train:
         assert u.id.rsplit("_", 1)[0] == u.session and u.session.startswith(f"{u.speaker}_")
         assert u.text == normalise(u.text)
     counts = Counter(u.language for u in demo_mls.train)
     assert (
-        tuple(language for language, _ in counts.most_common()) == MLS_LANGUAGES
+        tuple(language for language, _ in counts.most_common()) == mls.LANGUAGES
     )  # in MLS's order
-    assert {u.language for u in demo_mls.dev} == set(MLS_LANGUAGES)
+    assert {u.language for u in demo_mls.dev} == set(mls.LANGUAGES)
     for name, utterances in demo_mls.tests.items():
         assert {u.language for u in utterances} == {name.removeprefix("test-")}
         assert {u.speaker for u in utterances}.isdisjoint(u.speaker for u in demo_mls.train)
@@ -452,10 +449,10 @@ def test_mls_where_the_first_file_is_missing(tmp_path):
     (tmp_path / "audio" / "1" / "2").mkdir(parents=True)
     for ending in (".flac", ".opus"):
         (tmp_path / "audio" / "1" / "2" / f"{names[1]}{ending}").touch()
-        found = [Path(u.audio).name for u in list_mls(tmp_path, "polish")]
+        found = [Path(u.audio).name for u in mls.list_subset(tmp_path, "polish")]
         assert found == [f"{name}{ending}" for name in names]
         (tmp_path / "audio" / "1" / "2" / f"{names[1]}{ending}").unlink()
-    assert {Path(u.audio).suffix for u in list_mls(tmp_path, "polish")} == {".flac"}
+    assert {Path(u.audio).suffix for u in mls.list_subset(tmp_path, "polish")} == {".flac"}
 
 
 def test_opus_is_read_where_it_is_unpacked(mls_root, tmp_path):
@@ -564,7 +561,7 @@ def test_lang_is_a_name_and_no_path(data):
         assert str(caught.value).isprintable() and len(str(caught.value)) < 400
     for lang in ("nl", "zh-Hant-TW", "en_US", "日本語", 7):
         change_line(data / "dev.jsonl", 2, lang=lang)
-        assert list_manifest(data / "dev.jsonl")[0][2].language == str(lang)
+        assert list_manifest(data / "dev.jsonl").utterances[2].language == str(lang)
 
 
 def test_where_languages_are_needed_it_is_said_what_a_line_needs(data):
@@ -721,7 +718,8 @@ def test_a_broken_manifest_names_its_line(tmp_path, line):
 def test_numbers_that_make_no_sense_cost_one_utterance(tmp_path, key, value):
     line = '{"audio_filepath": "a.wav", "text": "x", "duration": 1'
     (tmp_path / "m.jsonl").write_text(line + "}\n" + line + f', "{key}": {value}}}\n')
-    utterances, bad = list_manifest(tmp_path / "m.jsonl")
+    listing = list_manifest(tmp_path / "m.jsonl")
+    utterances, bad = listing.utterances, listing.bad
     assert [u.id for u in utterances] == ["m-000001", "m-000002"] and list(bad) == ["m-000002"]
     assert f"m.jsonl, line 2: there cannot be {key}" in bad["m-000002"]
     assert bad["m-000002"].isprintable() and len(bad["m-000002"]) < 400
@@ -732,7 +730,7 @@ def test_other_numbers_that_make_no_sense(tmp_path, key, value):
     write_lines(tmp_path / "m.jsonl", [{"audio_filepath": "a.wav", "text": "x", key: value}])
     assert (
         f"line 1: there cannot be {key} {value}"
-        in list_manifest(tmp_path / "m.jsonl")[1]["m-000001"]
+        in list_manifest(tmp_path / "m.jsonl").bad["m-000001"]
     )
 
 

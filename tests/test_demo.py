@@ -19,19 +19,11 @@ import pytest
 import soundfile
 import torch
 
-from common import demo
-from common.demo import (
-    SHARD,
-    SIZES,
-    build,
-    build_model,
-    grammar,
-    languages,
-    multilingual,
-    plan_utterances,
-)
+from common.demo import english, grammar, languages, models, multilingual
 from common.demo.__main__ import main, read
 from common.demo.building import run_speech, speak
+from common.demo.english import SHARD, SIZES, build, plan_utterances
+from common.demo.models import build_english
 from common.demo.speakers import ACCENTS, NEW_SPEAKERS, SPEAKERS
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
@@ -46,7 +38,8 @@ from common.demo.words import (
     USUAL,
 )
 from common.errors import UserError
-from common.running.corpora import MLS_LANGUAGES, load_corpus
+from common.running.corpora import load_corpus
+from common.running.mls import LANGUAGES as MLS_LANGUAGES
 from common.text import WordPiece, normalise
 
 HELD_OUT, TRAINING = ["dev-clean", "test-clean", "test-other"], ["train-000", "train-001"]
@@ -72,10 +65,10 @@ def world(root):
 @pytest.fixture
 def tiny(monkeypatch):
     """Worlds with subsets of 8 utterances, to be built in no time; the code that gives another process the same."""
-    sizes = demo.SIZES[True] | dict.fromkeys(HELD_OUT, 8)
-    monkeypatch.setattr(demo, "SHARD", 8)
-    monkeypatch.setitem(demo.SIZES, True, sizes)
-    return f"from common import demo; import sys; demo.SHARD = 8; demo.SIZES[True] = {sizes}; "
+    sizes = english.SIZES[True] | dict.fromkeys(HELD_OUT, 8)
+    monkeypatch.setattr(english, "SHARD", 8)
+    monkeypatch.setitem(english.SIZES, True, sizes)
+    return f"from common.demo import english; import sys; english.SHARD = 8; english.SIZES[True] = {sizes}; "
 
 
 def test_the_world_is_as_large_as_promised():
@@ -84,7 +77,7 @@ def test_the_world_is_as_large_as_promised():
     assert sum(len(words) for slots in SCENES.values() for words in slots.values()) == len(
         CUES
     )  # a scene for each
-    assert SIZES[False]["text"] >= 20 * SHARD * demo.HOURS / demo.SHARD_HOURS
+    assert SIZES[False]["text"] >= 20 * SHARD * english.HOURS / english.SHARD_HOURS
     for subset in ("test-clean", "test-other"):
         spoken = " ".join(sentences(subset, SIZES[False][subset])).split()
         assert sum(word in TWIN for word in spoken) >= 1000
@@ -161,7 +154,7 @@ def test_no_held_out_sentence_was_ever_seen():
 
 def test_version_1_is_frozen(world):
     """What is said, by whom and how it is recorded: results in RESULTS.md are of the world with this digest."""
-    assert demo.VERSION == 1
+    assert english.VERSION == 1
     pieces = (world / "bert-a" / "vocab.txt").read_text().split()
     subsets = {"train-000": SHARD, "train-001": SHARD} | {
         subset: SIZES[True][subset] for subset in HELD_OUT
@@ -260,7 +253,7 @@ def test_seed_decides_every_byte(world, tmp_path):
 
 
 def test_killed_build_leaves_nothing_half_written(tiny, tmp_path):
-    command = tiny + "demo.build(sys.argv[1], 0.2, small=True, progress=False)"
+    command = tiny + "english.build(sys.argv[1], 0.2, small=True, progress=False)"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     training = build(whole, hours=0.2, small=True, progress=False)
     process = subprocess.Popen([sys.executable, "-c", command, str(killed)], cwd=ROOT)
@@ -276,7 +269,7 @@ def test_killed_build_leaves_nothing_half_written(tiny, tmp_path):
 
 
 def test_two_builds_at_once(tiny, tmp_path):
-    command = tiny + "demo.build(sys.argv[1], 0.05, small=True, progress=False)"
+    command = tiny + "english.build(sys.argv[1], 0.05, small=True, progress=False)"
     both = [
         subprocess.Popen([sys.executable, "-c", command, str(tmp_path / "both")], cwd=ROOT)
         for _ in range(2)
@@ -332,8 +325,10 @@ def test_vocabulary(world, monkeypatch):
     ]
 
 
-def test_importing_the_builder_is_light():
-    code = "import common.demo, sys; print({'torch', 'transformers', 'espeakng_loader', 'numpy'} & set(sys.modules))"
+def test_importing_the_worlds_is_light():
+    worlds = "from common.demo import english, multilingual, spontaneous"
+    heavy = "{'torch', 'transformers', 'espeakng_loader'}"
+    code = f"{worlds}; import sys; print({heavy} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -453,9 +448,9 @@ def test_models_are_hugging_face_folders(root):
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
     for name in ("bert-a", "bert-b", "lm"):  # gpt and hubert: test_demo_bridge.py
-        folder = build_model(root / "demo-smoke", name, small=True, progress=False)
+        folder = build_english(root / "demo-smoke", name, small=True, progress=False)
         before = (folder / "model.safetensors").stat().st_mtime_ns
-        assert build_model(root / "demo-smoke", name, small=True) == folder  # built once
+        assert build_english(root / "demo-smoke", name, small=True) == folder  # built once
         assert (folder / "model.safetensors").stat().st_mtime_ns == before
         model = (AutoModelForCausalLM if name == "lm" else AutoModelForMaskedLM).from_pretrained(
             folder
@@ -466,7 +461,7 @@ def test_models_are_hugging_face_folders(root):
             assert tokenizer.convert_ids_to_tokens([model.config.bos_token_id, model.config.eos_token_id]) == [
                 "[CLS]", "[SEP]"]  # fmt: skip
     with pytest.raises(UserError, match="it has bert-a, bert-b, lm"):
-        build_model(root / "demo-smoke", "bert-c", small=True)
+        build_english(root / "demo-smoke", "bert-c", small=True)
 
 
 def test_the_full_teacher_has_eight_layers_and_grows(root):
@@ -522,7 +517,7 @@ def test_the_multilingual_models_share_a_tokenizer_that_writes_every_text_as_it_
             model.config.pad_token_id,
         ) == (1, 2, 3)
     with pytest.raises(UserError, match="it has lm-m, lm-s, lm-l"):
-        multilingual.build_model(mls_root / "demo-mls-smoke", "lm", small=True)
+        models.build_multilingual(mls_root / "demo-mls-smoke", "lm", small=True)
 
 
 def test_texts_read_again():
@@ -583,7 +578,7 @@ def test_pretraining_teaches(root, tmp_path):
 
     from common.demo import pretraining
 
-    folder = build_model(root / "demo-smoke", "bert-a", small=True)
+    folder = build_english(root / "demo-smoke", "bert-a", small=True)
     trained = AutoModelForMaskedLM.from_pretrained(folder).eval()
     untrained = AutoModelForMaskedLM.from_config(trained.config).eval()
     dev = read(root / "demo-smoke" / "LibriSpeech" / "dev-clean")
@@ -606,16 +601,16 @@ def test_the_seed_decides_every_byte_of_a_model(root, tmp_path):
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     try:
         torch.set_num_threads(1)
-        folder = build_model(again, "bert-a", small=True, progress=False)
+        folder = build_english(again, "bert-a", small=True, progress=False)
         assert torch.get_num_threads() == 1 and torch.equal(torch.get_rng_state(), state)
     finally:
         torch.set_num_threads(threads)
-    first = build_model(root / "demo-smoke", "bert-a", small=True)
+    first = build_english(root / "demo-smoke", "bert-a", small=True)
     assert (folder / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
 
 
 def test_a_killed_pretraining_leaves_no_model(tmp_path):
-    code = "from common import demo; demo.build_model('demo-smoke', 'lm', small=True)"
+    code = "from common.demo import models; models.build_english('demo-smoke', 'lm', small=True)"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -629,12 +624,12 @@ def test_a_killed_pretraining_leaves_no_model(tmp_path):
     process.kill()
     process.wait()
     assert not (tmp_path / "demo-smoke" / "lm" / "model.safetensors").exists()
-    assert (build_model(tmp_path / "demo-smoke", "lm", small=True) / "model.safetensors").exists()
+    assert (build_english(tmp_path / "demo-smoke", "lm", small=True) / "model.safetensors").exists()
 
 
 def test_a_build_that_is_terminated_clears_up(tiny, tmp_path):
     """SIGTERM, as a batch system sends it: as Ctrl-C, and no process goes on speaking."""
-    command = tiny + "demo.build(sys.argv[1], 0.2, small=True, progress=False)"
+    command = tiny + "english.build(sys.argv[1], 0.2, small=True, progress=False)"
     process = subprocess.Popen(
         [sys.executable, "-c", command, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE
     )

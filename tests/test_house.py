@@ -28,31 +28,43 @@ def test_scripts_stand_alone():
         assert not imported(path) & names, path.name
 
 
-def rooms_imported(path) -> set[str]:
-    """Modules of common/ that a file imports, as `features` or `running.batches`; demo/ is one."""
-    names = set()
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("common"):
-            found = [f"{node.module}.{alias.name}" for alias in node.names]
-            if node.module not in ("common", "common.running"):
-                found = [node.module]
-            names |= {name.removeprefix("common.") for name in found}
-    return {"demo" if name.startswith("demo") else name for name in names}
-
-
 def room(path) -> str:
-    name = ".".join(path.relative_to(REPOSITORY / "common").with_suffix("").parts)
-    return "demo" if name.startswith("demo") else name
+    """The name of a file of common/: `common.features`, `common.running.batches`."""
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+def rooms_imported(tree: ast.AST) -> set[str]:
+    """The files of common/ that are imported, wherever in a file the import stands."""
+    rooms = {room(path) for path in COMMON}
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("common"):
+            for alias in node.names:
+                inside = f"{node.module}.{alias.name}"
+                names.add(inside if inside in rooms else node.module)
+    return names
 
 
 def test_imports_run_in_no_circle():
-    """Between the files of common/, of which demo/ is one; wherever in a file an import stands."""
-    graph: dict[str, set[str]] = {}
-    for path in COMMON:
-        here = room(path)
-        graph.setdefault(here, set()).update(rooms_imported(path) - {here})
-    assert len(graph) > 15 and sum(map(len, graph.values())) > 30
+    """Between all files of common/, wherever in a file an import stands."""
+    graph = {room(path): rooms_imported(tree_of(path)) for path in COMMON}
+    assert len(graph) > 50 and sum(map(len, graph.values())) > 150
+    assert set().union(*graph.values()) <= set(graph)
     TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_the_demo_is_imported_only_when_one_is_asked_for():
+    """By the layouts and the finder of models, inside functions; by nobody else."""
+    reach_in = set()
+    for path in [*PROGRAMS, *COMMON]:
+        if path.parent.name == "demo":
+            continue
+        found = [n for n in tree_of(path).body if not isinstance(n, ast.FunctionDef | ast.ClassDef)]
+        at_the_top = set().union(*map(rooms_imported, found))
+        assert not any(name.startswith("common.demo") for name in at_the_top), path.name
+        if any(name.startswith("common.demo") for name in rooms_imported(tree_of(path))):
+            reach_in.add(path.name)
+    assert reach_in == {"layouts.py", "pretrained.py"}
 
 
 def test_models_are_trained_in_scripts_only():

@@ -10,11 +10,7 @@ UNFINISHED = {  # written before there were limits
     "hubert_gpt_bridge.py",
     "common/prompting.py",
     "common/hubert.py",
-    "common/running/batches.py",  # plan_epoch has nine parameters
-    "common/running/containers.py",  # its length
-    "common/running/corpora.py",
     "common/running/flags.py",
-    "common/running/pretrained.py",
     "common/running/published.py",
 }
 

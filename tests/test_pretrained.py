@@ -23,10 +23,9 @@ from common import ctc
 from common.bert import MaskedLM, by_length
 from common.errors import UserError
 from common.running import pretrained
+from common.running.beam_models import LanguageModel, WordModel
 from common.running.corpora import Corpus, Utterance
 from common.running.pretrained import (
-    LanguageModel,
-    WordModel,
     begin_and_end,
     load_masked_lm,
     load_pieces,

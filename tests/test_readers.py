@@ -40,7 +40,7 @@ def test_what_travels_holds_no_model(name, runs, tmp_path, monkeypatch):
     run = runs(name)
     module, given = importlib.import_module(name), []
 
-    def begin(config, place, models, optimizer, utterances, encode, fits):
+    def begin(config, place, models, optimizer, utterances, encode, fits, **order):
         given.append((encode, fits, utterances))
         raise Reached
 

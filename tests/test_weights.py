@@ -12,13 +12,14 @@ from torch import nn
 
 from common.errors import UserError
 from common.running import published, weights
-from common.running.pretrained import load_causal, mark_supplied
+from common.running.pretrained import load_causal
 from common.running.weights import (
     average_of,
     digest_of_weights,
     kept_digest_of_weights,
     load_own_state,
     load_weights,
+    mark_supplied,
     own_state,
     save_weights,
     weight_files,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import soundfile
 
-from common import demo
-from common.demo import HOURS, multilingual
+from common.demo import english, multilingual
+from common.demo.english import HOURS
 from common.demo.grammar import HELD_OUT
 from common.demo.speech import frames
 from common.demo.vocabulary import frames_needed
@@ -45,22 +45,29 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
-    world = multilingual if args.world == "mls" else demo
-    out = args.out or {"english": "data/demo", "mls": "data/demo-mls"}[args.world]
     try:
         if args.world == "mls":
-            print(
-                report_languages(
-                    Path(out), multilingual.build(out, small=args.small, seed=args.seed)
-                ),
-                flush=True,
-            )
+            out = Path(args.out or "data/demo-mls")
+            languages = multilingual.build(out, small=args.small, seed=args.seed)
+            print(report_languages(out, languages), flush=True)
         else:
-            print(report(Path(out), demo.build(out, args.hours, args.small, args.seed)), flush=True)
-        for name in world.MODELS if args.models else ():
-            print(f"{name}: {world.build_model(out, name, args.small, args.seed)}", flush=True)
+            out = Path(args.out or "data/demo")
+            print(report(out, english.build(out, args.hours, args.small, args.seed)), flush=True)
+        if args.models:
+            build_models(args, out)
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def build_models(args: argparse.Namespace, world: Path) -> None:
+    """Trains all models of the world; imported here, since torch takes seconds."""
+    from common.demo import models
+
+    names, build = models.ENGLISH, models.build_english
+    if args.world == "mls":
+        names, build = models.MULTILINGUAL, models.build_multilingual
+    for name in names:
+        print(f"{name}: {build(world, name, args.small, args.seed)}", flush=True)
 
 
 def report(folder: Path, training: list[str]) -> str:

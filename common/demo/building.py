@@ -20,8 +20,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from tqdm import tqdm
+
 from common.errors import UserError
 from common.files import write_atomically
+
+SHARD = 100  # utterances: what one process of the synthesiser speaks
 
 
 def run_speech(job: dict) -> str:
@@ -37,17 +41,18 @@ def run_speech(job: dict) -> str:
 
 
 def speak(
-    folder: Path, subsets: dict[str, list[dict]], shard: int, list_them: Callable[[Path, list[dict]], None],
+    folder: Path,
+    subsets: dict[str, list[dict]],
+    shard: int,
+    list_them: Callable[[Path, list[dict]], None],
     progress: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Speaks subsets {path in `folder`: utterances}, a process per `shard` utterances, as many at once as cores.
 
     An utterance is what `common.demo.speech` wants, its path within the subset. list_them(subset's folder, utterances)
     writes the transcripts when all audio is there. A subset grows in a hidden folder and is renamed when complete.
     Raises UserError.
     """
-    from tqdm import tqdm
-
     work = Path(tempfile.mkdtemp(prefix=".building-", dir=folder))
     quiet = None if progress else True  # None: where stderr is no terminal
     bar = tqdm(
@@ -89,7 +94,7 @@ def speak(
 
 
 def stop_on_sigterm():
-    """From here on SIGTERM stops this process as Ctrl-C does, so that a `finally` is reached.
+    """Lets SIGTERM stop this process as Ctrl-C does, so that a `finally` is reached.
 
     Returns the handler before, to be set again; None where this is not the main thread,
     which alone may set one.

@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPTNeoXConfig, PreTrainedTokenizerFast
 
 from common.demo.grammar import split_of
@@ -71,15 +72,16 @@ def pretrain_gpt(world: Path, model: str, small: bool, seed: int, progress: bool
 
 
 def spoken(sentence: str, rng: random.Random) -> str:
-    """As somebody might say it, with a new word now and then, unless the sentence were then one of dev or test."""
+    """The sentence as somebody might say it, with a new word now and then.
+
+    It keeps its own words if the new ones would make it a sentence of dev or test.
+    """
     plain = with_new_words(sentence, rng)
     return as_people_talk(plain if split_of(plain) == "known" else sentence, rng)
 
 
 def build_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerFast:
     """vocabulary: of a BERT, whose first five are its special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
     pieces = [*SPECIAL.values(), *vocabulary[len(SPECIAL) :], "##'"]
     tokenizer = Tokenizer(
         models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")

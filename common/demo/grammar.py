@@ -2,9 +2,8 @@
 
     conversations(seed, "train-003") -> ["the salty captain was there with this sail", ...], [...], ...
 
-Every stream is a function of (seed, subset) alone. Which subset a sentence may stand in is a function of its letters
-(`split_of`): a held-out sentence can occur neither in text nor in transcripts, whatever the seed and however much is
-drawn.
+Every stream is a function of (seed, subset) alone. A function of its letters (`split_of`) decides in which subset a
+sentence may stand: a held-out sentence occurs neither in text nor in transcripts, whatever the seed and the amount.
 """
 
 from __future__ import annotations

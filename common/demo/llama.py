@@ -16,7 +16,12 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+import sentencepiece
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+
 from common.demo import building
+from common.demo.pretraining import publish, train_causal
 from common.text import read_lines
 
 PIECES = 700  # half of the words are one; 2.5 frames of 80 ms: shorter ones are easily guessed, and nothing need listen
@@ -36,9 +41,9 @@ class Recipe(NamedTuple):
     steps: int = 1200
 
 
-RECIPES = {
-    "lm-s": Recipe(2, 64),
+RECIPES = {  # the first where none is named
     "lm-m": Recipe(4, 96),
+    "lm-s": Recipe(2, 64),
     "lm-l": Recipe(6, 128),
     "lm-english": Recipe(4, 96, text="english.txt"),
     "lm-plain": Recipe(4, 96, again=0.0),
@@ -51,10 +56,6 @@ def build_tokenizer(world: Path) -> Path:
     """Trains the tokenizer on text.txt, once; returns its folder, which AutoTokenizer reads."""
     folder = world / "tokenizer"
     if not folder.exists():
-        import sentencepiece
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-        from transformers import PreTrainedTokenizerFast
-
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(read_sentences(world / "text.txt")), model_writer=model, vocab_size=PIECES,
@@ -66,10 +67,8 @@ def build_tokenizer(world: Path) -> Path:
             (pieces.id_to_piece(i), pieces.get_score(i)) for i in range(pieces.get_piece_size())
         ]
         tokenizer = Tokenizer(models.Unigram(scores, unk_id=0))
-        tokenizer.pre_tokenizer, tokenizer.decoder = (
-            pre_tokenizers.Metaspace(),
-            decoders.Metaspace(),
-        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
         draft = world / f".building-tokenizer-{os.getpid()}"
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
@@ -84,11 +83,8 @@ def build_tokenizer(world: Path) -> Path:
 
 def pretrain(world: Path, model: str, small: bool, seed: int, progress: bool) -> None:
     """Trains `model` on the text of `world` and puts it into WORLD/<model>."""
-    from transformers import AutoTokenizer, LlamaConfig
-
-    from common.demo.pretraining import publish, train_causal
-
-    recipe, folder = RECIPES[model]._replace(**SMALL if small else {}), build_tokenizer(world)
+    recipe = RECIPES[model]._replace(**SMALL if small else {})
+    folder = build_tokenizer(world)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=recipe.dim, intermediate_size=8 * recipe.dim // 3,

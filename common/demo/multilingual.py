@@ -2,13 +2,12 @@
 
     languages = build("data/demo-mls")  # ["english", "german", …, "polish"]
 
-builds on first use, in the layout of OpenSLR 94, so that no other code knows about the demo:
+It is built on first use, in the layout of OpenSLR 94:
 
     FOLDER/mls_<language>/train/ dev/ test/   transcripts.txt, segments.txt, audio/<speaker>/<book>/<id>.flac
     FOLDER/text.txt                           text only: a sentence per line, a blank line between documents, languages
                                               mixed
     FOLDER/english.txt                        the English ones among them
-    FOLDER/tokenizer/ lm-s/ lm-m/ …           Hugging Face folders, each built when it is first asked for
 
 Sentences of dev and test stand in no training transcript and in no text; the voices of test are new. Every subset is a
 function of the seed alone, grows in a hidden folder and is renamed when complete.
@@ -20,21 +19,14 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import soundfile
+
 from common.demo import languages as grammar
-from common.demo.building import claim, speak
+from common.demo.building import SHARD, claim, speak
 from common.demo.speakers import PITCH_AND_RATE, Speaker, conditions
 from common.errors import UserError
 from common.files import write_atomically
 
-MODELS = (
-    "lm-m",
-    "lm-s",
-    "lm-l",
-    "lm-english",
-    "lm-plain",
-    "lm-untrained",
-)  # the first where none is named
-ONE_TOKENIZER = MODELS
 VERSION = 2  # of the recipe: raise it whenever the same seed would give another world
 # Training utterances [choice]: in MLS's order, but MLS has 400 times as much English as Polish.
 TRAIN = {"english": 480, "german": 400, "dutch": 350, "french": 310, "spanish": 280, "italian": 250, "portuguese": 220,
@@ -47,7 +39,6 @@ SIZES = {  # utterances of each language; sentences of text
     True: {"dev": 4, "test": 6, "text": 300},
 }
 SMALLER = 16  # times less training speech in the small world
-SHARD = 100  # utterances: what one process of the synthesiser speaks
 CHARACTERS_PER_FRAME = (
     1.6  # of 80 ms at most: then CTC has a path through pieces of two characters, sped up or not
 )
@@ -62,7 +53,7 @@ def build(
 ) -> list[str]:
     """Builds what is missing of some languages (none given: all) and returns those, in MLS's order.
 
-    small: little of everything, for quick tests. Raises UserError where a language is unknown, the folder holds another
+    small: little of everything, for quick tests. Raises UserError if a language is unknown, the folder holds another
     world or cannot be written, or where eSpeak NG is missing.
     """
     if unknown := sorted(set(languages) - set(TRAIN)):
@@ -100,34 +91,6 @@ def build_text(folder: str | Path, small: bool = False, seed: int = 0) -> None:
             write_atomically(folder / f"{name}.txt", "\n\n".join(map("\n".join, documents)) + "\n")
 
 
-def build_tokenizer(folder: str | Path, small: bool = False, seed: int = 0) -> Path:
-    """The tokenizer of all its language models, built once; returns its folder. Raises UserError."""
-    folder = Path(folder).absolute()
-    build_text(folder, small, seed)
-    from common.demo import llama
-
-    return llama.build_tokenizer(folder)
-
-
-def build_model(
-    folder: str | Path, model: str, small: bool = False, seed: int = 0, progress: bool = True
-) -> Path:
-    """Trains one of MODELS on the text of the world (see llama.py), once; returns its folder.
-
-    Raises UserError for another name.
-    """
-    if model not in MODELS:
-        raise UserError(
-            f"the multilingual demo world has no model {model!r}: it has {', '.join(MODELS)}."
-        )
-    folder = build_tokenizer(folder, small, seed).parent
-    if not (folder / model / "model.safetensors").exists():
-        from common.demo import llama
-
-        llama.pretrain(folder, model, small, seed, progress)
-    return folder / model
-
-
 def plan_utterances(seed: int, language: str, split: str, small: bool) -> list[dict]:
     """What is spoken: {"path" in the subset, "text", "frames" it needs, and how it is recorded}, in order.
 
@@ -156,7 +119,7 @@ def plan_utterances(seed: int, language: str, split: str, small: bool) -> list[d
 
 
 def speakers_of(language: str, new: bool) -> list[Speaker]:
-    """Those of train and dev, or of test: the language's accent with every variant and every pitch and pace."""
+    """The speakers of train and dev, or (new) of test: a variant of the language's accent, with a pitch and a pace."""
     accent, pace = grammar.LANGUAGES[language].voice, grammar.LANGUAGES[language].rate
     first = 1000 * (1 + list(TRAIN).index(language)) + 500 * new
     usual = PITCH_AND_RATE[0][1]  # of the slowest speaker of the English world
@@ -169,8 +132,6 @@ def speakers_of(language: str, new: bool) -> list[Speaker]:
 
 def _write_lists(subset: Path, planned: list[dict]) -> None:
     """transcripts.txt: id, text; segments.txt: id, address of the recording, start and end in seconds; by tabs."""
-    import soundfile
-
     end, transcripts, segments = {}, [], []
     for utterance in planned:
         path = subset / utterance["path"]

@@ -88,7 +88,7 @@ def pretrain(world: Path, model: str, small: bool, seed: int, progress: bool) ->
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Inside, torch's random numbers follow from the seed, and sums do not depend on the number of threads."""
+    """Inside the block, torch draws from the seed, and sums do not depend on the number of threads."""
     threads = torch.get_num_threads()
     # The order of additions, and with it every byte, depends on the number of threads. One is nearly as fast as two for
     # matrices this small, and far faster where another program keeps a core busy.

@@ -14,8 +14,8 @@ import json
 import random
 from pathlib import Path
 
-from common.demo import SHARD, grammar, speakers, words
-from common.demo.building import claim, speak
+from common.demo import grammar, speakers, words
+from common.demo.building import SHARD, claim, speak
 from common.files import write_atomically
 
 VERSION = 4  # of the recipe: raise it whenever the same seed would give another world
@@ -45,7 +45,7 @@ SPLITS = {"train": "known", "dev": "dev-clean", "test": "test-clean"}  # of gram
 
 
 def build(folder: str | Path, small: bool = False, seed: int = 0, progress: bool = True) -> Path:
-    """Builds what is missing. Raises UserError where the folder holds another world."""
+    """Builds what is missing. Raises UserError if the folder holds another world."""
     folder = Path(folder).absolute()
     claim(folder, {"version": VERSION, "seed": seed, "small": small}, "*.jsonl")
     planned = {

@@ -1,5 +1,4 @@
-"""Audio files to waves: which files are read, which of their samples, which channels,
-any rate.
+"""Audio files to waves: any part of a file, any channel, any rate.
 
     file --containers.parts_of--> recordings --soundfile--> blocks (n, channels)
          --mix--> (samples,) --resample--> (samples,) float32 in [-1, 1] at 16 kHz
@@ -27,14 +26,8 @@ from torch import Tensor, nn
 
 from common.errors import note
 from common.features import SAMPLE_RATE
-from common.running.containers import (
-    JOINED,
-    AudioError,
-    Window,
-    holds_more_flac,
-    looks_like_mpeg,
-    parts_of,
-)
+from common.running.containers import JOINED, AudioError, Window, holds_more_flac, parts_of
+from common.running.mpeg import looks_like_mpeg
 from common.text import printable
 
 # Formats that tell where they end.
@@ -60,10 +53,9 @@ UNTOLD = "it does not say how long it is: write it anew, or give its duration in
 
 
 class Recording:
-    """An open audio file: one recording, or several one behind the other as if they
-    were one.
+    """An open audio file. Several recordings in it count as one.
 
-    Its blocks can be read once. Raises AudioError where it is no file that we read.
+    Its blocks can be read once. Raises AudioError if it is no file that we read.
     """
 
     def __init__(self, files: list[soundfile.SoundFile], descriptor: int):
@@ -80,15 +72,16 @@ class Recording:
         self.frames = sum(file.frames for file in files)  # in samples of each channel
 
     def length(self) -> int:
-        """Samples of each channel; a FLAC file that was written into a pipe does not
-        say."""
+        """The number of samples in each channel.
+
+        Raises AudioError for a FLAC file that was written into a pipe: it is unknown.
+        """
         if self.frames >= 1 << 62:
             raise AudioError(UNTOLD)
         return self.frames
 
     def blocks(self, start: int, wanted: int) -> Iterator[np.ndarray]:
-        """Yields the samples from `start` on, (n, channels) float32, `wanted` in all,
-        or fewer."""
+        """Yields at most `wanted` samples from `start` on, (n, channels) float32."""
         if self.format == "FLAC" and holds_more_flac(self.descriptor):
             raise AudioError(JOINED)
         for file in self.files:
@@ -100,7 +93,7 @@ class Recording:
 
 
 def _check(file: soundfile.SoundFile) -> None:
-    """Raises AudioError where a file is none that we read, or holds nothing."""
+    """Raises AudioError if a file is none that we read, or holds nothing."""
     low, high = FILE_RATES
     if file.format not in FORMATS:
         raise AudioError(f"it is {file.format_info}, not one of {', '.join(FORMATS)}")
@@ -111,12 +104,11 @@ def _check(file: soundfile.SoundFile) -> None:
 
 
 def _blocks_of(file: soundfile.SoundFile, start: int, wanted: int) -> Iterator[np.ndarray]:
-    """Yields `wanted` samples of one recording from `start` on, as (n, channels)
-    float32.
+    """Yields `wanted` samples of a recording from `start` on, (n, channels) float32.
 
-    Memory follows what is there rather than what a header claims. Raises AudioError
-    where clearly less (by 0.1 s and by 1 %) is there, or less at all of another format
-    than MP3, whose encoders may count a frame too many.
+    Memory grows with the samples in the file, not with what a header claims. Raises
+    AudioError if clearly less is there (by 0.1 s and by 1 %). Except in MP3, whose
+    encoders may count a frame too many, every sample that is missing is an error.
     """
     begin = _where_decoding_begins(file, start)
     if begin:
@@ -146,9 +138,9 @@ def _blocks_of(file: soundfile.SoundFile, start: int, wanted: int) -> Iterator[n
 def _where_decoding_begins(file: soundfile.SoundFile, start: int) -> int:
     """The sample from which a file is decoded, so that those from `start` on are right.
 
-    It is 0 for formats that cannot be entered in the middle: each sample of theirs
-    builds on the one before. libsndfile says so of GSM, G721, G723 and NMS, but not of
-    DWVW.
+    It is 0 for formats that cannot be entered in the middle, since each sample builds
+    on the one before. libsndfile knows this of GSM, G721, G723 and NMS, but not of
+    DWVW, which is named here.
     """
     if not file.seekable() or file.subtype.startswith("DWVW"):
         return 0
@@ -166,11 +158,11 @@ _stderr_is_ours = threading.Lock()
 
 @contextmanager
 def _silent(noisy: bool) -> Iterator[None]:
-    """Inside, what a noisy decoder writes to the terminal is lost, as is what Python
-    writes.
+    """Inside the block, nothing that a noisy decoder writes reaches the terminal.
 
     libmpg123 has its own words about damaged frames, and after a seek about sound ones.
-    It writes them to file descriptor 2, and soundfile cannot tell it to be quiet.
+    It writes them to file descriptor 2, and soundfile cannot tell it to be quiet. So
+    what Python writes there is lost, too.
     """
     if not noisy:
         yield
@@ -238,8 +230,9 @@ def _open_parts(descriptor: int, stack: ExitStack) -> list[soundfile.SoundFile]:
 
 
 def _is_cut_off(file: soundfile.SoundFile, descriptor: int) -> bool:
-    """Whether a file ends sooner than it says; FLAC and MP3 show that only when they
-    are read.
+    """Whether a file ends sooner than its header says.
+
+    FLAC and MP3 show that only when they are read.
 
     libsndfile reads such a file as if it were whole, and notes in its log which chunk
     claims more bytes than there are.
@@ -286,8 +279,7 @@ def _read(
     duration: float | None,
     channel: int | None,
 ) -> tuple[np.ndarray, int, int | None]:
-    """See `read_audio`. Returns samples at the file's rate, the rate, and `mix`'s
-    channel."""
+    """As `read_audio`: samples at the file's rate, that rate, the channel of `mix`."""
     with open_audio(path) as recording:
         rate = recording.rate
         if not 0 <= offset < math.inf or not (duration is None or 0 < duration < math.inf):
@@ -316,10 +308,9 @@ def mix(
     channels: int,
     channel: int | None,
 ) -> tuple[np.ndarray, int | None]:
-    """The mean of the channels of some blocks (n, channels), or one channel: (samples,)
-    float32.
+    """Blocks (n, channels) as one channel (samples,) float32: their mean, or `channel`.
 
-    The second answer is the loudest channel where the channels cancel each other in the
+    The second answer is the loudest channel if the channels cancel each other in the
     mean, else None.
     """
     parts = [np.zeros(0, dtype=np.float32)]
@@ -346,8 +337,7 @@ def _sums(block: np.ndarray) -> np.ndarray:
 
 
 def _power(sums: np.ndarray, samples: int) -> np.ndarray:
-    """The variance of each channel (channels,), to which a constant offset adds
-    nothing."""
+    """The variance (channels,) of each channel: a constant offset adds nothing."""
     mean, square = sums / max(1, samples)
     return square - mean**2
 
@@ -357,9 +347,8 @@ def resample(wave: Tensor, rate: int) -> Tensor:
 
     torchaudio's filters have as many taps and phases as both rates have left after
     division by their common factor: 2 for 8 kHz, 441 for 44.1 kHz, but 47,999 for
-    47,999 Hz. Rates beyond 2,000 are resampled by FFT, in stretches of 8 seconds with a
-    second before and behind, because whole seconds have whole numbers of samples at
-    both rates.
+    47,999 Hz. Above 2,000 we resample by FFT, in stretches of 8 seconds with a second
+    before and behind: whole seconds have whole numbers of samples at both rates.
     """
     if max(rate, SAMPLE_RATE) // math.gcd(rate, SAMPLE_RATE) <= 2000:
         return AF.resample(wave, rate, SAMPLE_RATE)

@@ -1,16 +1,15 @@
-"""Utterances as batches: the plan of an epoch, and the loader that reads it: audio ->
-padded waves, text -> labels.
+"""Utterances as batches: the plan of an epoch, and the loader that reads it.
 
-    plan = plan_epoch(corpus.train, epoch, seed, order)     one epoch's micro-batches for one rank
-    loader(plan, config, tokenizer.encode, fits)            a Batch for each of them
-    loader(evaluation_batches(corpus.dev, ...), config)     without labels, for scoring
+    plan = plan_epoch(corpus.train, epoch, seed, order)  the micro-batches of an epoch
+    loader(plan, config, tokenizer.encode, fits)         a Batch for each of them
+    loader(evaluation_batches(corpus.dev, ...), config)  without labels, for scoring
 
-A plan is a function of its arguments alone, and what is drawn for an utterance (its
-speed) of seed, epoch and name. So reading ahead in other processes changes nothing, and
-neither does the number of ranks or a restart.
+Audio becomes padded waves, text becomes labels. A plan depends on its arguments alone,
+and what is drawn for an utterance (its speed) on seed, epoch and name. So nothing
+changes if other processes read ahead, with the number of ranks, or after a restart.
 
-What travels to these processes holds no model: `encode` is a tokenizer's, `fits` a
-function of a module and numbers.
+No model is sent to these processes: `encode` belongs to a tokenizer, and `fits` is a
+function of a module with numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.errors import UserError
 from common.features import change_speed
 from common.running.audio import AudioError, read_audio
-from common.running.corpora import Corpus, Utterance, load_corpus
+from common.running.corpora import Corpus, Utterance, download, load_corpus
 from common.running.options import RunConfig
 from common.running.process import Place, first_rank_first
 
@@ -38,8 +37,10 @@ Fits = Callable[[int, list[int], str], bool]
 
 
 class MicroBatch(NamedTuple):
-    """What one forward and backward pass reads. An update consists of one or more, the
-    same number on every rank."""
+    """What one forward and backward pass reads.
+
+    An update consists of one or more of them, the same number on every rank.
+    """
 
     utterances: list[Utterance]  # may be empty on a rank
     epoch: int = 0
@@ -63,8 +64,7 @@ def plan_epoch(
     """The micro-batches of this rank for one epoch, a function of the arguments alone.
 
     What an update holds does not depend on `batch_seconds` or `ranks`: those only split
-    it into micro-batches of at most `batch_seconds`, padding included, before speed
-    perturbation.
+    it into micro-batches of at most `batch_seconds`, with padding, at normal speed.
     """
     plan = []
     for index, update in enumerate(cut_into_updates(utterances, epoch, seed, order)):
@@ -107,11 +107,11 @@ def cut_into_updates(
 
 
 def balance(utterances: list[Utterance], power: float, rng: random.Random) -> list[Utterance]:
-    """As many seconds, of which a language with S seconds has a share in proportion to
-    S ** power (0: equal shares).
+    """As many seconds as before, with other shares of the languages.
 
-    A language is repeated whole as often as its share allows; a random part of it makes
-    up the rest.
+    The share of a language with S seconds is in proportion to S ** power (0: equal
+    shares). It is repeated whole as often as its share allows; a random part of it
+    makes up the rest.
     """
     by_language: dict[str, list[Utterance]] = {}
     for utterance in utterances:
@@ -148,8 +148,10 @@ def _cut(utterances: list[Utterance], seconds: float) -> list[list[Utterance]]:
 
 
 def _split(update: list[Utterance], batch_seconds: float, ranks: int) -> list[list[Utterance]]:
-    """A multiple of `ranks` groups of at most `batch_seconds` each, padding included;
-    an utterance is never cut."""
+    """A multiple of `ranks` groups of at most `batch_seconds` each, with padding.
+
+    An utterance that is longer by itself is a group of its own.
+    """
     update = sorted(update, key=lambda u: u.duration)
     n = len(update)
     for parts in range(ranks, max(n, 1) + ranks, ranks):
@@ -172,8 +174,11 @@ def evaluation_batches(
 
 
 class Batch(NamedTuple):
-    """What one forward pass reads; may be empty: what cannot be read, or does not fit
-    its labels, is dropped."""
+    """What one forward pass reads.
+
+    Utterances that cannot be read, or do not fit their labels, are left out: it may be
+    empty, even if the plan was not.
+    """
 
     waves: Tensor  # (B, N) zero-padded, 16 kHz
     samples: Tensor  # (B,)
@@ -183,9 +188,8 @@ class Batch(NamedTuple):
     bad: dict[str, str]  # utterance -> why its audio could not be read
     infeasible: int  # utterances too short for their labels
     plan: MicroBatch
-    cancelling: dict[
-        str, str
-    ] = {}  # utterance -> which channel was read, for together they cancel out
+    # utterance -> which channel was read, since together its channels cancel each other
+    cancelling: dict[str, str] = {}
 
     def to(self, device: torch.device) -> Batch:
         return self._replace(
@@ -194,8 +198,7 @@ class Batch(NamedTuple):
 
 
 def make_batch(waves: list[Tensor], labels: list[list[int]], *rest) -> Batch:
-    """waves: (samples,) each; labels of each; rest: utterances, bad, infeasible, plan,
-    cancelling."""
+    """A Batch of waves (samples,) and the labels of each; rest: its further fields."""
     targets = [torch.tensor(x, dtype=torch.long) for x in labels]
     sizes = torch.tensor([len(x) for x in waves]), torch.tensor([len(x) for x in targets])
     if not waves:
@@ -210,20 +213,17 @@ def make_batch(waves: list[Tensor], labels: list[list[int]], *rest) -> Batch:
 
 def read_corpus(config: RunConfig, place: Place) -> Corpus:
     """What --data names; the first rank may download or build it. Raises UserError."""
+    scoring = config.checkpoint is not None
     with first_rank_first(place):
+        if config.download:
+            download(config.data, config.root, config.hours, scoring)
         return load_corpus(
-            config.data,
-            config.root,
-            config.hours,
-            config.download,
-            config.seed,
-            scoring=config.checkpoint is not None,
-            languages=config.languages,
+            config.data, config.root, config.hours, config.seed, scoring, config.languages
         )
 
 
 class _Reader(Dataset):
-    """Reads micro-batches; in the worker processes where there are some."""
+    """Reads micro-batches, in worker processes if there are any."""
 
     def __init__(
         self,
@@ -284,12 +284,11 @@ def loader(
     fits: Fits | None = None,
     known_bad=(),
 ) -> DataLoader:
-    """A Batch for every micro-batch of the plan, in its order, read by config.workers
-    processes.
+    """Yields a Batch for every micro-batch of the plan; config.workers processes read.
 
-    With `encode` the batches have labels, utterances pass speed perturbation, and those
-    that do not fit are left out and counted; without it they are for scoring.
-    known_bad: utterances not to try again.
+    With `encode` the batches have labels, the speed of utterances is changed, and those
+    that do not fit are left out and counted. Without it they are for scoring.
+    known_bad: utterances that are not tried again.
     """
     workers = min(config.workers, len(plan), len(os.sched_getaffinity(0)))
     return DataLoader(
@@ -304,23 +303,23 @@ def loader(
 
 
 def _ignore_signals(worker: int) -> None:
-    """Whoever stops a whole process group means the training process, which then ends
-    its workers."""
+    """Lets a reading process ignore SIGTERM and Ctrl-C.
+
+    They reach the whole process group; the training process ends its workers itself.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def read_one(utterance: Utterance, config: RunConfig) -> Batch:
-    """A batch of one utterance as it is, without labels; of none, where it cannot be
-    read."""
+    """A batch of one utterance without labels; an empty one if it cannot be read."""
     return _Reader([MicroBatch([utterance])], config, None, None, set())[0]
 
 
 def first_readable(utterances: Iterable[Utterance], config: RunConfig) -> Batch:
-    """A batch of the first utterance that can be read and is at most --cut-seconds
-    long: what figures show.
+    """A batch of the first utterance that figures can show.
 
-    Raises UserError where there is none.
+    It is at most --cut-seconds long. Raises UserError if there is none.
     """
     for utterance in utterances:
         if utterance.duration <= config.cut_seconds:
@@ -333,8 +332,10 @@ def first_readable(utterances: Iterable[Utterance], config: RunConfig) -> Batch:
 def sample_waves(
     utterances: list[Utterance], config: RunConfig, count: int = 500
 ) -> Iterator[Tensor]:
-    """Waves (samples,) of so many utterances drawn from the seed, to take the features'
-    mean and variance from."""
+    """Yields the waves (samples,) of so many utterances, drawn from the seed.
+
+    The mean and the variance of the features are taken from them.
+    """
     sample = random.Random(config.seed).sample(utterances, min(count, len(utterances)))
     for batch in loader([MicroBatch([utterance]) for utterance in sample], config):
         yield from batch.waves

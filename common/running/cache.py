@@ -1,5 +1,4 @@
-"""A cache on disk for what a pretrained model said: arrays by key, written in pieces,
-safe to be killed at any moment.
+"""A cache on disk for the answers of a pretrained model: arrays by key.
 
     known, seconds = remember(folder, items, compute, place, title)
 
@@ -11,8 +10,8 @@ safe to be killed at any moment.
 
     FOLDER/<hash of its keys>.safetensors         some entries, complete or absent
 
-Any number of processes may add pieces at once. What the entries depend on belongs into
-the folder's name: `digest`.
+Any number of processes may add pieces at once, and may be killed at any moment.
+Everything on which the entries depend must be part of the folder's name: `digest`.
 """
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ def digest(*parts: bytes | str) -> str:
 def remember(
     folder: Path, items: list[Hashable], compute: Compute, place: Place, title: str
 ) -> tuple[dict[Hashable, dict[str, Tensor]], float]:
-    """{item: what `compute` gives for it}, computed once per item; the seconds spent on
-    it.
+    """{item: the answer of `compute`}, computed once per item, and the seconds it took.
 
     compute: some items -> {name: tensor} for each of them. Items are told apart by
     their repr. They are computed in their order, and all ranks share the work.
@@ -63,10 +61,10 @@ def remember(
 
 
 def missing(folder: Path, keys: list[str], place: Place, title: str) -> Iterator[list[str]]:
-    """Those of `keys` (digests) that FOLDER lacks and this rank has to add, in their
-    order, ASKED_AT_ONCE at a time.
+    """Yields the keys (digests) that FOLDER lacks and this rank has to add.
 
-    Ends when all ranks are done. Raises UserError where the folder cannot be made.
+    They come in their order, ASKED_AT_ONCE at a time. It ends when all ranks are done.
+    Raises UserError if the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,8 +89,10 @@ def missing(folder: Path, keys: list[str], place: Place, title: str) -> Iterator
 
 
 def add(folder: Path, entries: dict[str, dict[str, Tensor]], seconds: float) -> None:
-    """Writes entries whose tensors differ in their first dimension only. seconds: what
-    they cost."""
+    """Writes entries, whose tensors of a name differ in their first dimension only.
+
+    seconds: what they cost.
+    """
     names = list(next(iter(entries.values())))
     content = {}
     for name in names:
@@ -103,8 +103,10 @@ def add(folder: Path, entries: dict[str, dict[str, Tensor]], seconds: float) -> 
 
 
 def load(folder: Path) -> tuple[dict[str, dict[str, Tensor]], float]:
-    """All entries, and the sum of their seconds. A damaged file counts as absent: its
-    entries are computed again."""
+    """All entries, and the sum of their seconds.
+
+    A damaged file counts as absent: its entries are computed again.
+    """
     entries, seconds = {}, 0.0
     for path in sorted(folder.glob("*.safetensors")):
         try:

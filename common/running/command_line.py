@@ -1,5 +1,4 @@
-"""The command line of a training script, read by tyro: one finished configuration per
-method.
+"""The command line of a training script as configurations, one per method; by tyro.
 
     configs = parse(PRESETS, __doc__, argv)    PRESETS: {"full": Config(), "demo": ...}
 
@@ -7,8 +6,7 @@ A preset gives the options that the command line leaves open; with --resume the 
 run gives them. So: command line > stored run > preset. `options.py` tells what a
 configuration is. A run keeps its own in config.json, flat:
 
-    {"script": "interaed_kd", "config": {"methods": ["ctc"], "seed": 1, "dim": 112,
-    ...}}
+    {"script": "interaed_kd", "config": {"methods": ["ctc"], "seed": 1, ...}}
 """
 
 from __future__ import annotations
@@ -55,8 +53,7 @@ class Program(NamedTuple):
         )
 
     def read_run(self, default: RunConfig) -> RunConfig:
-        """As `read`, for a training run: each method once, data/ is data, and its
-        variant."""
+        """As `read`, for training: each method once, data/ as data, the variant."""
         config = self.read(default)
         data = config.data.rstrip("/") or config.data
         methods = tuple(dict.fromkeys(config.methods))
@@ -71,8 +68,7 @@ class Program(NamedTuple):
 def read_checked(name: str, doc: str | None, default: Any, argv: list[str] | None) -> Any:
     """The options of a program for finished runs, checked.
 
-    argv: None for the program's own arguments. Exits with code 2 for a wrong command
-    line.
+    argv: None for the program's own arguments. A wrong command line exits with code 2.
     """
     if argv is None:
         explain_errors()
@@ -87,7 +83,7 @@ def read_checked(name: str, doc: str | None, default: Any, argv: list[str] | Non
 
 
 def description_of(doc: str | None) -> str:
-    """For the help: the first line of a docstring and its section "Run"."""
+    """The help's text: the first line of a docstring and its section "Run"."""
     if not doc:  # python -OO
         return ""
     section = re.search(r"^Run\n-+\n(.*?)(?=^\S.*\n-+$|\Z)", doc, re.M | re.S)
@@ -100,12 +96,11 @@ def parse(
     argv: list[str] | None,
     variant: str | None = None,
 ) -> list[RunConfig]:
-    """The command line as a list of checked configurations, one per method, in the
-    order given.
+    """The checked configurations of a command line, one per method, in their order.
 
     argv: None for the program's own arguments. variant: the file of variants/ that
-    started the script. Exits with code 2 for a wrong command line. Raises UserError
-    where --resume finds no run, or a run with other options.
+    started the script. A wrong command line exits with code 2. Raises UserError if
+    --resume finds no run, or a run with other options.
     """
     if argv is None:
         explain_errors()
@@ -149,8 +144,7 @@ def _default_out(script: str, config: RunConfig) -> str:
 
 
 def _folders(config: RunConfig, out: Path) -> list[tuple[str, Path]]:
-    """(method, its folder): --out itself for one method, a folder inside for each of
-    several."""
+    """[(method, folder)]: --out for one method, a folder inside for each of several."""
     if len(config.methods) == 1:
         return [(config.methods[0], out)]
     return [(method, out / method) for method in config.methods]
@@ -162,8 +156,7 @@ def _folders(config: RunConfig, out: Path) -> list[tuple[str, Path]]:
 def _resumed(
     program: Program, presets: dict[str, RunConfig], out: Path, configs: list[RunConfig]
 ) -> list[RunConfig]:
-    """The configurations of the runs in these folders. Raises UserError where there is
-    no run."""
+    """The configurations of the runs in these folders. Raises UserError without any."""
     begun = [config for config in configs if is_run(config.out)]
     if is_run(out) or not begun:  # a single run, or none
         stored = load_config(out, presets)
@@ -193,7 +186,7 @@ def is_run(folder: str | Path) -> bool:
 
 
 def read_stored(folder: str | Path) -> dict[str, Any]:
-    """What the config.json of a run holds. Raises UserError where there is no run."""
+    """What the config.json of a run holds. Raises UserError if there is no run."""
     path = Path(folder) / "config.json"
     if not is_run(folder):
         found = sorted(glob("*/config.json", root_dir=folder))
@@ -214,11 +207,10 @@ def read_stored(folder: str | Path) -> dict[str, Any]:
 
 
 def load_config(folder: str | Path, presets: dict[str, RunConfig]) -> RunConfig:
-    """The configuration that the run in `folder` was started with; its `out` is the
-    folder.
+    """The configuration of the run in `folder`; its `out` is the folder.
 
     Local options, and options that are newer than the run, have the values of its
-    preset. Raises UserError where there is no run, or one of another script or version.
+    preset. Raises UserError if there is no run, or one of another script or version.
     """
     stored = read_stored(folder)
     script = options.script_of(presets["full"])

@@ -59,8 +59,7 @@ class Decoding:
 def recognise(
     recogniser: nn.Module, batch: Batch, config: Any, place: Place, **search: Any
 ) -> list[Transcript]:
-    """A transcript per utterance; longer ones than --cut-seconds are cut and joined
-    again."""
+    """A transcript per utterance; above --cut-seconds they are cut and joined again."""
     recogniser.eval()
     if batch.samples.max() <= config.cut_seconds * SAMPLE_RATE:
         return recogniser.transcribe(batch.to(place.device), place, **search)
@@ -89,8 +88,7 @@ def transcript_of(tokens: list[Token], tokenizer: Tokenizer, seconds: float) -> 
 
 
 def join(parts: list[Transcript], starts: list[float]) -> Transcript:
-    """Transcripts of pieces that follow each other; the pieces begin at `starts`
-    seconds."""
+    """One transcript of several pieces, which begin at `starts` seconds."""
     words: list[Word] = []
     counts: dict[str, float] = {}
     for part, start in zip(parts, starts, strict=True):
@@ -162,8 +160,7 @@ def check_search(recogniser: nn.Module, search: Search) -> None:
 
 
 def searches(config: Any, recogniser: nn.Module, place: Place) -> list[dict[str, Any]]:
-    """The options of `transcribe` to choose from: every --lm-weight with every
-    --bonus."""
+    """The choices of options of `transcribe`: each --lm-weight with each --bonus."""
     decoding = recogniser.decodes
     search = config.search.filled(decoding.own)
     if search.decode == "greedy":

@@ -33,8 +33,7 @@ def download_librispeech(root: Path, subsets: Iterable[str]) -> None:
 
 
 def fetch_archive(url: str, sha256: str, root: Path, member: str) -> None:
-    """Downloads and verifies a .tar.gz, unpacks it, and renames its folder to
-    ROOT/member.
+    """Downloads, verifies and unpacks a .tar.gz, and moves its folder to ROOT/member.
 
     An interrupted call leaves nothing behind that a later one would take for a corpus.
     Raises UserError.

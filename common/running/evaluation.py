@@ -1,5 +1,4 @@
-"""Scores of a trained recogniser: on dev after every epoch, on the test sets at the
-end.
+"""Scores of a recogniser: on dev after every epoch, on the test sets at the end.
 
 The functions take a recogniser and a `config` as `decoding.py` describes them.
 """
@@ -34,8 +33,7 @@ from common.running.updates import add_up
 def dev_scores(
     recogniser: nn.Module, corpus: Corpus, config: Any, place: Place
 ) -> dict[str, float]:
-    """{"dev": see `mean_error`, "dev_homophone_error": if the corpus has homophones},
-    in %."""
+    """The scores on dev, %: `mean_error`, and homophone errors if there are any."""
     found = texts_of(decode(recogniser, corpus.dev, config, place))
     if not found:
         raise UserError(
@@ -53,8 +51,7 @@ def dev_scores(
 
 
 def mean_error(utterances: list[Utterance], found: dict[str, str]) -> float:
-    """The error rate, %, by which epochs and searches are chosen; of languages the
-    plain mean.
+    """The error rate, %, by which epochs and searches are chosen: a mean of languages.
 
     Words are counted. Characters are counted in a language whose references are written
     without spaces, since a sentence would be one word there; all utterances decide
@@ -112,8 +109,7 @@ def name_of_error(utterances: list[Utterance], place: Place) -> str:
 def tune(
     recogniser: nn.Module, corpus: Corpus, config: Any, place: Place, choices: list[dict]
 ) -> dict[str, Any]:
-    """The search with the fewest errors on 100 dev utterances; the only one if there is
-    one."""
+    """The search with the fewest errors on 100 dev utterances, if there are several."""
     if len(choices) == 1:
         return choices[0]
     if not corpus.dev:
@@ -172,8 +168,10 @@ def evaluate(recogniser: nn.Module, corpus: Corpus, config: Any, place: Place) -
 def score_split(
     split: str, utterances: list[Utterance], found: dict[str, Transcript], twins: dict[str, str]
 ) -> dict[str, float]:
-    """{metric: %} of a test set, over what could be read. Raises UserError if that is
-    nothing."""
+    """{metric: %} over those utterances of a test set that could be read.
+
+    Raises UserError if there is none.
+    """
     if not found:
         raise UserError(
             f"none of the {len(utterances)} utterances of {split} could be scored: mend the set."
@@ -198,8 +196,7 @@ def show_split(
     found: dict[str, str],
     twins: dict[str, str],
 ) -> None:
-    """Prints a test set's errors in a line, and three sentences; writes all of its
-    hypotheses."""
+    """Prints the errors of a test set and three sentences, writes all hypotheses."""
     references = {u.id: u.text for u in utterances}
     words, homophones = metrics.score(references, found, twins)
     print(summarise(split, words, homophones))
@@ -209,8 +206,7 @@ def show_split(
 def describe_search(
     recogniser: nn.Module, corpus: Corpus, config: Any, place: Place, search: dict[str, Any]
 ) -> dict[str, Any]:
-    """What RESULT says of the search: its options, and its real-time factor beside
-    greedy's."""
+    """What RESULT says of the search: its options and its real-time factor."""
     described: dict[str, Any] = {
         "rtf": real_time_factor(recogniser, corpus, config, place, **search)
     }
@@ -234,11 +230,9 @@ def summarise(split: str, words: metrics.ErrorRate, homophones: metrics.Homophon
 def real_time_factor(
     recogniser: nn.Module, corpus: Corpus, config: Any, place: Place, **search: Any
 ) -> float | None:
-    """Seconds for features, model and search per second of audio, one utterance at a
-    time.
+    """Seconds for features, model and search per second of audio, one by one.
 
-    Reading is not counted. Only the first rank measures: others would compete for its
-    processor.
+    Reading does not count. Only the first rank measures, so that others take no time.
     """
     if not place.first:
         return None
@@ -278,8 +272,7 @@ def report(result: dict[str, Any], config: Any, place: Place) -> dict[str, Any]:
 
 
 def compare(folders: list[str | Path], results: list[dict[str, Any]]) -> None:
-    """Prints several results below each other, and three sentences in which they
-    differ.
+    """Prints several results below each other, and three sentences that differ.
 
     folders: where each run's hypotheses are.
     """
@@ -304,8 +297,7 @@ def compare(folders: list[str | Path], results: list[dict[str, Any]]) -> None:
 
 
 def differs(name: str, found: list[dict[str, list[str]]]) -> bool:
-    """Whether the hypotheses of an utterance differ between the results that have
-    it."""
+    """Whether the results that have this utterance differ in its hypothesis."""
     texts = {tuple(rows[name]) for rows in found if name in rows}
     return len(texts) > 1
 
@@ -330,8 +322,7 @@ def name_of(result: dict[str, Any]) -> str:
 
 
 def print_table(names: list[str], results: list[dict[str, Any]]) -> None:
-    """A line per result: mean WER of several languages, then WER and homophone errors
-    by set."""
+    """Prints a line per result: mean WER, then WER and homophone errors of each set."""
     columns = []  # (title, value of a result)
     if "wer_mean" in results[0]:
         columns.append(("mean WER", [result["wer_mean"] for result in results]))
@@ -351,8 +342,7 @@ def print_table(names: list[str], results: list[dict[str, Any]]) -> None:
 
 
 def print_parameters(models: nn.ModuleDict | dict[str, nn.Module]) -> dict[str, int]:
-    """Prints the parameters of `recogniser` by part, and of what is trained beside
-    it."""
+    """Prints the parameters of the recogniser by part, and of what else is trained."""
     parts = parameters_by_part(models["recogniser"])
     for name, count in parts.items():
         print(f"{name:12}{count:>14,}")

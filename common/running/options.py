@@ -58,8 +58,7 @@ METHOD = tyro.conf.arg(name="method")  # several rows of a script are given as -
 
 
 def local(default: Any) -> Any:
-    """The default of an option that is no part of a run: it may change when the run is
-    resumed."""
+    """The default of an option that may change when a run is resumed."""
     return field(default=default, metadata={"local": True})
 
 
@@ -68,11 +67,10 @@ def local(default: Any) -> Any:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The options that every training script has. A script adds its own and redefines
-    `methods`."""
+    """The options of all training scripts. A script adds its own, and its `methods`."""
 
     methods: Annotated[tuple[str, ...], METHOD] = ()  # rows, one after another
-    data: str = "demo"  # demo | demo-spontaneous | demo-mls | librispeech | mls | a data folder
+    data: str = "demo"  # demo, librispeech, mls, ... (a wrong name lists all) or a data folder
     hours: Positive | None = None  # training audio; LibriSpeech's 100, 360, 460, 960 pick subsets
     languages: tuple[str, ...] = ()  # of MLS and its demo, as german; none: all there are
     preset: Literal["auto", "smoke", "demo", "full"] = "auto"  # auto: what fits --data
@@ -109,8 +107,7 @@ class RunConfig:
         return Search()
 
     def check(self) -> None:
-        """Raises UserError for values that would fail late, or do nothing. Scripts add
-        theirs."""
+        """Raises UserError for values that would fail late, or do nothing."""
         check_values(self)
         check_device(self.device)
 
@@ -176,8 +173,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Search:
-    """Decoding of a finished run. Several values of a weight are tried on 100 dev
-    utterances.
+    """Decoding of a finished run. Several values are tried on 100 dev utterances.
 
     None stands for the script's own value, see `decoding.Decoding`.
     """
@@ -195,7 +191,7 @@ class Search:
             raise UserError("--lm goes with --decode beam.")
 
     def filled(self, own: Search) -> Search:
-        """With the values of `own` in place of None."""
+        """A copy with the values of `own` in place of None."""
         absent = [o.name for o in dataclasses.fields(self) if getattr(self, o.name) is None]
         return replace(self, **{name: getattr(own, name) for name in absent})
 
@@ -204,8 +200,7 @@ class Search:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """{option: value}, with the options of all groups. A name stands in one group
-    only."""
+    """{option: value}, with the options of all groups; no name is in two of them."""
     values = {}
     for option in dataclasses.fields(config):
         value = getattr(config, option.name)
@@ -217,8 +212,7 @@ def flat(config: Any) -> dict[str, Any]:
 
 
 def with_values(config: Any, **values: Any) -> Any:
-    """A copy of the configuration in which these options, of whatever group, have these
-    values."""
+    """A copy of the configuration with other values of these options, in any group."""
     changes = {}
     for option in dataclasses.fields(config):
         value = getattr(config, option.name)
@@ -266,8 +260,7 @@ def flag_of(name: str) -> str:
 
 
 class _Kind(NamedTuple):
-    """A field's type: `tuple[Count, ...] | None` is _Kind(int, "at least 1", several,
-    optional)."""
+    """The type of a field: `tuple[Count, ...] | None` is several, optional, of int."""
 
     base: type  # bool, int, float or str
     limits: Range = NOT_NEGATIVE  # of a number
@@ -295,8 +288,7 @@ def _read_type(hint: Any) -> _Kind:
 
 @functools.cache
 def _kinds(config_class: type) -> dict[str, _Kind]:
-    """{option: its type} of the class's own options; those of its groups are checked
-    there."""
+    """{option: its type} of the class's own options, without those of its groups."""
     hints = typing.get_type_hints(config_class, include_extras=True)
     names = [option.name for option in dataclasses.fields(config_class)]
     return {n: _read_type(hints[n]) for n in names if not dataclasses.is_dataclass(hints[n])}
@@ -306,8 +298,7 @@ NOUNS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 def check_values(config: Any) -> None:
-    """Raises UserError, one sentence with its flag, for a value of a wrong type or out
-    of range.
+    """Raises UserError for a value of a wrong type or out of range; it names the flag.
 
     A list may be empty if it is so by default.
     """

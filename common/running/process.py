@@ -1,9 +1,8 @@
-"""Where a run runs: this process among its ranks, its device, its folder, its random
-numbers, what it says.
+"""The process of a run: its place among the ranks, its device, folder and seeds.
 
-    place = start(config)              # ranks, device, the folder --out
-    with first_rank_first(place): ...  # one rank downloads or builds, then the others
-    gather(item, place)                # [the item of every rank]
+place = start(config)              # ranks, device, the folder --out
+with first_rank_first(place): ...  # one rank downloads or builds, then the others
+gather(item, place)                # [the item of every rank]
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ from common.running.flags import RunConfig, differences, load_config
 
 
 class Place(NamedTuple):
-    """This process among `ranks`, its device, and the type of the forward pass (None:
-    fp32)."""
+    """This process among `ranks`, its device, and the type of networks (None: fp32)."""
 
     rank: int
     ranks: int
@@ -51,8 +49,7 @@ class Place(NamedTuple):
 
 
 def start(config: RunConfig) -> Place:
-    """As `join`, and opens --out: for training, or for the scores of a finished run.
-    Raises UserError."""
+    """As `join`, and opens --out. Raises UserError."""
     place = join(config.device, config.precision)
     if not config.checkpoint:
         open_folder(config, place)
@@ -62,10 +59,9 @@ def start(config: RunConfig) -> Place:
 
 
 def join(device: str, precision: str) -> Place:
-    """This process among torchrun's ranks, if it started some, with its device. Raises
-    UserError.
+    """This process with its device, as one of torchrun's ranks if there are several.
 
-    device: auto, cpu, cuda or cuda:N. precision: auto, fp32 or bf16.
+    device: auto, cpu, cuda or cuda:N. precision: auto, fp32 or bf16. Raises UserError.
     """
     rank = int(os.environ.get("RANK", 0))
     ranks = int(os.environ.get("WORLD_SIZE", 1))
@@ -86,7 +82,9 @@ def join(device: str, precision: str) -> Place:
 
 def find_device(name: str, ranks: int) -> torch.device:
     """The device that --device names; each of several ranks has a GPU of its own.
-    Raises UserError."""
+
+    Raises UserError.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -110,8 +108,10 @@ def find_device(name: str, ranks: int) -> torch.device:
 
 @contextmanager
 def first_rank_first(place: Place):
-    """The first rank goes through the block alone (it may download or build something),
-    then all the others."""
+    """The first rank goes through the block alone, then all the others.
+
+    It may download or build something there.
+    """
     if not place.first:
         barrier(place)
     yield
@@ -135,8 +135,7 @@ def gather(item, place: Place) -> list:
 
 
 def reseed(*parts: int) -> None:
-    """Seeds torch, numpy and random (transformers draws from all three) from whole
-    numbers."""
+    """Seeds torch, numpy and random, from all of which transformers draws."""
     torch.manual_seed(random.Random(repr(parts)).getrandbits(60))
     random.seed(repr(parts))
     np.random.seed(random.getrandbits(32))  # noqa: NPY002  (the generator that libraries draw from)
@@ -151,8 +150,10 @@ def synchronise(place: Place) -> float:
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Inside, SIGTERM and the first Ctrl-C only set the event; a second Ctrl-C stops at
-    once."""
+    """Inside the block, SIGTERM and the first Ctrl-C only set the event.
+
+    A second Ctrl-C stops the process at once.
+    """
     asked = threading.Event()
 
     def request(signum, frame):
@@ -168,8 +169,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 
 def quiet_bars() -> None:
-    """transformers' progress bars follow the rule of ours: none where stderr is no
-    terminal."""
+    """Switches off transformers' progress bars if stderr is no terminal, like ours."""
     from transformers.utils import logging
 
     if not sys.stderr.isatty():
@@ -180,7 +180,7 @@ _locks: dict[Path, object] = {}  # open files, whose locks end with this process
 
 
 def make_folder(folder: Path) -> None:
-    """Raises UserError where it cannot be made or written in."""
+    """Raises UserError if it cannot be made or written in."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / ".writable", "")
@@ -193,8 +193,10 @@ def make_folder(folder: Path) -> None:
 
 
 def open_scores(folder: Path) -> None:
-    """Makes a folder for the scores of a finished run. Raises UserError where it holds
-    a run itself."""
+    """Makes a folder for the scores of a finished run.
+
+    Raises UserError if the folder is that of a run.
+    """
     if (folder / "config.json").exists():
         raise UserError(
             f"{folder} holds a run, whose results this would replace: give another --out."
@@ -203,11 +205,10 @@ def open_scores(folder: Path) -> None:
 
 
 def open_folder(config: RunConfig, place: Place) -> None:
-    """Creates --out with its config.json, and keeps other processes out of it. Raises
-    UserError.
+    """Creates --out with its config.json, and keeps other processes out of it.
 
-    Refuses a folder that holds a run already where --resume was not given, and one in
-    which a run is going on.
+    Raises UserError for a folder that has a run already if --resume was not given, and
+    for one in which a run is going on.
     """
     folder = Path(config.out)
     if place.first:
@@ -264,7 +265,7 @@ def earlier_stage(
 
     With auto it is the one beside this run, or where it is by default, and run_method
     trains it where there is none. A run that is not finished is gone on with. changes:
-    what else makes it that run, beside its method. Raises UserError where a folder was
+    what else makes it that run, beside its method. Raises UserError if a folder was
     named that holds no run, where the run differs in an option or in what it was
     trained on, and where --max-steps cut it short and this one goes on longer.
     """
@@ -295,10 +296,9 @@ def earlier_stage(
 
 
 def _check_corpus(folder: Path, stage: Stage, place: Place) -> None:
-    """Whether a finished run was trained on what is learnt from now, as `--resume`
-    asks.
+    """Raises UserError if the finished run was trained on other utterances.
 
-    Raises UserError where it was not. A run whose last.pt has gone cannot be asked.
+    If its last.pt is gone, this cannot be known; a note says so.
     """
     path = folder / "last.pt"
     if not path.exists():

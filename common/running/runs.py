@@ -60,8 +60,7 @@ def load_run(
 
 
 def script_of_run(folder: str | Path) -> str:
-    """The name of the script that wrote the run. Raises UserError where it is none of
-    SCRIPTS."""
+    """The name of the script that wrote the run. Raises UserError if it is unknown."""
     script = command_line.read_stored(folder)["script"]
     if script not in SCRIPTS:
         known = ", ".join(SCRIPTS)
@@ -78,8 +77,7 @@ def stored_config(module: ModuleType, folder: str | Path) -> Any:
 
 
 def base_option(script: str, config: Any) -> str:
-    """The option of the run that --base replaces. Raises UserError where the run has
-    none."""
+    """The option of the run that --base replaces. Raises UserError if it has none."""
     if script not in BASES:
         raise UserError(
             f"--base is for {' and '.join(BASES)}: a run of {script} keeps all weights."

@@ -16,10 +16,9 @@ def one_cycle(share: float, warmup: float) -> float:
 
 
 def inverse_sqrt(step: int, warmup: float) -> float:
-    """Linear to 1 over `warmup` steps, then falling with 1 / sqrt(step). Vaswani et al.
-    2017.
+    """Linear to 1 over `warmup` steps, then in proportion to 1 / sqrt(step).
 
-    step counts from 0.
+    step counts from 0. Vaswani et al. 2017.
     """
     return min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))
 

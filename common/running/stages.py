@@ -43,7 +43,7 @@ def find_run(
     finished, or begun.
 
     With auto it is the run beside this one, or the one in the script's default folder.
-    It is never a variant. Raises UserError where a folder was named that holds no run,
+    It is never a variant. Raises UserError if a folder was named that holds no run,
     where the run differs in an option, and where --max-steps cut it short and this run
     goes on longer.
     """
@@ -80,10 +80,9 @@ def is_finished(earlier: RunConfig) -> bool:
 def check_corpus(
     earlier: RunConfig, stage: Stage, utterances: list[Utterance], place: Place
 ) -> None:
-    """Whether the finished run was trained on these utterances. Raises UserError where
-    it was not.
+    """Raises UserError if the finished run was trained on other utterances.
 
-    A run whose last.pt has gone cannot be asked: a note says so.
+    If its last.pt is gone, this cannot be known; a note says so.
     """
     folder = Path(earlier.out)
     path = folder / "last.pt"

@@ -1,5 +1,4 @@
-"""What surrounds a training loop: ranks, seeds, updates, resuming, log, checkpoints,
-averages.
+"""What surrounds a training loop: ranks, seeds, resuming, log, checkpoints, averages.
 
 The loop itself, with the forward pass, backward, clipping and the optimiser's step,
 stands in each script:
@@ -94,8 +93,7 @@ def digest_of(utterances: list[Utterance]) -> str:
 
 
 class Run:
-    """Progress and files of a training run: what is done, what is left, and everything
-    that is written down.
+    """Progress and files of a training run: what is done, left, and written down.
 
     models: the parts that are trained, each clipped by itself; a part without trainable
     parameters is frozen and stays in evaluation mode. The optimiser's learning rates
@@ -147,8 +145,10 @@ class Run:
             note(f"{self.steps} updates, --warmup {warmup:g}: {what}")
 
     def epochs(self) -> Iterator[int]:
-        """Those that are left, counted from 0. One that was interrupted before
-        `end_epoch` is yielded again."""
+        """Yields the epochs that are left, counted from 0.
+
+        One that was interrupted before `end_epoch` comes again.
+        """
         quiet = None if self.place.first else True  # None: where stderr is no terminal
         bar = tqdm(total=self.steps, initial=self.progress.step, unit="update", disable=quiet)
         # All ranks learn of a signal at the end of an update.
@@ -160,8 +160,10 @@ class Run:
                     raise RuntimeError("call run.end_epoch(...) at the end of every epoch")
 
     def updates(self) -> Iterator[Update]:
-        """The updates of this epoch that are left. Raises UserError, on all ranks, when
-        the run was asked to stop."""
+        """Yields the updates of this epoch that are left.
+
+        Raises UserError, on all ranks, when the run was asked to stop.
+        """
         progress, config = self.progress, self.config
         last = progress.update + (config.max_steps or math.inf) - progress.step
         rest = [
@@ -189,8 +191,7 @@ class Run:
         return self.optimizer.param_groups[0]["lr"]
 
     def end_epoch(self, recogniser: nn.Module, scores: dict[str, float]) -> None:
-        """scores: of the dev set; "dev", the lower the better, decides which epochs are
-        averaged."""
+        """Ends an epoch. scores: of dev; epochs with the lowest "dev" are averaged."""
         progress, config = self.progress, self.config
         progress.epoch += 1
         progress.update = 0
@@ -209,10 +210,9 @@ class Run:
             raise UserError(f"stopped after epoch {progress.epoch}: {self._go_on()}")
 
     def finish(self, recogniser: nn.Module) -> dict:
-        """Exports the average of the best epochs, leaves it in `recogniser`, and
-        returns what RESULT says of the run.
+        """Exports the average of the best epochs, and leaves it in `recogniser`.
 
-        Raises UserError where no update could be applied.
+        Returns what RESULT says of the run. Raises UserError if no update was applied.
         """
         progress = self.progress
         if progress.skipped == progress.step:
@@ -248,8 +248,10 @@ class Run:
         return plan_epoch(self.utterances, epoch, seed, self.order, place.rank, place.ranks)
 
     def _book(self, update: Update) -> None:
-        """Counts a finished update, writes it down, saves where it is time, and stops
-        where the run was asked to."""
+        """Counts a finished update, writes it down, and saves if it is time.
+
+        Raises UserError if nothing is learnt, and if the run was asked to stop.
+        """
         if not update.averaged:
             raise RuntimeError("call average_gradients() of every update")
         self._count(update)
@@ -291,8 +293,7 @@ class Run:
         progress.bad |= update.bad
 
     def _write_log(self, **entry) -> None:
-        """One line in log.jsonl. All that depends on the clock stands under `clock`;
-        the rest repeats with the seed."""
+        """Writes one line of log.jsonl. What depends on the clock is under `clock`."""
         try:
             with open(self.folder / "log.jsonl", "a") as file:
                 file.write(json.dumps(entry) + "\n")
@@ -308,10 +309,9 @@ class Run:
             torch.save(state | {"progress": asdict(self.progress)}, file)
 
     def _resume(self) -> None:
-        """Puts everything back where the last checkpoint left it, and cuts log.jsonl
-        back to it. Raises UserError.
+        """Puts everything back as the last checkpoint left it, log.jsonl included.
 
-        A run stopped before its first checkpoint begins anew.
+        A run stopped before its first checkpoint begins anew. Raises UserError.
         """
         if (self.folder / "last.pt").exists():
             self._load()
@@ -322,8 +322,7 @@ class Run:
             write_atomically(log, b"".join(lines))
 
     def _load(self) -> None:
-        """Reads last.pt. Raises UserError where it is damaged, or the data have
-        changed."""
+        """Reads last.pt. Raises UserError if it is damaged or the data have changed."""
         path = self.folder / "last.pt"
         now = self.progress
         try:
@@ -351,8 +350,7 @@ class Run:
         return self.folder / "epochs" / f"{epoch:04d}.safetensors"
 
     def _keep_epoch(self, recogniser: nn.Module, error: float) -> None:
-        """Writes this epoch's weights if it is among the best --average; of equals the
-        later."""
+        """Writes this epoch's weights if it is among the best; later ones win a tie."""
         candidates = [*self.progress.best, [error, self.progress.epoch]]
         best = sorted(candidates, key=lambda x: (x[0], -x[1]))
         self.progress.best = best[: self.config.training.average]
@@ -361,8 +359,7 @@ class Run:
             save_weights(self._epoch_file(self.progress.epoch), own_state(recogniser))
 
     def _drop_epochs(self) -> None:
-        """Deletes the weights of epochs no longer among the best, once the checkpoint
-        knows about it."""
+        """Deletes the weights of epochs that are no longer among the best."""
         kept = {self._epoch_file(epoch) for _, epoch in self.progress.best}
         for path in (self.folder / "epochs").glob("*.safetensors"):
             if path not in kept:

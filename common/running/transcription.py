@@ -56,9 +56,10 @@ def lines_of(
     place: Place,
     search: dict[str, Any],
 ) -> list[list[str]]:
-    """What is printed behind the file's name: its text; with --times a line per word,
-    start, end (seconds) and word; with --srt the name of the subtitles, which are
-    written beside the file.
+    """The columns that are printed behind the name of a file, a list per line.
+
+    One line with its text; with --times a line per word: start, end (seconds), word;
+    with --srt the name of the subtitles, which are written beside the file.
 
     wave: (samples,). Raises FileExistsError for subtitles that are there already.
     """
@@ -76,8 +77,10 @@ def lines_of(
 
 
 def subtitle_files(paths: list[str]) -> dict[str, Path]:
-    """{audio file: its subtitles}: a.srt for a.wav; a.wav.srt and a.flac.srt for two of
-    a name."""
+    """{audio file: its subtitles}: a.srt for a.wav.
+
+    If there is a.flac, too: a.wav.srt and a.flac.srt.
+    """
     different = {Path(name) for name in paths}
     shared = Counter(path.with_suffix(".srt") for path in different)
     found = {}

@@ -1,5 +1,4 @@
-"""One step of the optimiser in the making: losses and counts over micro-batches and
-ranks.
+"""One step of the optimiser: losses and counts over all micro-batches and ranks.
 
 Several ranks (torchrun): each backpropagates the sum of its own losses. Then
 `average_gradients` adds the gradients of all ranks and divides by the number of
@@ -65,11 +64,10 @@ def map_numbers(numbers: dict, function: Callable) -> dict:
 
 
 class Update:
-    """One update in the making: iterate over its micro-batches, `add` their losses,
-    then `average_gradients`.
+    """One update: iterate over its micro-batches, `add` losses, `average_gradients`.
 
-    Only batches that hold utterances are yielded. A rank that has none still takes part
-    in what follows. run: a `training.Run`.
+    Only batches with utterances are yielded. A rank that has none still takes part in
+    what follows. run: a `training.Run`.
     """
 
     def __init__(self, run: Any, batches: Iterator[Batch]):
@@ -109,15 +107,13 @@ class Update:
                 return
 
     def add(self, loss: Tensor, parts: dict | None = None) -> None:
-        """loss: summed over the micro-batch's utterances; parts: numbers of the log,
-        summed likewise, by name."""
+        """Adds a loss, and the numbers for the log, both summed over utterances."""
         add_up(
             self.sums, map_numbers({"loss": loss} | (parts or {}), lambda x: x.detach().double())
         )
 
     def average_gradients(self) -> None:
-        """Sums what all ranks have added, and turns gradients of sums into gradients of
-        the mean over utterances."""
+        """Sums over ranks, and turns gradients of sums into those of the mean loss."""
         if not self.complete:
             raise RuntimeError("iterate over every update to its end")
         numbers = self.counts | {"stop": int(self.run.stop.is_set())}
@@ -132,7 +128,9 @@ class Update:
         self.averaged = True
 
     def is_usable(self, norms: Iterable[float]) -> bool:
-        """Whether there were utterances, and every norm is finite. Otherwise the update
-        is skipped and counted."""
+        """Whether there were utterances, and every norm is finite.
+
+        Otherwise the update is skipped and counted.
+        """
         self.applied = self.counts["utterances"] > 0 and all(math.isfinite(norm) for norm in norms)
         return self.applied

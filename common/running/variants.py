@@ -1,5 +1,4 @@
-"""Variants: a script in which one function is replaced by another, to answer one
-question.
+"""Variants: a script with one function replaced by another, to answer one question.
 
     variants/interaed_kd/uniform_teacher.py     main(replace={"soften": uniform})
 
@@ -31,8 +30,7 @@ class Variant(NamedTuple):
     called: set[str]  # those whose replacement was called so far
 
     def check_called(self) -> None:
-        """Raises UserError where a replacement was never called: the run is the plain
-        script's."""
+        """Raises UserError if a replacement was never called: the run is plain."""
         unused = sorted(self.replaced - self.called)
         if unused:
             what = f"{self.name} replaces {unused[0]}, which this method never calls"
@@ -45,10 +43,9 @@ _own: dict[str, Replacements] = {}
 
 @contextmanager
 def replaced(script: str, replacements: Replacements | None) -> Iterator[Variant]:
-    """Inside, functions of the module named `script` are replaced.
+    """Inside the block, functions of the module named `script` are replaced.
 
-    Raises TypeError where the script has no such function, or one with other
-    parameters.
+    Raises TypeError if the script has no such function, or one with other parameters.
     """
     replacements = replacements or {}
     module = sys.modules[script]
@@ -67,8 +64,10 @@ def replaced(script: str, replacements: Replacements | None) -> Iterator[Variant
 
 @contextmanager
 def plain(script: str) -> Iterator[None]:
-    """Inside, the script has its own functions, whatever replaces them outside: an
-    earlier stage is no part of a variant."""
+    """Inside the block, the script has its own functions, whatever the variant.
+
+    An earlier stage is no part of a variant.
+    """
     module = sys.modules[script]
     originals = _own.get(script, {})
     replacements = {name: getattr(module, name) for name in originals}

@@ -1,10 +1,12 @@
-"""Weights as safetensors, written in one move, checked when read; without what a named
-pretrained model supplies.
+"""Weights as safetensors: written in one move, and checked when they are read.
 
-save_weights(path, own_state(model))
-load_own_state(model, load_weights(path))
-load_recogniser(recogniser, folder, place)      of a finished run
-digest_of_model(config, weight_files(folder, "--lm"), root)    of frozen weights
+    save_weights(path, own_state(model))
+    load_own_state(model, load_weights(path))
+    load_recogniser(recogniser, folder, place)  the weights of a finished run
+
+Frozen weights of a pretrained model that has a name are not saved with a run, since
+they can be had again under that name. Only a digest of them is saved: the section
+"what a pretrained model supplies" below.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def save_weights(path: Path, state: dict[str, Tensor]) -> None:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Raises UserError where the file is missing, cut off or not safetensors."""
+    """Raises UserError if the file is missing, cut off or not safetensors."""
     try:
         weights = load_file(path)
     except FileNotFoundError:
@@ -54,12 +56,11 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def average_of(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of what are fractions; of whole numbers the first.
+    """The mean of tensors by name; whole numbers are those of the first state.
 
     Of adapters (see lora.py) A and B are averaged apart, and the product of two means
-    is not the mean of the products. That is close for epochs of one run, whose A and B
-    lie near each other. For adapters of different runs it means nothing: merge those
-    first.
+    is not the mean of the products. They are close for epochs of one run, whose A and B
+    lie near each other. Adapters of different runs must be merged first.
     """
     mean = {}
     for name, first in states[0].items():
@@ -70,12 +71,36 @@ def average_of(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return mean
 
 
-def own_state(module: nn.Module) -> dict[str, Tensor]:
-    """Its state without what a named pretrained model supplies, and with tied tensors
-    once.
+# ---------------------------------------------------------- what a pretrained model supplies
+#
+# A frozen language model of a billion weights is not saved with every run that uses it. It has a
+# buffer named `supplied` instead: 17 small whole numbers, the version of this form and a digest of
+# all tensors in the model's files and of its config.json (the type in which the weights are used
+# does not count). `own_state` takes that buffer as a sign: it leaves out the part's frozen weights
+# and keeps the buffer. When the run is loaded, the pretrained model is loaded by its name first,
+# and `load_own_state` compares its digest with the stored one.
 
-    A part with a buffer `supplied` (see pretrained.load_causal) is such a model: its
-    frozen parameters and its other buffers can be had from where they came.
+FORM_OF_MARKS = 2  # the first form, without this number, covered a part of the model only
+
+
+def mark_supplied(model: nn.Module, digits: str) -> nn.Module:
+    """The model, frozen, with its buffer `supplied`. digits: a hexadecimal digest."""
+    mark = [FORM_OF_MARKS, *bytes.fromhex(digits)]
+    model.register_buffer("supplied", torch.tensor(mark, dtype=torch.uint8))
+    return model.requires_grad_(False)
+
+
+def forget_supplied(model: nn.Module) -> None:
+    """Takes the mark away, so that all weights of the model are saved with the run."""
+    if hasattr(model, "supplied"):
+        del model.supplied
+
+
+def own_state(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model that are saved with a run, tied ones once.
+
+    A part with the mark `supplied` is a named pretrained model: its frozen parameters
+    and its other buffers are left out.
     """
     elsewhere = set()
     for part in module.modules():
@@ -91,8 +116,11 @@ def own_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_own_state(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Raises UserError where a part was trained beside another pretrained model,
-    RuntimeError where nothing fits."""
+    """Puts saved tensors back, see `own_state`.
+
+    Raises UserError if a part was trained beside another pretrained model, and
+    RuntimeError if the tensors are those of another model.
+    """
     own = own_state(module)
     if set(own) != set(state):
         raise RuntimeError("these are the weights of another model")
@@ -103,7 +131,7 @@ def load_own_state(module: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def check_mark(here: Tensor, stored: Tensor) -> None:
-    """Compares two buffers `supplied`. Raises UserError where the models differ."""
+    """Compares two buffers `supplied`. Raises UserError if the models differ."""
     if here.shape != stored.shape:
         raise UserError(
             "these weights know their pretrained model by a mark of an older version, which did "
@@ -117,8 +145,10 @@ def check_mark(here: Tensor, stored: Tensor) -> None:
 
 
 def load_recogniser(recogniser: nn.Module, folder: str | Path, place: Place) -> nn.Module:
-    """The finished run's weights, put into a recogniser built from its configuration.
-    Raises UserError."""
+    """Puts the weights of a finished run into a recogniser built from its options.
+
+    Raises UserError.
+    """
     try:
         load_own_state(recogniser, load_weights(Path(folder) / "model.safetensors"))
     except RuntimeError:
@@ -134,7 +164,7 @@ def load_recogniser(recogniser: nn.Module, folder: str | Path, place: Place) -> 
 def weight_files(folder: Path, flag: str) -> list[Path]:
     """The safetensors of a model's folder: model.safetensors, or what its index names.
 
-    Raises UserError where one is missing, and where the index is damaged or names a
+    Raises UserError if one is missing, and where the index is damaged or names a
     file outside of the folder.
     """
     names = ["model.safetensors"]
@@ -187,10 +217,10 @@ def digest_of_model(config: dict, files: list[Path], root: str, beginning: str =
 
 
 def digest_of_weights(files: list[Path], beginning: str = "") -> str:
-    """Of all tensors in these safetensors: their names, types, shapes and numbers.
+    """The digest of all tensors in these files: their names, types, shapes and numbers.
 
     How the tensors are spread over files does not matter. beginning: only the tensors
-    whose names begin so. Raises UserError where a file is damaged.
+    whose names begin so. Raises UserError if a file is damaged.
     """
     state = hashlib.blake2b(digest_size=16)
     found = []
@@ -217,8 +247,7 @@ def add_tensor(state: hashlib.blake2b, name: str, tensor: Tensor) -> None:
 
 
 def digest_in_memory(model: nn.Module) -> str:
-    """Of a transformers model that no file holds: its configuration and all its
-    tensors."""
+    """The digest of a transformers model in memory: its configuration, all tensors."""
     state = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         add_tensor(state, name, tensor)
@@ -228,7 +257,7 @@ def digest_in_memory(model: nn.Module) -> str:
 
 
 def kept_digest_of_weights(files: list[Path], beginning: str, root: str) -> str:
-    """As `digest_of_weights`, computed once: ROOT/digests keeps it.
+    """The digest of `digest_of_weights`, computed once and kept in ROOT/digests.
 
     It is kept beside the files' sizes and times, and is computed again where one of
     those has changed.
