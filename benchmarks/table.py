@@ -1,7 +1,7 @@
-"""A table of RESULTS.md: python benchmarks/table.py [--script multirep_kd] [--seeds 1 2 3] [--rows ctc aed] [--jobs 2]
+"""The tables in results/: python benchmarks/table.py [--script multirep_kd] [--seeds 1 2 3] [--rows ctc aed] [--jobs 2]
 
 Trains and scores every (row, seed) of benchmarks/rows.py that results/<script>.jsonl lacks, appends its result there as
-soon as it is finished, and writes the table with its intervals between the two marks in RESULTS.md, and
+soon as it is finished, and writes the tables with their intervals between the two marks in results/<script>.md, and
 results/<script>.png. Interrupted, it goes on where it was. --rows takes patterns too: "*20 epochs". --jobs 2 runs two
 at a time with one thread each: on two cores that does more per hour than one run with two threads, but the seconds are
 then not those of a run alone.
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from intervals import bootstrap_difference
+from intervals import Interval, bootstrap_difference
 from rows import PAIRS, ROWS, SEEDS
 
 ROOT = Path(__file__).parents[1]
@@ -210,6 +210,29 @@ def scores_of(script: str) -> list[Score]:
     return found
 
 
+def interval_between(
+    base: dict[int, dict], found: dict[int, dict], score: Score
+) -> Interval | None:
+    """`found` minus `base`, over the seeds that both have. None: a row was not scored on these."""
+    paired = sorted(set(base) & set(found))
+    if any(np.isnan(score.of(side[seed])) for seed in paired for side in (base, found)):
+        return None
+    read = {split: sessions_and_words(split) for split in score.splits}
+    sessions = [f"{split} {session}" for split in score.splits for session in read[split][0]]
+    languages = [split for split in score.splits for _ in read[split][0]]
+    words = np.concatenate([read[split][1] for split in score.splits])
+
+    def column(entry: dict, name: str) -> np.ndarray:
+        return np.concatenate([numbers(entry, split, name) for split in score.splits])
+
+    tables = []
+    for side in (base, found):
+        errors = [column(side[seed], score.errors) for seed in paired]
+        counts = [column(side[seed], score.out_of) if score.out_of else words for seed in paired]
+        tables.append((np.array(errors), np.array(counts)))
+    return bootstrap_difference(*tables, sessions, languages)
+
+
 def differences(
     base: dict[int, dict], found: dict[int, dict], scores: list[Score]
 ) -> list[tuple[str, float]]:
@@ -217,29 +240,13 @@ def differences(
 
     Bold where it excludes zero and all of at least two seeds agree.
     """
-    cells, paired = [], sorted(set(base) & set(found))
+    cells = []
+    paired = sorted(set(base) & set(found))
     for score in scores:
-        if any(np.isnan(score.of(side[seed])) for seed in paired for side in (base, found)):
+        interval = interval_between(base, found, score)
+        if interval is None:
             cells.append(("", np.nan))
             continue
-        read = {split: sessions_and_words(split) for split in score.splits}
-        sessions = [f"{split} {session}" for split in score.splits for session in read[split][0]]
-        languages = [split for split in score.splits for _ in read[split][0]]
-        words = np.concatenate([read[split][1] for split in score.splits])
-
-        def column(entry: dict, name: str, score=score) -> np.ndarray:
-            return np.concatenate([numbers(entry, split, name) for split in score.splits])
-
-        tables = [
-            (
-                np.array([column(side[seed], score.errors) for seed in paired]),
-                np.array(
-                    [column(side[seed], score.out_of) if score.out_of else words for seed in paired]
-                ),
-            )
-            for side in (base, found)
-        ]
-        interval = bootstrap_difference(*tables, sessions, languages)
         agree = len({np.sign(score.of(found[seed]) - score.of(base[seed])) for seed in paired}) == 1
         shown = f"{interval.difference:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
         clear = len(paired) > 1 and agree and interval.low * interval.high > 0
@@ -335,8 +342,9 @@ def read_results(script: str) -> list[dict]:
 
 
 def write_table(script: str) -> None:
+    """Writes the tables into results/<script>.md, between the marks, and draws all rows."""
     entries = read_results(script)
-    path = ROOT / "RESULTS.md"
+    path = ROOT / "results" / f"{script}.md"
     before, _, rest = path.read_text().partition(f"<!-- table: {script} -->")
     _, _, after = rest.partition("<!-- end of table -->")
     path.write_text(

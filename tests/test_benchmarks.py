@@ -1,4 +1,4 @@
-"""What the tables of RESULTS.md rest on: intervals, counts per utterance, and rows that their scripts can run."""
+"""What the tables in results/ rest on: intervals, counts per utterance, and rows that their scripts can run."""
 
 import importlib.util
 import sys
