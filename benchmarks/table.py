@@ -362,7 +362,8 @@ def write_table(script: str) -> None:
     )
 
 
-if __name__ == "__main__":
+def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments; `rows` are the names of rows that the patterns stand for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--script", default="interaed_kd", choices=ROWS)
     parser.add_argument(
@@ -372,33 +373,47 @@ if __name__ == "__main__":
         "--rows", nargs="+", default=["*"], metavar="ROW", help="names or patterns, quoted"
     )
     parser.add_argument("--jobs", type=int, default=1)
-    arguments = parser.parse_args()
-    script, all_rows = arguments.script, list(ROWS[arguments.script])
-    rows = {
-        pattern: [row for row in all_rows if fnmatch(row, pattern)] for pattern in arguments.rows
-    }
-    if unknown := [pattern for pattern in rows if not rows[pattern]]:
-        parser.error(f"no row {', '.join(unknown)}: there are {'; '.join(all_rows)}")
-    rows = sorted({row for some in rows.values() for row in some}, key=all_rows.index)
+    arguments = parser.parse_args(argv)
+    all_rows = list(ROWS[arguments.script])
+    chosen = set()
+    for pattern in arguments.rows:
+        matching = [row for row in all_rows if fnmatch(row, pattern)]
+        if not matching:
+            parser.error(f"no row {pattern}: there are {'; '.join(all_rows)}")
+        chosen |= set(matching)
+    arguments.rows = [row for row in all_rows if row in chosen]
+    return arguments
+
+
+def run_missing(arguments: argparse.Namespace) -> None:
+    """Trains and scores the (row, seed) that results/<script>.jsonl lacks, seed by seed."""
+    script = arguments.script
     finished = {(entry["row"], entry["seed"]) for entry in read_results(script)}
-    wanted = [
-        (row, seed) for row in rows for seed in arguments.seeds or SEEDS.get(row, range(1, 6))
-    ]
-    missing = sorted(
-        (run for run in wanted if run not in finished), key=lambda run: run[1]
-    )  # seed by seed
-    threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)  # `taskset -c 0` leaves one
+    missing = []
+    for row in arguments.rows:
+        for seed in arguments.seeds or SEEDS.get(row, range(1, 6)):
+            if (row, seed) not in finished:
+                missing.append((row, seed))
+    missing.sort(key=lambda run: run[1])
+    # `taskset -c 0` leaves one thread.
+    threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
     results_file(script).parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        runs = {
-            pool.submit(run_one, script, row, seed, threads): (row, seed) for row, seed in missing
-        }
+        runs = {}
+        for row, seed in missing:
+            runs[pool.submit(run_one, script, row, seed, threads)] = (row, seed)
         for future in as_completed(runs):
-            if error := future.exception():  # the others go on
+            error = future.exception()
+            if error:  # the others go on
                 print(*runs[future], f"failed: {error}", file=sys.stderr, flush=True)
                 continue
             result = future.result()
             with open(results_file(script), "a") as file:
                 file.write(json.dumps(result) + "\n")
-            print(*runs[future], result["wer"], result["homophone_error"], flush=True)
-    write_table(script)
+            print(*runs[future], result["wer"], result.get("homophone_error"), flush=True)
+
+
+if __name__ == "__main__":
+    arguments = read_command_line()
+    run_missing(arguments)
+    write_table(arguments.script)
