@@ -697,10 +697,10 @@ DEMO_TRAINING = options.Training(
 )
 DEMO = Config(  # [choice] sizes and schedule: three minutes of training a method on two cores
     methods=("ctc", "interaed_kd"),
-    # lam, tau and K differ from `full` (choice; tuned on dev, see RESULTS.md). With lam 0.3 the
-    # encoder learns its alignments late. At tau 3 the soft labels of this small BERT are nearly
-    # uniform. In the demo world up to ten words fit a place alike: the right one is always among
-    # BERT's first 12 pieces, but among its first 8 in 81 % of the cases only.
+    # lam, tau and K differ from `full` (choice; tuned on dev, see results/notebook.md). With lam
+    # 0.3 the encoder learns its alignments late. At tau 3 the soft labels of this small BERT are
+    # nearly uniform. In the demo world up to ten words fit a place alike: the right one is always
+    # among BERT's first 12 pieces, but among its first 8 in 81 % of the cases only.
     ctc_share=0.8,
     temperature=1.0,
     top_k=12,
