@@ -64,7 +64,7 @@ Our own choices (`choice: taps` in the code points to the line `taps`)
 
 Run
 ---
-    python interaed_kd.py                            demo, 7 minutes: ctc 18 % WER, then
+    python interaed_kd.py                            demo, 7 minutes: ctc 19 % WER, then
         interaed_kd 16 % (seed 1; the gain is the taps', not BERT's, see RESULTS.md)
     python interaed_kd.py --method aed_kd --seed 2   another row of METHODS
     python interaed_kd.py --data librispeech --root ~/corpora --hours 100

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import table
-from intervals import Interval
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -102,7 +101,9 @@ PICTURES = {
 }
 
 
-def draw_line(axis: Axes, y: int, interval: Interval, by_seed: list[float], limit: float) -> None:
+def draw_line(
+    axis: Axes, y: int, interval: table.Interval, by_seed: list[float], limit: float
+) -> None:
     """The mean with its interval, and a small mark per seed. One seed: the mark is hollow."""
     several = len(by_seed) > 1
     low = interval.low

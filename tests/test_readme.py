@@ -14,7 +14,6 @@ import pytest
 from conftest import REPOSITORY, SCRIPTS, read_configs, run_script
 
 from common.demo.__main__ import build_parser
-from common.running import command_line
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
@@ -94,13 +93,11 @@ def parse_module(module: str, arguments: list[str]) -> None:
         _, script, variant = module.split(".")
         importlib.import_module(module)
         read_configs(script, arguments, variant)
-    elif module == "common.running.report":
-        options = importlib.import_module(module).Options(runs=())
-        command_line.read_checked("report", "", options, arguments)
-    else:
-        assert arguments == ["--help"]
+    elif arguments == ["--help"]:
         with pytest.raises(SystemExit, match="0"):
             importlib.import_module(module).main(arguments)
+    else:
+        importlib.import_module(module).read_command_line(arguments)
 
 
 def test_rows_of_the_tables_that_are_named_exist():
