@@ -64,7 +64,7 @@ Our own choices (`choice: taps` in the code points to the line `taps`)
 
 Run
 ---
-    python interaed_kd.py                            demo, 7 minutes: ctc 18 % WER, then
+    python interaed_kd.py                            demo, 7 minutes: ctc 19 % WER, then
         interaed_kd 16 % (seed 1; the gain is the taps', not BERT's, see RESULTS.md)
     python interaed_kd.py --method aed_kd --seed 2   another row of METHODS
     python interaed_kd.py --data librispeech --root ~/corpora --hours 100
@@ -698,10 +698,10 @@ DEMO_TRAINING = options.Training(
 )
 DEMO = Config(  # [choice] sizes and schedule: three minutes of training a method on two cores
     methods=("ctc", "interaed_kd"),
-    # lam, tau and K differ from `full` (choice; tuned on dev, see RESULTS.md). With lam 0.3 the
-    # encoder learns its alignments late. At tau 3 the soft labels of this small BERT are nearly
-    # uniform. In the demo world up to ten words fit a place alike: the right one is always among
-    # BERT's first 12 pieces, but among its first 8 in 81 % of the cases only.
+    # lam, tau and K differ from `full` (choice; tuned on dev, see results/notebook.md). With lam
+    # 0.3 the encoder learns its alignments late. At tau 3 the soft labels of this small BERT are
+    # nearly uniform. In the demo world up to ten words fit a place alike: the right one is always
+    # among BERT's first 12 pieces, but among its first 8 in 81 % of the cases only.
     ctc_share=0.8,
     temperature=1.0,
     top_k=12,

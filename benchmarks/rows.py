@@ -1,4 +1,4 @@
-"""What is run and compared for RESULTS.md, read by benchmarks/table.py. Plain data."""
+"""What is run and compared in results/<script>.md, read by benchmarks/table.py. Plain data."""
 
 BEAM = "--decode beam --lm demo/lm"
 KD = "--method multirep_kd"

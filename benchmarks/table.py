@@ -1,7 +1,7 @@
-"""A table of RESULTS.md: python benchmarks/table.py [--script multirep_kd] [--seeds 1 2 3] [--rows ctc aed] [--jobs 2]
+"""The tables in results/: python benchmarks/table.py [--script multirep_kd] [--seeds 1 2 3] [--rows ctc aed] [--jobs 2]
 
 Trains and scores every (row, seed) of benchmarks/rows.py that results/<script>.jsonl lacks, appends its result there as
-soon as it is finished, and writes the table with its intervals between the two marks in RESULTS.md, and
+soon as it is finished, and writes the tables with their intervals between the two marks in results/<script>.md, and
 results/<script>.png. Interrupted, it goes on where it was. --rows takes patterns too: "*20 epochs". --jobs 2 runs two
 at a time with one thread each: on two cores that does more per hour than one run with two threads, but the seconds are
 then not those of a run alone.
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from common import figures, metrics  # noqa: E402
-from common.intervals import bootstrap_difference  # noqa: E402
+from common.intervals import Interval, bootstrap_difference  # noqa: E402
 from common.running.corpora import load_homophones  # noqa: E402
 from common.running.hypotheses import read_hypotheses  # noqa: E402
 from common.text import read_lines  # noqa: E402
@@ -210,6 +210,29 @@ def scores_of(script: str) -> list[Score]:
     return found
 
 
+def interval_between(
+    base: dict[int, dict], found: dict[int, dict], score: Score
+) -> Interval | None:
+    """`found` minus `base`, over the seeds that both have. None: a row was not scored on these."""
+    paired = sorted(set(base) & set(found))
+    if any(np.isnan(score.of(side[seed])) for seed in paired for side in (base, found)):
+        return None
+    read = {split: sessions_and_words(split) for split in score.splits}
+    sessions = [f"{split} {session}" for split in score.splits for session in read[split][0]]
+    languages = [split for split in score.splits for _ in read[split][0]]
+    words = np.concatenate([read[split][1] for split in score.splits])
+
+    def column(entry: dict, name: str) -> np.ndarray:
+        return np.concatenate([numbers(entry, split, name) for split in score.splits])
+
+    tables = []
+    for side in (base, found):
+        errors = [column(side[seed], score.errors) for seed in paired]
+        counts = [column(side[seed], score.out_of) if score.out_of else words for seed in paired]
+        tables.append((np.array(errors), np.array(counts)))
+    return bootstrap_difference(*tables, sessions, languages)
+
+
 def differences(
     base: dict[int, dict], found: dict[int, dict], scores: list[Score]
 ) -> list[tuple[str, float]]:
@@ -217,29 +240,13 @@ def differences(
 
     Bold where it excludes zero and all of at least two seeds agree.
     """
-    cells, paired = [], sorted(set(base) & set(found))
+    cells = []
+    paired = sorted(set(base) & set(found))
     for score in scores:
-        if any(np.isnan(score.of(side[seed])) for seed in paired for side in (base, found)):
+        interval = interval_between(base, found, score)
+        if interval is None:
             cells.append(("", np.nan))
             continue
-        read = {split: sessions_and_words(split) for split in score.splits}
-        sessions = [f"{split} {session}" for split in score.splits for session in read[split][0]]
-        languages = [split for split in score.splits for _ in read[split][0]]
-        words = np.concatenate([read[split][1] for split in score.splits])
-
-        def column(entry: dict, name: str, score=score) -> np.ndarray:
-            return np.concatenate([numbers(entry, split, name) for split in score.splits])
-
-        tables = [
-            (
-                np.array([column(side[seed], score.errors) for seed in paired]),
-                np.array(
-                    [column(side[seed], score.out_of) if score.out_of else words for seed in paired]
-                ),
-            )
-            for side in (base, found)
-        ]
-        interval = bootstrap_difference(*tables, sessions, languages)
         agree = len({np.sign(score.of(found[seed]) - score.of(base[seed])) for seed in paired}) == 1
         shown = f"{interval.difference:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"
         clear = len(paired) > 1 and agree and interval.low * interval.high > 0
@@ -335,8 +342,9 @@ def read_results(script: str) -> list[dict]:
 
 
 def write_table(script: str) -> None:
+    """Writes the tables into results/<script>.md, between the marks, and draws all rows."""
     entries = read_results(script)
-    path = ROOT / "RESULTS.md"
+    path = ROOT / "results" / f"{script}.md"
     before, _, rest = path.read_text().partition(f"<!-- table: {script} -->")
     _, _, after = rest.partition("<!-- end of table -->")
     path.write_text(
@@ -354,7 +362,8 @@ def write_table(script: str) -> None:
     )
 
 
-if __name__ == "__main__":
+def read_command_line(argv: list[str] | None = None) -> argparse.Namespace:
+    """The arguments; `rows` are the names of rows that the patterns stand for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--script", default="interaed_kd", choices=ROWS)
     parser.add_argument(
@@ -364,33 +373,47 @@ if __name__ == "__main__":
         "--rows", nargs="+", default=["*"], metavar="ROW", help="names or patterns, quoted"
     )
     parser.add_argument("--jobs", type=int, default=1)
-    arguments = parser.parse_args()
-    script, all_rows = arguments.script, list(ROWS[arguments.script])
-    rows = {
-        pattern: [row for row in all_rows if fnmatch(row, pattern)] for pattern in arguments.rows
-    }
-    if unknown := [pattern for pattern in rows if not rows[pattern]]:
-        parser.error(f"no row {', '.join(unknown)}: there are {'; '.join(all_rows)}")
-    rows = sorted({row for some in rows.values() for row in some}, key=all_rows.index)
+    arguments = parser.parse_args(argv)
+    all_rows = list(ROWS[arguments.script])
+    chosen = set()
+    for pattern in arguments.rows:
+        matching = [row for row in all_rows if fnmatch(row, pattern)]
+        if not matching:
+            parser.error(f"no row {pattern}: there are {'; '.join(all_rows)}")
+        chosen |= set(matching)
+    arguments.rows = [row for row in all_rows if row in chosen]
+    return arguments
+
+
+def run_missing(arguments: argparse.Namespace) -> None:
+    """Trains and scores the (row, seed) that results/<script>.jsonl lacks, seed by seed."""
+    script = arguments.script
     finished = {(entry["row"], entry["seed"]) for entry in read_results(script)}
-    wanted = [
-        (row, seed) for row in rows for seed in arguments.seeds or SEEDS.get(row, range(1, 6))
-    ]
-    missing = sorted(
-        (run for run in wanted if run not in finished), key=lambda run: run[1]
-    )  # seed by seed
-    threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)  # `taskset -c 0` leaves one
+    missing = []
+    for row in arguments.rows:
+        for seed in arguments.seeds or SEEDS.get(row, range(1, 6)):
+            if (row, seed) not in finished:
+                missing.append((row, seed))
+    missing.sort(key=lambda run: run[1])
+    # `taskset -c 0` leaves one thread.
+    threads = max(1, len(os.sched_getaffinity(0)) // arguments.jobs)
     results_file(script).parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        runs = {
-            pool.submit(run_one, script, row, seed, threads): (row, seed) for row, seed in missing
-        }
+        runs = {}
+        for row, seed in missing:
+            runs[pool.submit(run_one, script, row, seed, threads)] = (row, seed)
         for future in as_completed(runs):
-            if error := future.exception():  # the others go on
+            error = future.exception()
+            if error:  # the others go on
                 print(*runs[future], f"failed: {error}", file=sys.stderr, flush=True)
                 continue
             result = future.result()
             with open(results_file(script), "a") as file:
                 file.write(json.dumps(result) + "\n")
-            print(*runs[future], result["wer"], result["homophone_error"], flush=True)
-    write_table(script)
+            print(*runs[future], result["wer"], result.get("homophone_error"), flush=True)
+
+
+if __name__ == "__main__":
+    arguments = read_command_line()
+    run_missing(arguments)
+    write_table(arguments.script)

@@ -1,6 +1,7 @@
-"""What the tables of RESULTS.md rest on: intervals, counts per utterance, and rows that their scripts can run."""
+"""What the tables in results/ rest on: intervals, counts per utterance, and rows that their scripts can run."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -120,9 +121,16 @@ def test_a_table_from_hypotheses(tmp_path, monkeypatch):
             {"row": row, "seed": s, "commit": "abc", "counts": both, "rtf": 0.1} | scores
             for s in (1, 2)
         ]
+    (tmp_path / "results").mkdir()
+    page = tmp_path / "results" / "script.md"
+    page.write_text("before\n<!-- table: script -->\nold\n<!-- end of table -->\nafter\n")
+    table.results_file("script").write_text("".join(json.dumps(e) + "\n" for e in entries))
     table.sessions_and_words.cache_clear()
-    lines = table.render("script", entries).splitlines()
+    table.write_table("script")
     table.sessions_and_words.cache_clear()
+    first, *lines, last = page.read_text().splitlines()  # the text around the tables stays
+    assert (first, last) == ("before", "after") and "old" not in lines
+    assert page.with_suffix(".png").exists()
     assert "| base | 2 | 75.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 |" in lines
     assert any(line.startswith("| better | base | **-75.0 [-100.0, -50.0]** |") for line in lines)
     assert (
