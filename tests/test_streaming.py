@@ -24,6 +24,7 @@ from common.running.process import Place
 from common.streaming import Stream, StreamingEncoder, WordPart, greedy_words, settled_part
 from common.text import SentencePiece
 from streaming_aux_kd import Config, Recogniser
+from transcribe import Transcription
 
 CPU = Place(0, 1, torch.device("cpu"))
 
@@ -267,7 +268,8 @@ def stream(recogniser: Recogniser, capsys, source, rate: int = SAMPLE_RATE) -> t
     """What --stream writes to stdout and stderr."""
     capsys.readouterr()
     assert (
-        stream_words(recogniser, Config(checkpoint="run", stream=str(source), rate=rate), CPU) == {}
+        stream_words(recogniser, Transcription(run="run", stream=str(source), rate=rate), CPU)
+        is None
     )
     return capsys.readouterr()
 
@@ -304,7 +306,7 @@ def test_portions_of_standard_input(monkeypatch):
     """16-bit samples in [-1, 1); nothing but the rest of the last portion may be shorter."""
     pcm = np.arange(-(2**15), 2**15, 13, dtype=np.int16)
     for rest in (b"", b"x"):
-        config = Config(stream=feed(monkeypatch, pcm.tobytes() + rest), rate=8000)
+        config = Transcription(run="run", stream=feed(monkeypatch, pcm.tobytes() + rest), rate=8000)
         first, *parts = portions(config, 0.175, 0.16)
         assert (
             len(first) == 1400
@@ -314,17 +316,20 @@ def test_portions_of_standard_input(monkeypatch):
         parts = torch.cat([first, *parts])
         assert torch.equal(parts, torch.from_numpy(pcm) / 2**15) and parts[0] == -1
     assert [
-        list(portions(Config(stream=feed(monkeypatch, x)), 0.2, 0.16)) for x in (b"", b"x")
+        list(portions(Transcription(run="run", stream=feed(monkeypatch, x)), 0.2, 0.16))
+        for x in (b"", b"x")
     ] == [[], []]
     with pytest.raises(UserError, match="absent.wav"):
-        portions(Config(stream="absent.wav"), 0.2, 0.16)
+        portions(Transcription(run="run", stream="absent.wav"), 0.2, 0.16)
 
 
 @pytest.mark.parametrize("rate", [16000, 8000, 22050, 44100])
 def test_every_portion_completes_a_block(rate, monkeypatch):
     """Words come as early as they can: no portion waits for the next one."""
     encoder = StreamingEncoder(*parts(), rate)
-    config = Config(stream=feed(monkeypatch, bytes(2 * rate)), rate=rate)  # a second
+    config = Transcription(
+        run="run", stream=feed(monkeypatch, bytes(2 * rate)), rate=rate
+    )  # a second
     *audio, _ = portions(config, 0.16 + encoder.ahead, 0.16)
     (stream,), found = [encoder.start()], []
     for portion in audio:
@@ -376,7 +381,7 @@ def test_on_a_terminal_nothing_hides_the_words(talkative, tmp_path, monkeypatch)
     monkeypatch.setattr(sys, "stdout", screen)
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("COLUMNS", "80")
-    stream_words(talkative, Config(checkpoint="run", stream=str(tmp_path / "a.wav")), CPU)
+    stream_words(talkative, Transcription(run="run", stream=str(tmp_path / "a.wav")), CPU)
     *lines, note, rest = shown_by_a_terminal(screen.getvalue())
     assert (
         " ".join(lines).split() == whole.text.split()
@@ -405,7 +410,7 @@ def test_a_teacher_cannot_stream():
     with pytest.raises(UserError, match="has full context and cannot stream"):
         stream_words(
             Recogniser(Config(size="smoke", methods=("teacher",)), 9),
-            Config(checkpoint="run", stream="x"),
+            Transcription(run="run", stream="x"),
             CPU,
         )
 
@@ -505,9 +510,9 @@ def test_wide_characters_on_a_terminal(monkeypatch):
 def test_standard_input_that_is_closed(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UserError, match="--stream - reads standard input, which is closed"):
-        portions(Config(stream="-"), 0.2, 0.16)
+        portions(Transcription(run="run", stream="-"), 0.2, 0.16)
 
 
 def test_a_stream_is_not_transcribed_as_files_are():
-    with pytest.raises(UserError, match="--stream .* --transcribe"):
-        Config(checkpoint="run", stream="a.wav", transcribe=("b.wav",)).check()
+    with pytest.raises(UserError, match="give audio files, or --stream FILE"):
+        Transcription(run="run", stream="a.wav", files=("b.wav",)).check()
