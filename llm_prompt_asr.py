@@ -78,7 +78,7 @@ Run
     python llm_prompt_asr.py --method llm --lora-rank 8 --lr-lm 5e-3       adapters take ten times the demo's rate
     python llm_prompt_asr.py --method llm --stride-ms 960 --lora-rank 0 --lr-lm 0      a frozen model, almost a second
     python llm_prompt_asr.py --data mls --root ~/corpora --languages german polish --lm huggyllama/llama-7b
-    python llm_prompt_asr.py --checkpoint runs/x --transcribe a.wav
+    python transcribe.py runs/x a.wav
 """
 
 # ruff: noqa: E402  (the command line is read before the heavy imports, so that --help answers at once)

@@ -327,7 +327,8 @@ def share_worlds(old: Side, new: Side) -> None:
             shutil.copytree(world, target, copy_function=os.link)
 
 
-def main() -> None:
+def read_command_line(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options; None: the program's own. Exits with code 2 for a wrong one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("old", help="a commit")
     parser.add_argument("--new", help="another commit; without it the working tree")
@@ -335,7 +336,11 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", help="of every script; without it all")
     parser.add_argument("--steps", type=int, default=6, help="updates of every run")
     parser.add_argument("--record", action="store_true", help="only the runs of OLD")
-    given = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    given = read_command_line()
     old, new = side_of(given.old), None
     if not given.record:
         new = side_of(given.new)
