@@ -29,7 +29,7 @@ Equations (the names are this file's own; each with its function, and its test i
     lm = - sum_{u=1}^{U+1} log p(y_u | <s> a [SEP] y_1 … y_{u-1})           prompting.answer_loss        test_lm
     loss = lm + w ctc, w = 0 without CTC in the bridge                      total_loss                   test_loss
     W x + 2 B A x in place of W x, the matrix of q, k and v                 lora.LoRA                    test_lora
-    gap = (lm with the audio of another session - lm) / pieces              prompting.measure_listening  test_gap
+    gap = (lm with the audio of another session - lm) / pieces              listening.measure_gap  test_gap
     limit = floor(4 seconds + 20.5) pieces                                  Recogniser.limits            test_limits
 
     y_{U+1} = </s>;  c: the characters of the text;  w --ctc-weight;  A (r, inputs), B (outputs, r), r = --lora-rank
@@ -227,7 +227,7 @@ from transformers import GPTNeoXForCausalLM, HubertConfig, HubertModel
 
 from common import ctc, figures, hubert, lora, prompting
 from common.features import SAMPLE_RATE
-from common.running import decoding, evaluation, published, transcription
+from common.running import decoding, evaluation, listening, published, transcription
 from common.running.batches import Batch, Fits, first_readable, read_corpus
 from common.running.corpora import Corpus, Utterance, load_corpus, trainable
 from common.running.decoding import Decoding, Transcript
@@ -335,7 +335,8 @@ class Recogniser(nn.Module):
         """<s> a [SEP] y; texts: ids; absent: to be written."""
         begin, separator, end = self.symbols()
         embedding = self.llm.get_input_embeddings()
-        return prompting.build_sequences(embedding, a, sizes, texts, [begin], [separator], end)
+        frame = prompting.Frame(before=[begin], after=[separator], end=end)
+        return prompting.build_sequences(embedding, a, sizes, texts, frame)
 
     def limits(self, samples: Tensor) -> list[int]:
         """Most pieces of an answer, by the seconds of audio."""
@@ -443,7 +444,8 @@ def answer_losses(
     with place.autocast():
         a, sizes = recogniser.bridge(*(encoded or recogniser(batch)))
         return prompting.answer_loss(
-            recogniser.llm, recogniser.sequences(a, sizes, prompting.texts_of(batch))
+            recogniser.llm,
+            recogniser.sequences(a, sizes, prompting.ids_of(batch.targets, batch.target_lengths)),
         )
 
 
@@ -586,9 +588,8 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
         )
     if place.first:
         published.keep_shapes(recogniser, Path(config.out))
-    listening = partial(
-        prompting.measure_listening, recogniser, answer_losses, corpus.dev, config, place
-    )
+    losses_of_answers = partial(answer_losses, recogniser, place=place)
+    gap = partial(listening.measure_gap, recogniser, losses_of_answers, corpus.dev, config, place)
     if config.init and not config.resume:
         before = evaluation.dev_scores(recogniser, corpus, config, place)["dev"]
         if place.first:
@@ -613,11 +614,11 @@ def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dic
                 optimizer.step()
             optimizer.zero_grad()
         scores = evaluation.dev_scores(recogniser, corpus, config, place)
-        run.end_epoch(recogniser, scores | (listening() if is_gpt else {}))
+        run.end_epoch(recogniser, scores | (gap() if is_gpt else {}))
     report = {
         "trained_params": sum(p.numel() for group in groups for p in group["params"])
     } | run.finish(recogniser)
-    return recogniser, report | (listening() if is_gpt else {})
+    return recogniser, report | (gap() if is_gpt else {})
 
 
 # ======================================================================================================= figures

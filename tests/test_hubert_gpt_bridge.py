@@ -19,8 +19,9 @@ from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
 from transformers.models.hubert.modeling_hubert import HubertFeedForward
 
 import hubert_gpt_bridge as script
-from common import lora, metrics, prompting
+from common import lora, metrics
 from common.errors import UserError
+from common.running import listening
 from common.running.batches import MicroBatch, make_batch
 from common.running.corpora import Corpus, Utterance
 from common.running.pretrained import CharacterModel, load_pieces, load_text
@@ -247,13 +248,14 @@ def test_lora(made):
 def test_gap(made, corpus):
     """By hand over the same utterances; and 0 where the audio does not matter."""
     m = made("")
-    arguments = script.answer_losses, corpus.dev, m.config, CPU
-    found, losses, pieces = (
-        prompting.measure_listening(m.recogniser, *arguments)["listening_gap"],
-        [0.0, 0.0],
-        [0, 0],
-    )
-    for swapped, batch in prompting.listening_batches(
+
+    def answers(batch):
+        return script.answer_losses(m.recogniser, batch, CPU)
+
+    arguments = answers, corpus.dev, m.config, CPU
+    found = listening.measure_gap(m.recogniser, *arguments)["listening_gap"]
+    losses, pieces = [0.0, 0.0], [0, 0]
+    for swapped, batch in listening.batches(
         corpus.dev, m.config, m.tokenizer.encode, lambda *_: True
     ):
         with torch.no_grad():
@@ -265,7 +267,7 @@ def test_gap(made, corpus):
     )
     m.recogniser.bridge_proj.weight.data.zero_()
     m.recogniser.bridge_proj.bias.data.zero_()
-    found = prompting.measure_listening(m.recogniser, *arguments)["listening_gap"]
+    found = listening.measure_gap(m.recogniser, *arguments)["listening_gap"]
     assert abs(found) < 0.1  # the number of vectors still tells something
 
 

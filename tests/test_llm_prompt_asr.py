@@ -2,38 +2,41 @@
 
 import json
 import math
+import operator
 import pickle
 import random
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import soundfile
 import torch
-from conftest import write_data
+from conftest import read_configs, write_data
 from test_ctc import enumerate_paths
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import llm_prompt_asr as script
-from common import lora, prompting
+from common import alignment, lora, prompting
 from common.errors import UserError
 from common.figures import read_log
+from common.running import listening
 from common.running.batches import MicroBatch, make_batch
 from common.running.corpora import Utterance
 from common.running.pretrained import load_causal
 from common.running.process import Place, reseed
+from common.running.runs import load_run
 from common.running.weights import load_weights, own_state
-from llm_prompt_asr import alignment, alignment_scores, answer_losses, compute_losses, hide, stack
+from llm_prompt_asr import answer_losses, compute_losses, hide, stack
 
 CPU = Place(0, 1, torch.device("cpu"))
 
 
-def read_config(options: str) -> script.Config:
-    return script.parse(
-        script.Config, script.PRESETS, script.__doc__, f"--preset smoke {options}".split()
-    )[0]
+def read_config(words: str) -> script.Config:
+    (config,) = read_configs("llm_prompt_asr", f"--preset smoke {words}".split())
+    return config
 
 
 @pytest.fixture
@@ -45,8 +48,8 @@ def made(model):
             f"--method llm --lm {model('llama')} --dim 32 --heads 2 --ff-dim 64 --channels 4 {options}"
         )
         reseed(1)
-        tokenizer, lm = script.load_tokenizer_of_lm(config, CPU), script.load_lm(config, CPU)
-        recogniser = script.Recogniser(config, tokenizer, lm, 0).eval()
+        tokenizer, lm = script.load_pieces(config, CPU), script.load_lm(config, CPU)
+        recogniser = script.PromptedLM(config, tokenizer, lm).eval()
         texts = ["the king had flour", "a sail"]
         utterances = [SimpleNamespace(id=text, text=text) for text in texts][: len(seconds)]
         waves = [torch.randn(round(16000 * s)) for s in seconds]
@@ -63,26 +66,21 @@ def made(model):
 
 
 def test_the_equation_map_names_what_exists():
-    rows = re.findall(
-        r" {3,}(?:ctc\.|Recogniser\.|prompting\.)?(\w+) {2,}(test_\w+)$", script.__doc__, re.M
-    )
-    assert len(rows) == 7
+    rows = re.findall(r" {2,}(\S+) {2,}(test_\w+)$", script.__doc__, re.M)
+    assert len(rows) == 8
     for function, test in rows:
-        found = [
-            getattr(place, function, None)
-            for place in (script, script.ctc, prompting, script.Recogniser)
-        ]
-        assert any(map(callable, found)) and callable(globals()[test])
+        assert callable(operator.attrgetter(function)(script)) and callable(globals()[test])
 
 
 def test_ctc():
     """Of the whole first stage, against an enumeration of all paths."""
     config = read_config("--method ctc --dim 32 --heads 2 --ff-dim 64 --channels 4")
     reseed(1)
-    recogniser = script.Recogniser(config, None, None, 4).eval()
+    recogniser = script.CTCRecogniser(config, None, 4).eval()
     waves = [torch.randn(16000 * n // 100) for n in (46, 38)]
     batch = make_batch(waves, [[2, 3], [1]], [None, None], {}, 0, MicroBatch([]))
-    losses = compute_losses(recogniser, batch, config, CPU)
+    losses = script.ctc_losses(recogniser, batch, CPU)
+    assert compute_losses(recogniser, batch, config, CPU) == losses.sum()
     with torch.no_grad():
         h, lengths = recogniser.encode(batch)
         log_probs = recogniser.log_probs(h).double()
@@ -107,7 +105,7 @@ def test_prompt(made):
     m = made("--stride-ms 240")
     with torch.no_grad():
         h, lengths = m.recogniser.encode(m.batch)
-        a, sizes = m.recogniser.prompt(h, lengths)
+        a, sizes = m.recogniser.prompt(m.batch)
         stacked, _ = stack(h, lengths, 3)
         torch.testing.assert_close(
             a, stacked @ m.recogniser.projection.weight.T + m.recogniser.projection.bias
@@ -115,7 +113,7 @@ def test_prompt(made):
         short = m.batch._replace(
             waves=m.batch.waves[1:, : m.batch.samples[1]], samples=m.batch.samples[1:]
         )
-        alone, (size,) = m.recogniser.prompt(*m.recogniser.encode(short))
+        alone, (size,) = m.recogniser.prompt(short)
     assert size == sizes[1]
     torch.testing.assert_close(alone[0, :size], a[1, :size], atol=1e-5, rtol=1e-5)
 
@@ -123,10 +121,10 @@ def test_prompt(made):
 def test_loss(made):
     """The cross-entropy of y_1 … y_U </s>, one piece after the other."""
     m = made("--stride-ms 160")
-    losses = answer_losses(m.recogniser, m.batch, CPU)
+    losses = answer_losses(m.recogniser, m.batch, m.config, CPU)
     table, (beginning, end) = m.lm.get_input_embeddings(), script.symbols(m.lm)
     with torch.no_grad():
-        a, sizes = m.recogniser.prompt(*m.recogniser.encode(m.batch))
+        a, sizes = m.recogniser.prompt(m.batch)
         for b, n in enumerate(sizes):
             written, total = [beginning], 0.0
             for y in [*(i - 1 for i in m.tokenizer.encode(m.batch.utterances[b].text)), end]:
@@ -144,22 +142,21 @@ def test_hide(made):
     hidden = hide(list(range(4000)), 0.25, random.Random(1), -1).count(-1)
     assert 900 < hidden < 1100
     m = made("--mask-fraction 0.5")
-    plain = answer_losses(m.recogniser, m.batch, CPU)
-    assert torch.equal(
-        plain, answer_losses(m.recogniser, m.batch, CPU, replace(m.config, mask_fraction=0.0))
-    )
-    masked = compute_losses(m.recogniser, m.batch, m.config, CPU)
-    assert not torch.allclose(masked, plain)
-    assert torch.equal(
-        masked, compute_losses(m.recogniser, m.batch, m.config, CPU)
-    )  # of the utterance alone
+    unmasked = replace(m.config, mask_fraction=0.0)
+    plain = answer_losses(m.recogniser, m.batch, m.config, CPU)  # in evaluation mode
+    assert torch.equal(plain, answer_losses(m.recogniser, m.batch, unmasked, CPU))
+    m.recogniser.train()
+    masked = answer_losses(m.recogniser, m.batch, m.config, CPU)
+    assert not torch.allclose(masked, answer_losses(m.recogniser, m.batch, unmasked, CPU))
+    again = answer_losses(m.recogniser, m.batch, m.config, CPU)
+    assert torch.equal(masked, again)  # what is hidden depends on the utterance alone
     m.recogniser.tokenizer.tokenizer.unk_token = m.recogniser.tokenizer.tokenizer.eos_token
     assert script.hidden_symbol(m.recogniser) == prompting.MASKED
 
 
 def test_s():
     a, e = torch.randn(5, 7), torch.randn(3, 7)
-    S = alignment(a, e)
+    S = alignment.cosines(a, e)
     for i in range(5):
         for j in range(3):
             x, y = a[i] - a.mean(0), e[j] - e.mean(0)
@@ -167,15 +164,15 @@ def test_s():
 
 
 def test_what_an_alignment_says():
-    assert alignment_scores(torch.eye(4)) == {
+    assert alignment.scores_of(torch.eye(4)) == {
         "rho": pytest.approx(1),
         "non_decreasing": 1,
         "chance": 5 / 8,
     }
-    assert alignment_scores(torch.eye(4).flip(0))["rho"] == pytest.approx(-1)
-    assert alignment_scores(torch.eye(4)[:, [0, 2, 1]])["non_decreasing"] == 0.5
+    assert alignment.scores_of(torch.eye(4).flip(0))["rho"] == pytest.approx(-1)
+    assert alignment.scores_of(torch.eye(4)[:, [0, 2, 1]])["non_decreasing"] == 0.5
     every = [
-        alignment_scores(torch.eye(3)[:, [i, j]]) for i in range(3) for j in range(3)
+        alignment.scores_of(torch.eye(3)[:, [i, j]]) for i in range(3) for j in range(3)
     ]  # two pieces, three vectors
     assert {score["chance"] for score in every} == {
         sum(score["non_decreasing"] for score in every) / 9
@@ -186,29 +183,32 @@ def test_gap(made, corpus, root):
     """By hand over the same utterances; and 0 for a recogniser that is deaf."""
     m = made(f"--root {root}")
     few = corpus.dev[:6]
-    found = prompting.measure_listening(m.recogniser, answer_losses, few, m.config, CPU)[
-        "listening_gap"
-    ]
+
+    def answers(batch):
+        return answer_losses(m.recogniser, batch, m.config, CPU)
+
+    measure = partial(listening.measure_gap, m.recogniser, answers, few, m.config, CPU)
+    found = measure()["listening_gap"]
     losses, pieces = [0.0, 0.0], [0, 0]
-    for swapped, batch in prompting.listening_batches(
-        few, m.config, m.tokenizer.encode, lambda *_: True
-    ):
+    encode = m.tokenizer.encode
+    for swapped, batch in listening.batches(few, m.config, encode, listening.anything_fits):
         with torch.no_grad():
-            losses[swapped] += answer_losses(m.recogniser, batch, CPU).sum().item()
+            losses[swapped] += answers(batch).sum().item()
         pieces[swapped] += int((batch.target_lengths + 1).sum())
-    assert (
-        found == pytest.approx(losses[1] / pieces[1] - losses[0] / pieces[0], abs=6e-4)
-        and pieces[0] == pieces[1]
-    )
+    expected = losses[1] / pieces[1] - losses[0] / pieces[0]
+    assert found == pytest.approx(expected, abs=6e-4) and pieces[0] == pieces[1]
     torch.nn.init.zeros_(m.recogniser.projection.weight)
-    assert (
-        abs(
-            prompting.measure_listening(m.recogniser, answer_losses, few, m.config, CPU)[
-                "listening_gap"
-            ]
-        )
-        < 0.05
-    )  # lengths differ still
+    assert abs(measure()["listening_gap"]) < 0.05  # lengths differ still
+
+
+def test_adapters():
+    """W x + 2 B A x; all else of the adapters, against another library, is in test_lora.py."""
+    torch.manual_seed(0)
+    part = lora.LoRA(torch.nn.Linear(5, 4), rank=3)
+    torch.nn.init.normal_(part.B)
+    x = torch.randn(2, 5)
+    expected = part.base(x) + 2 * (x @ part.A.T @ part.B.T)
+    torch.testing.assert_close(part(x), expected)
 
 
 # ------------------------------------------------------------------------------------------------- frozen, saved, named
@@ -216,7 +216,7 @@ def test_gap(made, corpus, root):
 
 def test_sizes():
     """72 million in the encoder, and the paper's adapters on LLaMA-7B."""
-    (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, ["--data", "mls"])
+    (config,) = read_configs("llm_prompt_asr", ["--data", "mls"])
     parts = script.print_summary(config)
     assert abs(parts["encoder"] / 72e6 - 1) < 0.01 and parts["adapters"] == 8_388_608
     assert parts["lm"] == 6_738_415_616 + 8_388_608
@@ -234,11 +234,7 @@ def test_what_is_frozen_stays(options, learns, runs, tmp_path, model):
     """After three updates, byte for byte, and the rest has moved; weights that --lm supplies are in no file."""
     run = runs("llm_prompt_asr")
     run.train("--max-steps", 3, "--out", tmp_path / "run", *options.split())
-    folder = tmp_path / "run"
-    (config,) = script.parse(
-        script.Config, script.PRESETS, script.__doc__, ["--checkpoint", str(folder)]
-    )
-    after = script.load(config, CPU)
+    _, _, config, after = load_run(tmp_path / "run", CPU)
     named = AutoModelForCausalLM.from_pretrained(model("llama"), dtype=torch.float32).state_dict()
     state, saved = after.state_dict(), load_weights(tmp_path / "run" / "model.safetensors")
     if "lm" in learns:
@@ -256,7 +252,7 @@ def test_what_is_frozen_stays(options, learns, runs, tmp_path, model):
     checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     assert set(checkpoint["model"]) == set(saved)
     reseed(config.seed, 1)  # as it began, but for the encoder
-    fresh = script.Recogniser(config, after.tokenizer, script.load_lm(config, CPU), 0)
+    fresh = script.PromptedLM(config, after.tokenizer, script.load_lm(config, CPU))
     if config.lora_rank:
         reseed(config.seed, 2)
         lora.adapt(fresh.lm, config.lora_rank)
@@ -320,15 +316,15 @@ def test_another_language_model_is_noticed(runs, tmp_path, model):
         2,
     ]
     run.train(*options)
-    run.main("--checkpoint", tmp_path / "run")
+    run.evaluate(tmp_path / "run")
     lm = AutoModelForCausalLM.from_pretrained(tmp_path / "lm")
     lm.get_input_embeddings().weight.data[5] += 1
     lm.save_pretrained(tmp_path / "lm")
     with pytest.raises(UserError, match="another pretrained model than the one named"):
-        run.main("--checkpoint", tmp_path / "run")
+        run.evaluate(tmp_path / "run")
     broken = shutil.move(tmp_path / "lm", tmp_path / "broken")
     with pytest.raises(UserError, match="--lm .* give --lm a local folder"):
-        run.main("--checkpoint", tmp_path / "run")
+        run.evaluate(tmp_path / "run")
     moved = shutil.copytree(model("llama"), tmp_path / "moved")
     expected = json.loads((tmp_path / "run" / "result.json").read_text())["wer"]
     assert run.evaluate(tmp_path / "run", "--base", moved)["wer"] == expected
@@ -411,17 +407,9 @@ def test_one_recogniser_for_each_language(runs, corpus, tmp_path):
     shutil.rmtree(folder / "polish")
     again = run.main("--resume", "--out", folder)
     assert again["wer"] == found["wer"] and (folder / "polish" / "config.json").exists()
-    assert run.main("--checkpoint", folder)["wer"] == found["wer"]
-    for path in data.glob("*.jsonl"):
-        if path.name != "test-german.jsonl":
-            path.unlink()
-    assert set(run.main("--checkpoint", folder, "--out", tmp_path / "german")["wer"]) == {
-        "test-german"
-    }
-    with pytest.raises(
-        UserError, match=r"--transcribe takes one language: give --checkpoint .*/LANGUAGE"
-    ):
-        run.main("--checkpoint", folder, "--transcribe", corpus.dev[0].audio)
+    for language in ("german", "polish"):
+        scored = run.evaluate(folder / language)["wer"]
+        assert scored == {f"test-{language}": found["wer"][f"test-{language}"]}
 
 
 def test_eight_utterances_are_learnt_by_listening(runs, corpus, tmp_path):
@@ -433,16 +421,10 @@ def test_eight_utterances_are_learnt_by_listening(runs, corpus, tmp_path):
         "--stride-ms", 320, "--speeds", 1, "--out", tmp_path / "run", data=data, plain=True,
     )  # fmt: skip
     assert result["wer"]["test"] == 0 and result["listening_gap"] > 0.3
-    (config,) = script.parse(
-        script.Config, script.PRESETS, script.__doc__, ["--checkpoint", str(tmp_path / "run")]
-    )
-    recogniser, encode = (
-        script.load(config, CPU).eval(),
-        script.load_tokenizer(tmp_path / "run").encode,
-    )
-    for swapped, batch in prompting.listening_batches(
-        corpus.train[:8], config, encode, lambda *_: True
-    ):
+    _, _, config, recogniser = load_run(tmp_path / "run", CPU)
+    encode = recogniser.tokenizer.encode
+    few = corpus.train[:8]
+    for swapped, batch in listening.batches(few, config, encode, listening.anything_fits):
         answers = [t.text for t in recogniser.transcribe(batch, CPU)]
         right = sum(answer == u.text for answer, u in zip(answers, batch.utterances, strict=True))
         assert right == (0 if swapped else len(answers))
@@ -532,14 +514,10 @@ def test_shallow_fusion_with_the_same_language_model(runs, tmp_path, model):
     """The CTC encoder, beam search and --lm: what text alone gives."""
     run = runs("llm_prompt_asr")
     run.train("--method", "ctc", "--out", tmp_path / "ctc")
-    found = run.main(
-        "--checkpoint", tmp_path / "ctc", "--decode", "beam", "--beam", 2, "--bonus", 0
-    )
-    assert (
-        found["lm"] == str(model("llama"))
-        and found["lm_weight"] in (0.2, 0.4, 0.6)
-        and found["beam"] == 2
-    )
+    search = ["--decode", "beam", "--beam", 2, "--bonus", 0, "--lm", model("llama")]
+    found = run.evaluate(tmp_path / "ctc", *search)
+    assert found["lm"] == str(model("llama")) and found["beam"] == 2
+    assert found["lm_weight"] in (0.2, 0.4, 0.6)
 
 
 @pytest.mark.parametrize("options, message", [
@@ -547,7 +525,6 @@ def test_shallow_fusion_with_the_same_language_model(runs, tmp_path, model):
     ("--lora-rank 8 --lr-lm 0", "--lora-rank adapts the language model"),
     ("--lora-rank 0 --lr-lm 0 --lr-encoder 0 --lr-projection 0", "nothing would learn"),
     ("--lora-rank 0 --lr-lm 0 --lr-projection 0 --freeze-encoder-steps 9", "--freeze-encoder-steps: nothing but"),
-    ("--method ctc --decode beam --units-of transcripts", "--decode beam fuses --lm with a CTC that writes its pieces"),
     ("--schedule inverse-sqrt --warmup 500", "--ctc-warmup is a share below 1 for --schedule one-cycle"),
 ])  # fmt: skip
 def test_what_cannot_be(options, message, capsys):

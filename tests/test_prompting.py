@@ -13,14 +13,14 @@ from common import prompting
 from common.prompting import (
     MASKED,
     NONE,
+    Frame,
     answer_loss,
     build_sequences,
     cut_repetition,
-    text_perplexity,
     write,
 )
+from common.running import listening, options
 from common.running.corpora import Utterance
-from common.running.flags import RunConfig
 from common.running.process import Place
 
 CPU = Place(0, 1, torch.device("cpu"))
@@ -39,7 +39,7 @@ SPEECH = torch.tensor(
 
 
 def test_the_sequence_of_training():
-    rows = build_sequences(counting(), SPEECH, [2, 1], [[7, 8], [9]], [1], [2], end=3)
+    rows = build_sequences(counting(), SPEECH, [2, 1], [[7, 8], [9]], Frame([1], [2], 3))
     assert torch.allclose(
         rows.inputs[..., 0], torch.tensor([[1, 0.1, 0.2, 2, 7, 8], [1, 0.5, 2, 9, 0, 0]])
     )
@@ -48,13 +48,13 @@ def test_the_sequence_of_training():
 
 
 def test_the_sequence_of_decoding():
-    rows = build_sequences(counting(), SPEECH, [2, 1], None, [1], [2], end=3)
+    rows = build_sequences(counting(), SPEECH, [2, 1], None, Frame([1], [2], 3))
     assert torch.allclose(rows.inputs[..., 0], torch.tensor([[1, 0.1, 0.2, 2], [0, 1, 0.5, 2]]))
     assert rows.mask.tolist() == [[True] * 4, [False] + [True] * 3]
 
 
 def test_the_end_is_learnt_where_it_is_also_padding_and_where_the_text_is_empty():
-    rows = build_sequences(counting(), SPEECH, [2, 1], [[7], []], [], [0], end=0)
+    rows = build_sequences(counting(), SPEECH, [2, 1], [[7], []], Frame([], [0], 0))
     assert torch.allclose(rows.inputs[..., 0], torch.tensor([[0.1, 0.2, 0, 7], [0.5, 0, 0, 0]]))
     assert rows.targets.tolist() == [[NONE, NONE, 7, 0], [NONE, 0, NONE, NONE]]
     assert rows.mask.tolist() == [[True] * 4, [True, True, False, False]]
@@ -62,14 +62,16 @@ def test_the_end_is_learnt_where_it_is_also_padding_and_where_the_text_is_empty(
 
 def test_masked_pieces_are_hidden_from_the_inputs_only():
     rows = build_sequences(
-        counting(), SPEECH, [2, 1], [[7, 8], [9]], [1], [2], 3, shown=[[7, MASKED], [MASKED]]
+        counting(), SPEECH, [2, 1], [[7, 8], [9]], Frame([1], [2], 3), shown=[[7, MASKED], [MASKED]]
     )
     assert torch.allclose(
         rows.inputs[..., 0], torch.tensor([[1, 0.1, 0.2, 2, 7, 4.5], [1, 0.5, 2, 4.5, 0, 0]])
     )
     assert (
         rows.targets.tolist()
-        == build_sequences(counting(), SPEECH, [2, 1], [[7, 8], [9]], [1], [2], 3).targets.tolist()
+        == build_sequences(
+            counting(), SPEECH, [2, 1], [[7, 8], [9]], Frame([1], [2], 3)
+        ).targets.tolist()
     )
 
 
@@ -82,10 +84,10 @@ def spoken(B: int = 3) -> tuple[torch.Tensor, list[int], list[list[int]]]:
 def test_the_loss_is_the_same_alone_in_a_batch_and_summed_by_hand(family):
     lm, (speech, lengths, texts) = model(family), spoken()
     table = lm.get_input_embeddings()
-    together = answer_loss(lm, build_sequences(table, speech, lengths, texts, [1], [2], 2))
+    together = answer_loss(lm, build_sequences(table, speech, lengths, texts, Frame([1], [2], 2)))
     for i, n in enumerate(lengths):
         alone = answer_loss(
-            lm, build_sequences(table, speech[i : i + 1], [n], texts[i : i + 1], [1], [2], 2)
+            lm, build_sequences(table, speech[i : i + 1], [n], texts[i : i + 1], Frame([1], [2], 2))
         )
         torch.testing.assert_close(alone[0], together[i], atol=1e-5, rtol=1e-5)
         row = torch.cat(
@@ -106,12 +108,12 @@ def test_answers_are_the_same_alone_and_in_a_batch(family, search):
                 parameter.mul_(8)  # surer, and so longer and more varied, than at first
     table, limits = lm.get_input_embeddings(), [9, 9, 9] if search else [9, 4, 7]
     together, counts = write(
-        lm, build_sequences(table, speech, lengths, None, [1], [2], 2), limits, 2, **search
+        lm, build_sequences(table, speech, lengths, None, Frame([1], [2], 2)), limits, 2, **search
     )
     for i, n in enumerate(lengths):
         alone = write(
             lm,
-            build_sequences(table, speech[i : i + 1], [n], None, [1], [2], 2),
+            build_sequences(table, speech[i : i + 1], [n], None, Frame([1], [2], 2)),
             limits[i : i + 1],
             2,
             **search,
@@ -128,7 +130,7 @@ def test_drawn_answers_are_the_same_alone_and_in_a_batch(decode):
 
     def written(rows: list[int], seeds: list[int]) -> list[list[int]]:
         prompts = build_sequences(
-            table, speech[rows], [lengths[i] for i in rows], None, [1], [2], 2
+            table, speech[rows], [lengths[i] for i in rows], None, Frame([1], [2], 2)
         )
         options = prompting.search_options(search, [seeds[i] for i in rows])
         return write(lm, prompts, [9] * len(rows), 2, min_new_tokens=3, **options)[0]
@@ -157,10 +159,13 @@ def test_positions_are_counted_over_what_is_real():
     lm.transformer.wpe.register_forward_pre_hook(lambda _, ids: asked.append(ids[0].tolist()))
     speech = torch.randn(2, 2, 16)
     answer_loss(
-        lm, build_sequences(lm.get_input_embeddings(), speech, [2, 1], [[7, 8], [9]], [1], [2], 3)
+        lm,
+        build_sequences(
+            lm.get_input_embeddings(), speech, [2, 1], [[7, 8], [9]], Frame([1], [2], 3)
+        ),
     )
     assert asked.pop()[0] == [0, 1, 2, 3, 4, 5]
-    prompts = build_sequences(lm.get_input_embeddings(), speech, [2, 1], None, [1], [2], 3)
+    prompts = build_sequences(lm.get_input_embeddings(), speech, [2, 1], None, Frame([1], [2], 3))
     write(lm, prompts, [2, 2], 3, min_new_tokens=2)
     assert asked[0][0] == [0, 1, 2, 3] and asked[0][1][1:] == [0, 1, 2] and asked[1] == [[4], [3]]
 
@@ -170,8 +175,8 @@ def test_perplexity_is_that_of_the_plain_model():
     recogniser = SimpleNamespace(
         lm=lm, tokenizer=SimpleNamespace(encode=lambda text: [i + 1 for i in texts[text]])
     )
-    found = text_perplexity(
-        recogniser, [Utterance("", "", text, 1.0) for text in "ab"], (1, 2), CPU
+    found = listening.text_perplexity(
+        recogniser, [Utterance("", "", text, 1.0) for text in "ab"], 1, 2, CPU
     )
     nats = [
         lm(torch.tensor([[1, *ids, 2]]), labels=torch.tensor([[-100, *ids, 2]])).loss.item()
@@ -211,8 +216,8 @@ def nn_with(lm, tokenizer) -> torch.nn.Module:
 def test_perplexity_of_a_transcript_longer_than_the_model_reads():
     texts = {"a": [4, 5, 6, 7, 8, 9], "b": [7]}
     recogniser = of_few_positions(4, texts)
-    found = text_perplexity(
-        recogniser, [Utterance("", "", text, 1.0) for text in "ab"], (1, 2), CPU
+    found = listening.text_perplexity(
+        recogniser, [Utterance("", "", text, 1.0) for text in "ab"], 1, 2, CPU
     )
     begun = recogniser.lm(torch.tensor([[1, 4, 5, 6]])).logits.log_softmax(-1)[0]
     nats = -sum(begun[i, piece] for i, piece in enumerate([4, 5, 6, 7]))
@@ -222,8 +227,8 @@ def test_perplexity_of_a_transcript_longer_than_the_model_reads():
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
-    speeds: tuple[float, ...] = (1.0,)
+class Config(options.RunConfig):
+    augmentation: options.Augmentation = options.Augmentation((1.0,), 0, 0)
 
 
 def test_the_listening_gap_leaves_out_what_does_not_fit(corpus):
@@ -233,19 +238,19 @@ def test_the_listening_gap_leaves_out_what_does_not_fit(corpus):
     encode = lambda text: [1] * len(text)  # noqa: E731
     seen = {False: [], True: []}
     fits = lambda samples, labels, text: samples <= 16000 * seconds + 1  # noqa: E731
-    for swapped, batch in prompting.listening_batches(some, Config(), encode, fits):
+    for swapped, batch in listening.batches(some, Config(), encode, fits):
         seen[swapped] += [u.id for u in batch.utterances]
         assert batch.infeasible == 0
     assert sorted(seen[False]) == sorted(seen[True]) and 0 < len(seen[True]) < 8
 
-    def losses(recogniser, batch, place):
+    def losses(batch):
         return torch.ones(len(batch.utterances))
 
     recogniser = nn_with(model("gpt2"), SimpleNamespace(encode=encode))
-    found = prompting.measure_listening(recogniser, losses, some, Config(), CPU, fits)
+    found = listening.measure_gap(recogniser, losses, some, Config(), CPU, fits)
     assert set(found) == {"listening_gap"}
     nothing = lambda samples, labels, text: False  # noqa: E731
-    assert prompting.measure_listening(recogniser, losses, some, Config(), CPU, nothing) == {}
+    assert listening.measure_gap(recogniser, losses, some, Config(), CPU, nothing) == {}
 
 
 def test_cached_greedy_decoding_is_uncached_greedy_decoding():
@@ -254,7 +259,9 @@ def test_cached_greedy_decoding_is_uncached_greedy_decoding():
     lm.generation_config.no_repeat_ngram_size = lm.generation_config.min_new_tokens = 1
     lm.generation_config.suppress_tokens = list(range(3, 20))
     table = lm.get_input_embeddings()
-    (found,), _ = write(lm, build_sequences(table, speech, lengths, None, [1], [2], 2), [8], 2)
+    (found,), _ = write(
+        lm, build_sequences(table, speech, lengths, None, Frame([1], [2], 2)), [8], 2
+    )
     row, ids = torch.cat([table(torch.tensor([1])), speech[0], table(torch.tensor([2]))]), []
     while len(ids) < 8:
         ids.append(lm(inputs_embeds=row[None]).logits[0, -1].argmax().item())
@@ -281,7 +288,7 @@ def test_endless_repetition_is_cut_and_counted():
     speech, lengths, _ = spoken()
     answers, counts = write(
         lm,
-        build_sequences(lm.get_input_embeddings(), speech, lengths, None, [1], [2], 2),
+        build_sequences(lm.get_input_embeddings(), speech, lengths, None, Frame([1], [2], 2)),
         [12] * 3,
         2,
     )
@@ -308,11 +315,11 @@ def test_audio_is_swapped_within_a_language_and_between_sessions():
         Utterance("r", "r.wav", "a", 1.0, session="r", language="r")
     )  # alone in its language
     same = [Utterance(f"s-{i}", f"s-{i}.wav", "a", 1.0, session="s") for i in range(2)]
-    own, swapped = prompting.swap_audio(same)
+    own, swapped = listening.swap_audio(same)
     assert [(u.id, other.audio) for u, other in zip(own, swapped, strict=True)] in (
         [("s-0", "s-1.wav"), ("s-1", "s-0.wav")], [("s-1", "s-0.wav"), ("s-0", "s-1.wav")],
     )  # fmt: skip
-    own, swapped = prompting.swap_audio(utterances, count=6)
+    own, swapped = listening.swap_audio(utterances, count=6)
     assert [u.id for u in own] == [u.id for u in swapped] and len(
         own
     ) == 4  # two of each language, none of r

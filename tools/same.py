@@ -135,8 +135,14 @@ ROWS = {
     },
     "llm_prompt_asr": {
         "ctc": Row("--method ctc", beam=True),
+        "ctc transcripts": Row("--method ctc --units-of transcripts --units 60"),
         "llm": Row("--method llm --lora-rank 0", needs="--encoder ctc"),
         "lora": Row("--method llm --lora-rank 4", needs="--encoder ctc"),
+        "masked": Row(
+            "--method llm --lora-rank 0 --lr-lm 0 --mask-fraction 0.3 --frequency-masks 1 "
+            "--freeze-encoder-steps 2 --stride-ms 320",
+            needs="--encoder ctc",
+        ),
     },
     "hubert_gpt_bridge": {
         "ctc": Row("--method ctc", beam=True),
