@@ -21,7 +21,8 @@ sys.path.insert(0, str(ROOT))
 import llm_prompt_asr as script  # noqa: E402
 from common import figures  # noqa: E402
 from common.running.batches import MicroBatch, loader, read_corpus  # noqa: E402
-from common.running.process import start, synchronise  # noqa: E402
+from common.running.process import join, synchronise  # noqa: E402
+from common.running.runs import load_run  # noqa: E402
 
 BATCH, REPEATS, LONG = 16, 3, 30.0  # utterances; interleaved; seconds
 
@@ -56,10 +57,8 @@ def decode(recogniser, utterances: list, size: int, config, place) -> tuple[floa
 
 @torch.inference_mode()
 def show_costs(run: Path, root: str, count: int) -> None:
-    options = ["--checkpoint", str(run), "--root", root]
-    (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, options)
-    place = start(config)
-    recogniser = script.load(config, place)
+    place = join("auto", "auto")
+    config, recogniser = load_run(run, place, root)[2:]
     utterances = sum(read_corpus(config, place).tests.values(), [])  # of all languages
     utterances = random.Random(0).sample(utterances, min(count, len(utterances)))
     utterances.sort(
@@ -74,11 +73,11 @@ def show_costs(run: Path, root: str, count: int) -> None:
         pairs[0][0][1] == pairs[0][1][1],
     )
     frames = int(LONG * 1000 / script.FRAME_MS)
-    h, lengths = (
-        torch.randn(1, frames, config.dim, device=place.device),
-        torch.tensor([frames], device=place.device),
+    h = torch.randn(1, frames, config.conformer.dim, device=place.device)
+    stacked, lengths = script.stack(
+        h, torch.tensor([frames], device=place.device), recogniser.stride
     )
-    sequences = recogniser.sequences(h, lengths, None)
+    sequences = recogniser.sequences(recogniser.projection(stacked), lengths, texts=None)
     seconds = []
     for _ in range(REPEATS + 1):  # the first warms up
         clock = synchronise(place)

@@ -146,7 +146,7 @@ ROWS["llm_prompt_asr"] = {
     "LM frozen, 480 ms": f"{FROZEN} --stride-ms 480",
     "all trained, 160 ms": f"{ALL} --stride-ms 160",
     "all trained, 960 ms": f"{ALL} --stride-ms 960",
-    "ctc + beam + LM": "of ctc: --decode beam",
+    "ctc + beam + LM": "of ctc: --decode beam --lm demo-mls/lm-m",
     "ctc, 12 epochs": "--method ctc --ctc-epochs 12",  # as many updates as with a language model after it
     "monolingual ctc": "--method monolingual_ctc",  # as many updates each as its share of the audio
     "monolingual ctc, 48 epochs": "--method monolingual_ctc --ctc-epochs 48",  # as many as the eight, on average
