@@ -139,7 +139,7 @@ ROWS = {
         "llm": Row("--method llm --lora-rank 0", needs="--encoder ctc"),
         "lora": Row("--method llm --lora-rank 4", needs="--encoder ctc"),
         "masked": Row(
-            "--method llm --lora-rank 0 --lr-lm 0 --mask-fraction 0.3 --frequency-masks 1 "
+            "--method llm --lora-rank 0 --lr-lm 0 --mask-fraction 0.3 "
             "--freeze-encoder-steps 2 --stride-ms 320",
             needs="--encoder ctc",
         ),
