@@ -674,8 +674,8 @@ def test_help_answers_before_torch_is_imported():
     code = "import sys, common.running.flags; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
     code = (
-        "import runpy, sys; sys.argv = ['llm_prompt_asr.py', '--help']\n"
-        "try: runpy.run_path('llm_prompt_asr.py', run_name='__main__')\n"
+        "import runpy, sys; sys.argv = ['hubert_gpt_bridge.py', '--help']\n"
+        "try: runpy.run_path('hubert_gpt_bridge.py', run_name='__main__')\n"
         "except SystemExit: sys.exit('torch' in sys.modules)"
     )
     assert (
@@ -687,7 +687,7 @@ def test_help_answers_before_torch_is_imported():
 
 
 def test_exit_codes():
-    code, _, error = run_script("--sed", "3", script="llm_prompt_asr.py")
+    code, _, error = run_script("--sed", "3", script="hubert_gpt_bridge.py")
     assert code == 2 and error.strip().endswith("unknown option --sed: did you mean --seed?")
 
 

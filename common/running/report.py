@@ -87,7 +87,7 @@ def write_when_scored(folders: list[str | Path], together: str = "report.html") 
     A page may fail in many ways, and none is worth a run: what is missing is said in
     one sentence. Only the first rank writes.
     """
-    if int(os.environ.get("RANK", 0)):
+    if int(os.environ.get("RANK", 0)) or not folders:
         return
     pages = {Path(folder) / "report.html": [folder] for folder in folders}
     if len(folders) > 1:
