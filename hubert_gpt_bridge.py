@@ -1,784 +1,800 @@
-"""Integrating Pre-Trained Speech and Language Models for End-to-End Speech Recognition.
+"""Integrating Pre-Trained Speech and Language Models
+for End-to-End Speech Recognition.
 
-Yukiya Hono, Koh Mitsuda, Tianyu Zhao, Kentaro Mitsui, Toshiaki Wakatsuki, Kei Sawada. Findings of ACL 2024.
-arXiv 2312.03668. The trained model was published as rinna/nue-asr, with code that runs it but none that trains it.
+Y. Hono, K. Mitsuda, T. Zhao, K. Mitsui, T. Wakatsuki, K. Sawada. Findings of ACL 2024.
+arXiv 2312.03668. The model was published as rinna/nue-asr, without code that trains it.
+[paper] its abstract, or the published model; [digest] a summary by others; [choice]
+ours, as is most of training. We have not read the body of the paper.
 
 Idea
 ----
-HuBERT has learnt from audio alone what speech is made of, GPT from text alone what people write. A small bridge joins
-them: it makes HuBERT's 50 frames a second fewer, and as wide as GPT's embeddings. GPT then reads the speech as if it
-were the beginning of a text, and writes the transcript. Everything is trained together by GPT's own loss. Two bridges:
-convolutions of stride 2, or CTC, which keeps the frames at which something was said. A trained recogniser is adapted
-to another domain cheaply, by low-rank matrices on GPT's self-attention.
+HuBERT has learned from audio alone what speech is made of, GPT from text alone what
+people write. A small bridge joins them [paper]: it makes HuBERT's 50 frames a second
+fewer, and gives them the size of GPT's embeddings. GPT reads the speech as if it were
+the beginning of a text, and writes the transcript. All parts are trained together by
+GPT's own loss. There are two bridges: convolutions of stride 2, or a CTC head, which
+keeps the frames at which something is said [digest]. A trained recogniser is adapted to
+another domain by low-rank matrices in GPT's self-attention [paper].
 
 Diagram
 -------
-    wave (B, N) --CNN--> (B, T, D) --Transformer--> h (B, T, D)                HuBERT, a frame per 20 ms
-                                                     |
-        conv:  Conv1d(4, stride 2), GELU, twice -----+----- Linear(D, V) -> ctc, compress :  ctc
-                          |                                                       |
-                          +----> (B, T', D) --Linear(D, E)--> a (B, T', E) <------+
-                                                  |
-                                   <s> a_1 … a_T' [SEP] y_1 … y_U  --> GPT --> y_1 … y_U </s>
+  wave (B, N) --CNN--> (B, T, D) --Transformer--> h (B, T, D)    HuBERT, 50 a second
+                                                   |
+      conv:  Conv1d(4, stride 2), GELU, twice <----+----> Linear(D, V), compress  :ctc
+                       |                                        |
+                       +--> (B, T', D) --Linear(D, E)--> a (B, T', E)
+                                                |
+             <s>  a_1 ... a_T'  [SEP]  y_1 ... y_U  --> GPT
+                                  |     |        |
+                                 y_1   y_2 ... </s>  --> lm; no loss before [SEP]
 
-Equations (the names are this file's own; each with its function, and its test in tests/test_hubert_gpt_bridge.py)
+Equations (our names; right: the function; its test in tests/test_hubert_gpt_bridge.py)
 ---------
-    T' = floor((T - 4) / 2) + 1 for each convolution                        Recogniser.bridge            test_t
-    ctc = -log sum over paths that collapse to c of prod_t p(path_t | h_t)  ctc.ctc_loss                 test_ctc
-    runs: stretches of equal argmax p(. | h_t), blank or not                vectors_of, compress         test_runs
-    lm = - sum_{u=1}^{U+1} log p(y_u | <s> a [SEP] y_1 … y_{u-1})           prompting.answer_loss        test_lm
-    loss = lm + w ctc, w = 0 without CTC in the bridge                      total_loss                   test_loss
-    W x + 2 B A x in place of W x, the matrix of q, k and v                 lora.LoRA                    test_lora
-    gap = (lm with the audio of another session - lm) / pieces              listening.measure_gap  test_gap
-    limit = floor(4 seconds + 20.5) pieces                                  Recogniser.limits            test_limits
+    T'    = floor((T - 4) / 2) + 1, for each convolution
+                                               ConvBridge.forward      test_t
+    ctc   = -log sum over paths to c of p      ctc_losses              test_ctc
+    runs  = stretches of equal argmax p(. | h_t)
+                                               vectors_of              test_runs
+    lm    = - sum_(u=1)^(U+1) log p(y_u | <s> a [SEP] y_1 ... y_(u-1))
+                                               answer_losses           test_lm
+    loss  = lm + w ctc                         total_loss              test_loss
+    LoRA  = W x + 2 B A x                      lora.LoRA               test_lora
+    gap   = (lm with another session's audio - lm) / pieces
+                                               listening.measure_gap   test_gap
+    limit = floor(4 seconds + 20.5) pieces     BridgedGPT.limits       test_limits
 
-    y_{U+1} = </s>;  c: the characters of the text;  w --ctc-weight;  A (r, inputs), B (outputs, r), r = --lora-rank
+    y_(U+1) is </s>;  c: the characters of the text;  w: --ctc-weight, with a CTC bridge
+    W: GPT's matrix of queries, keys and values
+    all losses sum over pieces; `train` divides by the number of utterances of an update
 
-Sources
--------
-Written from the abstract, a summary by others, and the published model's configuration and code; we have not seen the
-paper's body. Options say where their value comes from: [paper] the abstract or the published model, [digest] a summary
-by others, [choice] ours, as is most of training. Symbols and metrics that all scripts share: README.md.
-
-Choices (ours, marked again where they stand)
--------
-    C1 start      in the demo, and with the bridge of CTC, HuBERT is that of the CTC baseline; the paper starts from
-                  HuBERT as it was pretrained (--ctc-run none), which listens later; no worse for the same updates
-    C2 CNN        frozen, as the digest has it; in the demo trained: 1.8 hours give none that is worth freezing
-    C3 CTC        learns characters; the path that compresses is the head's own arg-max, without a gradient, the same in
-                  training and decoding; where all is blank, the least blank frame stays, of `average` all
-    C4 padding    with group norm in its CNN, as the published one, HuBERT knows no mask: it is scored by equal length,
-                  and trained on padding as it comes (common/hubert.py)
-    C5 LoRA       on query_key_value only, alpha = 2 r; freezes GPT's own weights; HuBERT and bridge only by rates of 0
-    C6 training   AdamW, a rate for each part, 0: frozen; without --init the first epoch goes from short to long
-                  utterances; checkpoints are chosen by dev WER, or CER where there are no spaces
-
-Metrics (beside those of all scripts)
--------
-    lm, ctc         the parts of the loss, to be divided by pieces (of an utterance and its end) and by characters
-    listening_gap   nats per piece, on 64 dev utterances; near 0 GPT writes what is likely and does not listen
-    unstopped, repetitions    answers that the limit ended; those among them whose repetitions were cut
-    embeddings      vectors GPT was given, over all test sets;  embeddings_per_second
+Our own choices (`choice: start` in the code points to the line `start`)
+---------------
+    start     in the demo, and for the CTC bridge, HuBERT comes from the CTC baseline;
+              the paper starts from the pretrained HuBERT (--ctc-run none)
+    cnn       frozen [digest]; trained in the demo, whose HuBERT has heard 1.8 hours
+    path      the CTC bridge compresses by the head's own most probable labels, without
+              a gradient; if all are blank, the least blank frame stays
+    padding   HuBERT with group norm knows no mask: see common/hubert.py
+    lora      on query_key_value only; it freezes GPT, but not HuBERT or the bridge
+    rates     every part has a learning rate of its own; 0 freezes the part
 
 Run
 ---
-    python hubert_gpt_bridge.py                       demo world, 28 minutes on one core: ctc and gpt, 42 and 20 % WER
-    python hubert_gpt_bridge.py --method gpt --bridge ctc --compression average_remove_blank
-    python hubert_gpt_bridge.py --data DIR --init rinna/nue-asr --lora-rank 8 --lr-hubert 0 --lr-bridge 0 --lr-llm 1e-4
-    python hubert_gpt_bridge.py --preset full --init rinna/nue-asr --transcribe a.wav
+    python hubert_gpt_bridge.py     demo, 28 minutes on one core: ctc 42 %, gpt 20 % WER
+    python hubert_gpt_bridge.py --method gpt --bridge ctc --compression average
+    python hubert_gpt_bridge.py --data DIR --init RUN --lora-rank 8 --lr-hubert 0
+        --lr-bridge 0 --lr-llm 1e-4                adapts a finished run to other data
 """
 
-# ruff: noqa: E402  (the command line is read before the heavy imports, so that --help answers at once)
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
-
-from common.running.flags import (
-    Count,
-    Extent,
-    Positive,
-    Real,
-    RunConfig,
-    Share,
-    Speed,
-    UserError,
-    check_command_line,
-    parse,
-)
-
-# ================================================================================================== configuration
-
-
-@dataclass(frozen=True)
-class Config(RunConfig):
-    # -- what to do --
-    score: bool = False  # score --init as it is
-    export: str | None = (
-        None  # folder: writes --init or --checkpoint there in the published model's layout
-    )
-    # -- data --
-    max_seconds: Positive = 16.0  # longer training utterances are left out [paper]
-    update_seconds: Positive = 1600.0  # audio per update, over all ranks and micro-batches [choice]
-    speeds: tuple[Speed, ...] = (1.0,)  # of the audio, one drawn per utterance and epoch [choice]
-    mask_time: Share = 0.0  # of HuBERT's frames masked in training [choice]
-    layerdrop: Share = 0.0  # of HuBERT's layers left out in training [choice]
-    # -- method --
-    method: Literal["ctc", "gpt"] = (
-        "gpt"  # row of the table; ctc: HuBERT with a CTC head, the baseline
-    )
-    bridge: Literal["conv", "ctc"] = "conv"  # what makes speech shorter
-    bridge_layers: Count = 2  # convolutions, each of half the rate [paper]
-    compression: Literal["remove_blank", "average", "average_remove_blank"] = (
-        "remove_blank"  # [digest] (C3 CTC)
-    )
-    ctc_weight: float = 0.5  # w, of CTC beside GPT's loss, both summed over an utterance [choice]
-    hubert: str = "rinna/japanese-hubert-base"  # [paper]: hub name, folder, demo/hubert
-    gpt: str = "rinna/japanese-gpt-neox-3.6b"  # GPT-NeoX [paper]: hub name, folder, demo/gpt
-    untrained_hubert: bool = False  # random weights in place of its own: a control
-    untrained_gpt: bool = False  # the same
-    ctc_run: str = (
-        "none"  # finished run of ctc whose HuBERT it starts from; auto: the one beside (C1 start)
-    )
-    init: str | None = None  # published model (name or folder) or finished run to start from
-    lora_rank: int = 0  # r of adapters on GPT's self-attention, 8 [choice]; 0: none (C5 LoRA)
-    begin: str = "<s>"  # the piece before the speech [paper]
-    separator: str = "[SEP]"  # the piece between speech and text [paper]
-    end: str = "</s>"  # the piece behind the text [paper]
-    # -- optimisation --
-    ctc_epochs: Count = 20  # passes over the training data by ctc [choice]
-    ctc_lr: Positive = 5e-5  # peak learning rate of ctc [choice], of AdamW (C6 training)
-    epochs: Count = 5  # passes with GPT [choice]
-    lr_hubert: float = (
-        5e-5  # peak learning rate of HuBERT, and of a CTC head, with GPT [choice]; 0: frozen
-    )
-    lr_bridge: float = 1e-4  # of the bridge [choice]; 0: frozen
-    lr_llm: float = 1e-5  # of GPT, or with --lora-rank of its adapters [choice]; 0: frozen
-    train_cnn: Literal["no", "yes"] = (
-        "no"  # whether HuBERT's waveform CNN learns too [digest] (C2 CNN)
-    )
-    weight_decay: float = 1e-2  # [choice]
-    schedule: Literal["inverse-sqrt", "one-cycle"] = "one-cycle"  # of the learning rates [choice]
-    warmup: Positive = (
-        0.05  # updates (inverse-sqrt) or share of the run (one-cycle) until the peak [choice]
-    )
-    clip: Positive = 1.0  # largest norm of the gradient of each part, by itself [choice]
-    average: Count = 1  # epochs with the lowest dev error whose weights are averaged [choice]
-    # -- how to compute --
-    cut_seconds: Positive = (
-        16.0  # longer recordings are cut at pauses; it has learnt from none longer [paper]
-    )
-    gradient_checkpointing: bool = False  # of what learns: less memory, a third more time
-    # -- decoding --
-    decode: Literal["greedy", "beam", "top_k", "top_p"] = (
-        "greedy"  # beam also of ctc, with --lm by shallow fusion
-    )
-    beam: Extent = 4  # hypotheses kept [choice]
-    top_k: Count = 10  # pieces to draw from [choice]
-    top_p: Share = 0.9  # probability of the pieces to draw from [choice]
-    pieces_per_second: float = 4.0  # of audio, at most so many and --more-pieces [paper]
-    more_pieces: int = 20  # [paper]
-    least_pieces: int = 2  # before an answer may end [paper]
-    lm: str | None = (
-        None  # causal language model for the beam of ctc, of any pieces: hub name, folder, demo/gpt
-    )
-    lm_weight: tuple[float, ...] = (
-        0.3,
-        0.6,
-        1.0,
-    )  # for ctc, each is tried on 100 dev utterances [choice]
-    bonus: tuple[Real, ...] = (
-        0.0,
-    )  # per character, for ctc, each is tried with each --lm-weight [choice]
-
-    def check(self) -> None:
-        super().check()
-        if self.lora_rank and not self.lr_llm:
-            raise UserError(
-                "--lora-rank adapts GPT by --lr-llm, which is 0: give one of them a value."
-            )
-        if self.method == "gpt" and not (self.lr_hubert or self.lr_bridge or self.lr_llm):
-            raise UserError("--lr-hubert, --lr-bridge and --lr-llm are all 0: nothing would learn.")
-        if (
-            self.method == "gpt"
-            and self.bridge == "ctc"
-            and self.ctc_run == "none"
-            and not self.init
-        ):
-            raise UserError(
-                "--bridge ctc starts from a CTC head: give --ctc-run auto, or a finished run of ctc."
-            )
-        if (self.score and not self.init) or (self.export and not (self.init or self.checkpoint)):
-            raise UserError(
-                "--score and --export need --init, a published model or a finished run."
-            )
-        if self.init and (self.method == "ctc" or self.untrained_hubert or self.untrained_gpt):
-            raise UserError(
-                "--init goes with --method gpt, and without --untrained-hubert and --untrained-gpt."
-            )
-        if self.method == "gpt" and self.lm:
-            raise UserError("--lm goes with --method ctc.")
-        if self.method == "ctc" and self.decode.startswith("top"):
-            raise UserError("--decode top_k and --decode top_p go with --method gpt.")
-
-
-DEMO = dict(  # [choice]
-    workers=0, max_seconds=8.0, batch_seconds=60.0, update_seconds=32.0, methods=("ctc", "gpt"), hubert="demo/hubert",
-    gpt="demo/gpt", ctc_run="auto", ctc_epochs=4, ctc_lr=2e-3, epochs=3, lr_hubert=1e-3, lr_bridge=3e-3, lr_llm=1e-3,
-    train_cnn="yes", warmup=0.2, clip=5.0, pieces_per_second=12.0, least_pieces=0,
-)  # fmt: skip
-SMOKE = DEMO | dict(
-    data="demo-smoke", hours=0.1, hubert="demo-smoke/hubert", gpt="demo-smoke/gpt", update_seconds=8.0, ctc_epochs=2,
-    epochs=2, pieces_per_second=6.0, more_pieces=5,
-)  # fmt: skip
-PRESETS = {"smoke": SMOKE, "demo": DEMO}
-
-if __name__ == "__main__":
-    check_command_line(Config, PRESETS, __doc__)
-
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPTNeoXForCausalLM, HubertConfig, HubertModel
+from transformers import GPTNeoXForCausalLM, HubertModel
 
-from common import ctc, figures, hubert, lora, prompting
-from common.features import SAMPLE_RATE
-from common.running import decoding, evaluation, listening, published, transcription
-from common.running.batches import Batch, Fits, first_readable, read_corpus
-from common.running.corpora import Corpus, Utterance, load_corpus, trainable
-from common.running.decoding import Decoding, Transcript
-from common.running.flags import load_config
-from common.running.options import Search
-from common.running.pretrained import (
-    CharacterModel,
-    find,
-    forget_supplied,
-    load_causal,
-    load_text,
-    mark_supplied,
+from common import ctc, features, figures, hubert, lora, prompting, text
+from common.errors import UserError, note
+from common.running import (
+    batches,
+    beam_models,
+    bridge_figures,
+    command_line,
+    corpora,
+    decoding,
+    evaluation,
+    listening,
+    options,
+    pretrained,
+    shapes,
+    stages,
+    training,
+    variants,
+    weights,
 )
-from common.running.process import (
-    Place,
-    Stage,
-    earlier_stage,
-    first_rank_first,
-    note,
-    reseed,
-    start,
-)
-from common.running.training import Run, digest_of
-from common.running.weights import digest_in_memory, load_recogniser
-from common.text import Characters, Tokenizer, load_tokenizer
+from common.running.batches import Batch
+from common.running.options import Count, Positive, Seconds, Share, Speed
+from common.running.process import Place, first_rank_first, reseed, start
 
-# ========================================================================================================== model
+# ================================================================================ configuration
 
+Method = Literal["ctc", "gpt"]
+METHODS: dict[Method, int] = {  # the stage
+    "ctc": 1,  # the baseline: HuBERT with a CTC head on characters
+    "gpt": 2,  # the paper's idea
+}
 FRAME_SECONDS = 0.02  # of HuBERT
-KERNEL, STRIDE = 4, 2  # of the bridge's convolutions [paper]
-ADAPTED = ("query_key_value",)  # linear maps (C5 LoRA)
+KERNEL = 4  # of the bridge's convolutions [paper]
+STRIDE = 2  # [paper]
+ADAPTED = ("query_key_value",)  # the linear maps that get adapters; choice: lora
 
 
-class Recogniser(nn.Module):
-    """HuBERT; with a CTC head, or a bridge and GPT, or all of them. Parts are named as in the published model."""
+@dataclass(frozen=True)
+class Augmentation:
+    """Speed perturbation, and what HuBERT drops in training."""
 
-    def __init__(
-        self, config: Config, encoder: HubertModel, llm: nn.Module | None, tokenizer, characters
-    ):
-        """tokenizer: of the texts, `Pieces` beside GPT; characters: of the CTC head, where there is one."""
+    speeds: tuple[Speed, ...]  # one is drawn per utterance and epoch; it changes the pitch too
+    mask_time: Share  # share of HuBERT's frames that is masked
+    layerdrop: Share  # share of HuBERT's layers that is left out
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """The pieces of GPT's vocabulary around speech and text."""
+
+    begin: str  # before the speech
+    separator: str  # between speech and text
+    end: str  # behind the text
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How many pieces GPT writes."""
+
+    pieces_per_second: float  # of audio: at most so many, and --more-pieces
+    more_pieces: int  # beside those by the second
+    least_pieces: int  # before an answer may end
+
+
+@dataclass(frozen=True)
+class Config(options.RunConfig):
+    """The preset `full`; options.RunConfig adds --data, --seed, --out and the like.
+
+    The comment behind an option is its help. `config.method` is the first of `methods`.
+    """
+
+    methods: Annotated[tuple[Method, ...], options.METHOD] = ("gpt",)  # rows of METHODS
+    cut_seconds: Seconds = options.local(16.0)  # as --max-seconds: it has learned from none longer
+    bridge: Literal["conv", "ctc"] = "conv"  # what makes the speech shorter
+    bridge_layers: Count = 2  # convolutions, each halves the rate [paper]
+    compression: Literal["remove_blank", "average", "average_remove_blank"] = "remove_blank"
+    ctc_weight: float = 0.5  # w, of CTC beside GPT's loss [choice]
+    hubert: str = "rinna/japanese-hubert-base"  # [paper]: hub name, folder, demo/hubert
+    gpt: str = "rinna/japanese-gpt-neox-3.6b"  # GPT-NeoX [paper]: hub name, folder, demo/gpt
+    ctc_run: str = "none"  # finished run of ctc; auto: the one beside, or trained; choice: start
+    init: str | None = None  # finished run of gpt to go on from
+    lora_rank: int = 0  # of adapters in GPT's self-attention, 8 [choice]; 0: none
+    symbols: Symbols = Symbols(begin="<s>", separator="[SEP]", end="</s>")  # [paper]
+    answers: Answers = Answers(pieces_per_second=4.0, more_pieces=20, least_pieces=2)  # [paper]
+    ctc_epochs: Count = 20  # passes of ctc [choice]
+    ctc_lr: Positive = 5e-5  # peak learning rate of ctc [choice]
+    lr_hubert: float = 5e-5  # of HuBERT and a CTC head beside GPT [choice]; 0: frozen
+    lr_bridge: float = 1e-4  # of the bridge [choice]; 0: frozen
+    lr_llm: float = 1e-5  # of GPT, or of its adapters [choice]; 0: frozen
+    train_cnn: bool = False  # whether HuBERT's waveform CNN learns too; choice: cnn
+    gradient_checkpointing: bool = False  # of what learns: less memory, a third more time
+    training: options.Training = options.Training(  # [choice]; max_seconds [paper]
+        epochs=5,
+        update_seconds=1600.0,
+        max_seconds=16.0,
+        schedule="one-cycle",
+        warmup=0.05,
+        clip=1.0,
+        average=1,
+        weight_decay=1e-2,
+    )
+    augmentation: Augmentation = Augmentation(speeds=(1.0,), mask_time=0.0, layerdrop=0.0)
+
+    def check(self) -> None:
+        """Raises UserError for values that would fail late, or do nothing."""
+        super().check()
+        if self.lora_rank and not self.lr_llm:
+            raise UserError("--lora-rank adapts GPT by --lr-llm, which is 0.")
+        if has_gpt(self) and not (self.lr_hubert or self.lr_bridge or self.lr_llm):
+            raise UserError("--lr-hubert, --lr-bridge and --lr-llm are all 0: nothing would learn.")
+        needs_head = has_gpt(self) and self.bridge == "ctc" and not self.init
+        if needs_head and self.ctc_run == "none":
+            raise UserError("--bridge ctc starts from a CTC head: give --ctc-run RUN, or auto.")
+        if self.init and not has_gpt(self):
+            raise UserError("--init goes with --method gpt.")
+
+
+def has_gpt(config: Config) -> bool:
+    return METHODS[config.method] == 2
+
+
+def is_gpt_frozen(config: Config) -> bool:
+    """Whether GPT's own weights stay as they are: then a run does not keep them."""
+    return config.lora_rank > 0 or config.lr_llm == 0
+
+
+def rates_of(config: Config, recogniser: SpeechModel) -> dict[str, float]:
+    """The peak learning rate of every part; 0: frozen (choice: rates)."""
+    if not has_gpt(config):
+        return {"audio_encoder": config.ctc_lr, "ctc_head": config.ctc_lr}
+    rates = {
+        "audio_encoder": config.lr_hubert,
+        "ctc_head": config.lr_hubert,
+        "bridge_convs": config.lr_bridge,
+        "bridge_proj": config.lr_bridge,
+        "llm": config.lr_llm,
+    }
+    return {name: rates[name] for name, _ in recogniser.named_children()}
+
+
+# =================================================================================== pretrained
+
+
+def load_hubert(config: Config, place: Place) -> HubertModel:
+    """--hubert, in fp32, to be trained. A variant replaces this function."""
+    with first_rank_first(place):
+        return pretrained.load_hubert(config.hubert, "--hubert", config.root, place)
+
+
+def load_gpt(config: Config, place: Place) -> GPTNeoXForCausalLM:
+    """--gpt; a frozen one has the precision of the run. A variant replaces this
+    function."""
+    is_frozen = is_gpt_frozen(config)
+    with first_rank_first(place):
+        return pretrained.load_causal(config.gpt, "--gpt", config.root, is_frozen, place.dtype)
+
+
+def load_pieces(config: Config, place: Place) -> text.Pieces | text.SentencePiece:
+    """GPT's pieces. The label of the piece with id i is i + 1: label 0 is CTC's
+    blank."""
+    with first_rank_first(place):
+        return pretrained.load_text(config.gpt, "--gpt", config.root)
+
+
+# Options that the second stage alone uses: the run of the first need not agree on them.
+FIRST_STAGE = stages.Stage(
+    method="ctc",
+    flag="--ctc-run",
+    may_differ=(
+        "ctc_run",
+        "bridge",
+        "bridge_layers",
+        "compression",
+        "ctc_weight",
+        "gpt",
+        "lora_rank",
+        "begin",
+        "separator",
+        "end",
+        "epochs",
+        "lr_hubert",
+        "lr_bridge",
+        "lr_llm",
+        "train_cnn",
+    ),
+)
+
+
+def find_first_stage(
+    config: Config, utterances: list[corpora.Utterance], place: Place
+) -> HubertCTC | None:
+    """The run of `ctc` whose HuBERT this one begins with; it is trained first if there
+    is none. None for --ctc-run none.
+
+    Raises UserError where it was trained with other options or on other data.
+    """
+    if config.ctc_run == "none":
+        return None
+    earlier = stages.find_run(config, FIRST_STAGE, PRESETS, place)
+    if stages.is_finished(earlier):
+        stages.check_corpus(earlier, FIRST_STAGE, utterances, place)
+    else:
+        if place.first:
+            note(f"ctc first, in {earlier.out}")
+        with variants.plain(__name__):
+            run_method(earlier)
+    return load(earlier, place)
+
+
+# ======================================================================================== model
+
+
+class SpeechModel(nn.Module):
+    """What both stages share: HuBERT, and perhaps a CTC head on characters.
+
+    Parts have the names of the published model. `tokenizer` writes the transcript.
+    """
+
+    def __init__(self, config: Config, encoder: HubertModel, characters: text.Characters | None):
         super().__init__()
-        self.config, self.tokenizer, self.characters = config, tokenizer, characters
-        own = Search(beam=4, top_k=10, top_p=0.9, lm_weight=(0.3, 0.6, 1.0), bonus=(0.0,))
-        kinds = ("greedy", "beam", "top_k", "top_p") if llm else ("greedy", "beam")
-        # for evaluate.py and transcribe.py
-        self.decodes = Decoding(kinds, lm=None if llm else CharacterModel, own=own)
-        self.audio_encoder, width = encoder, encoder.config.hidden_size
-        hubert.set_dropping(encoder.config, config.layerdrop, config.mask_time)
-        if characters:
-            self.ctc_head = nn.Linear(width, characters.size)
-        if llm and config.bridge == "conv":
-            sizes = [(width, width, KERNEL, STRIDE)] * config.bridge_layers
-            self.bridge_convs = nn.ModuleList(nn.Conv1d(*size) for size in sizes)
-        if llm:
-            self.bridge_proj = nn.Linear(width, llm.config.hidden_size)
-            self.llm = llm
+        self.config = config
+        self.characters = characters
+        self.audio_encoder = encoder
+        hubert.set_dropping(
+            encoder.config, config.augmentation.layerdrop, config.augmentation.mask_time
+        )
+        if characters is not None:
+            self.ctc_head = nn.Linear(encoder.config.hidden_size, characters.size)
 
     def shortest(self) -> int:
-        """Samples that give one vector, to which shorter audio is padded: 3280 for the published model."""
-        shapes, layers = (
-            self.audio_encoder.config,
-            [(KERNEL, STRIDE)] * len(getattr(self, "bridge_convs", ())),
-        )
-        masked = (
-            10 if self.config.mask_time else 1
-        )  # frames of HuBERT: so many are masked at a time
-        return max(
-            hubert.shortest_input(shapes, layers, 1), hubert.shortest_input(shapes, [], masked)
-        )
+        """The samples of the shortest audio that makes a vector, 3280 for the published
+        model; shorter audio is padded."""
+        sizes = self.audio_encoder.config
+        layers = [(KERNEL, STRIDE)] * len(getattr(self, "bridge_convs", ()))
+        masked = 10 if self.config.augmentation.mask_time else 1  # so many frames at once
+        return max(hubert.shortest_input(sizes, layers), hubert.shortest_input(sizes, [], masked))
 
-    def bridge(
-        self, h: Tensor, lengths: Tensor, log_probs: Tensor | None
-    ) -> tuple[Tensor, list[int]]:
-        """h (B, T, D) -> a (B, T', E) and its lengths."""
+    def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """h (B, T, D) and its lengths (B,)."""
+        return hubert.encode(self.audio_encoder, batch.waves, batch.samples, self.shortest())
+
+    def log_probs(self, h: Tensor) -> Tensor:
+        """h (B, T, D) -> log p(character or blank | frame) (B, T, V), in fp32."""
+        return self.ctc_head(h).float().log_softmax(-1)
+
+
+class HubertCTC(SpeechModel):
+    """The first stage, and the baseline."""
+
+    def __init__(self, config: Config, encoder: HubertModel, characters: text.Characters):
+        super().__init__(config, encoder, characters)
+        self.tokenizer = characters
+
+    decodes = decoding.Decoding(  # for evaluate.py and transcribe.py
+        kinds=("greedy", "beam"),
+        lm=beam_models.CharacterModel,
+        own=options.Search(beam=4, lm_weight=(0.3, 0.6, 1.0), bonus=(0.0,)),  # [choice]
+    )
+
+    def transcribe(self, batch: Batch, place: Place, **search) -> list[decoding.Transcript]:
+        """The batch's transcripts with word times. search: none for greedy, or see
+        `ctc.search`."""
+        with place.autocast():
+            h, lengths = self.encode(batch)
+            log_probs = self.log_probs(h)  # (B, T, V)
+        transcripts = []
+        for path in ctc.search(log_probs, lengths, **search):
+            transcripts.append(decoding.transcript_of(path, self.tokenizer, FRAME_SECONDS))
+        return transcripts
+
+
+class BridgedGPT(SpeechModel):
+    """The second stage: HuBERT, a bridge and GPT. characters: of the CTC bridge."""
+
+    def __init__(
+        self,
+        config: Config,
+        encoder: HubertModel,
+        llm: GPTNeoXForCausalLM,
+        tokenizer: text.Pieces | text.SentencePiece | None,
+        characters: text.Characters | None = None,
+    ):
+        super().__init__(config, encoder, characters)
+        self.tokenizer = tokenizer
+        width = encoder.config.hidden_size  # D
+        if config.bridge == "conv":
+            layers = range(config.bridge_layers)
+            self.bridge_convs = nn.ModuleList(
+                nn.Conv1d(width, width, KERNEL, STRIDE) for _ in layers
+            )
+        self.bridge_proj = nn.Linear(width, llm.config.hidden_size)
+        self.llm = llm
+
+    def bridge(self, h: Tensor, lengths: Tensor) -> tuple[Tensor, list[int]]:
+        """h (B, T, D) and its lengths (B,) -> a (B, T', E) and its lengths."""
         if self.config.bridge == "ctc":
-            h, sizes = compress(h, lengths, log_probs, self.config.compression)
+            h, sizes = compress(h, lengths, self.log_probs(h), self.config.compression)
             return self.bridge_proj(h), sizes
         h = h.transpose(1, 2)  # (B, D, T)
         for convolution in self.bridge_convs:
-            h, lengths = F.gelu(convolution(h)), (lengths - KERNEL) // STRIDE + 1
+            h = F.gelu(convolution(h))
+            lengths = (lengths - KERNEL) // STRIDE + 1
         return self.bridge_proj(h.transpose(1, 2)), lengths.tolist()
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """h (B, T, D), its lengths (B,), and with a CTC head log p(character or blank | frame) (B, T, V)."""
-        h, lengths = hubert.encode(self.audio_encoder, batch.waves, batch.samples, self.shortest())
-        return h, lengths, self.ctc_head(h).float().log_softmax(-1) if self.characters else None
-
-    def symbols(self) -> list[int]:
-        """The ids of the pieces before, between and behind. Raises UserError."""
-        pieces = [self.config.begin, self.config.separator, self.config.end]
-        if None in (ids := [self.tokenizer.id_of(piece) for piece in pieces]):
-            raise UserError(
-                f"{pieces[ids.index(None)]} is no piece of GPT's: give --begin, --separator and --end."
-            )
+    def frame(self) -> prompting.Frame:
+        """The ids around speech and text. Raises UserError for what is no piece."""
+        names = self.config.symbols
         size = len(self.llm.get_input_embeddings().weight)
-        if beyond := [piece for piece, i in zip(pieces, ids, strict=True) if i >= size]:
-            raise UserError(
-                f"{beyond[0]} is beyond GPT's vocabulary of {size} pieces: give --begin, --separator and --end."
-            )
-        return ids
+        pieces = [names.begin, names.separator, names.end]
+        begin, separator, end = prompting.ids_of_symbols(self.tokenizer, pieces, size)
+        return prompting.Frame(before=[begin], after=[separator], end=end)
 
     def sequences(
         self, a: Tensor, sizes: list[int], texts: list[list[int]] | None
     ) -> prompting.Sequences:
-        """<s> a [SEP] y; texts: ids; absent: to be written."""
-        begin, separator, end = self.symbols()
+        """<s> a_1 ... a_T' [SEP] y_1 ... y_U. texts: ids; None: to be written."""
         embedding = self.llm.get_input_embeddings()
-        frame = prompting.Frame(before=[begin], after=[separator], end=end)
-        return prompting.build_sequences(embedding, a, sizes, texts, frame)
+        return prompting.build_sequences(embedding, a, sizes, texts, self.frame())
 
     def limits(self, samples: Tensor) -> list[int]:
-        """Most pieces of an answer, by the seconds of audio."""
-        rate, more = self.config.pieces_per_second, self.config.more_pieces
-        return [int(rate * n / SAMPLE_RATE + more + 0.5) for n in samples.tolist()]
+        """The most pieces of each answer, by the seconds of audio."""
+        rate = self.config.answers.pieces_per_second
+        more = self.config.answers.more_pieces
+        return [int(rate * n / features.SAMPLE_RATE + more + 0.5) for n in samples.tolist()]
 
-    def transcribe(self, batch: Batch, place: Place, **search) -> list[Transcript]:
-        """search: see ctc.search; for GPT see prompting.search_options."""
+    decodes = decoding.Decoding(  # for evaluate.py and transcribe.py
+        kinds=("greedy", "beam", "top_k", "top_p"),
+        own=options.Search(beam=4, top_k=10, top_p=0.9),  # [choice]
+    )
+
+    def transcribe(self, batch: Batch, place: Place, **search) -> list[decoding.Transcript]:
+        """The batch's transcripts. search: none for greedy, or see
+        `prompting.search_options`."""
+        how: dict[str, Any] = {"min_new_tokens": self.config.answers.least_pieces}
+        if search:
+            how |= prompting.search_options(search, self.config.seed, batch.samples)
+        limits = self.limits(batch.samples)
         with place.autocast():
-            h, lengths, log_probs = self(batch)
-            if self.config.method == "ctc":
-                paths = ctc.search(log_probs, lengths, **search)
-                return [
-                    decoding.transcript_of(path, self.tokenizer, FRAME_SECONDS) for path in paths
-                ]
-            a, sizes = self.bridge(h, lengths, log_probs)
-            options = {"min_new_tokens": self.config.least_pieces}
-            if search:
-                seeds = [self.config.seed * 2**32 + n for n in batch.samples.tolist()]
-                options |= prompting.search_options(search, seeds)
-            sequences, end = self.sequences(a, sizes, None), self.symbols()[-1]
-            answers, counts = prompting.write(
-                self.llm, sequences, self.limits(batch.samples), end, **options
-            )
-        texts = [self.tokenizer.decode([i + 1 for i in ids]) for ids in answers]
-        rows = zip(texts, counts, sizes, strict=True)
-        return [Transcript(text, None, count | {"embeddings": float(n)}) for text, count, n in rows]
-
-    def fits(self) -> Fits:
-        """`fits` of this model: what reading processes are given holds none of it."""
-        known = self.characters.characters if self.characters else None
-        cnn = self.audio_encoder.config
-        convolutions = tuple(zip(cnn.conv_kernel, cnn.conv_stride, strict=True))
-        return partial(fits, known, convolutions, self.shortest())
-
-
-def fits(
-    known: str | None,
-    convolutions: tuple[tuple[int, int], ...],
-    shortest: int,
-    samples: int,
-    labels: list[int],
-    text: str,
-) -> bool:
-    """Whether CTC, where there is one, can write the text of so many samples; GPT always can.
-
-    CTC needs a frame for every character, and one more between equal ones. A text of
-    another domain may have characters that the CTC head does not know.
-
-    known: the characters of the CTC head; None: there is none. convolutions: (kernel,
-    stride) of HuBERT's CNN. shortest: samples to which shorter audio is padded.
-    """
-    if known is None:
-        return True
-    frames = max(samples, shortest)
-    for kernel, stride in convolutions:
-        frames = (frames - kernel) // stride + 1
-    repeats = sum(a == b for a, b in pairwise(text))
-    return set(text) <= set(known) and len(text) + repeats <= frames
+            h, lengths = self.encode(batch)
+            a, sizes = self.bridge(h, lengths)
+            sequences = self.sequences(a, sizes, texts=None)
+            end = self.frame().end
+            answers, counts = prompting.write(self.llm, sequences, limits, end, **how)
+        transcripts = []
+        for ids, count, size in zip(answers, counts, sizes, strict=True):
+            labels = [i + 1 for i in ids]  # see `load_pieces`
+            counted = count | {"embeddings": float(size)}
+            transcripts.append(decoding.Transcript(self.tokenizer.decode(labels), None, counted))
+        return transcripts
 
 
 def vectors_of(log_probs: Tensor, mode: str) -> Tensor:
-    """log_probs (T, V) -> (T,) the vector that each frame goes into, counted from 0; -1: into none (C3 CTC).
+    """log_probs (T, V) -> (T,), the number of the vector that each frame goes into;
+    -1: into none (choice: path).
 
-    remove_blank: every frame whose most probable label is not the blank is a vector; average: a run of frames with the
-    same label is one; average_remove_blank: such a run that is not blank.
+    With a most probable path  a a - a b b - -  (-: blank):
+
+        remove_blank           0 1 -1 2 3 4 -1 -1    a vector per frame but blanks
+        average                0 0  1 2 3 3  4  4    a vector per run of equal labels
+        average_remove_blank   0 0 -1 1 2 2 -1 -1    a vector per such run but blanks
     """
-    path = log_probs.argmax(-1)
-    begins = path != torch.cat([path[:1] - 1, path[:-1]])  # a run
-    kept = path != ctc.BLANK if mode != "average" else torch.ones_like(begins)
+    path = log_probs.argmax(-1)  # (T,)
+    begins = path != torch.cat([path[:1] - 1, path[:-1]])  # True at the first frame of a run
+    kept = torch.ones_like(begins) if mode == "average" else path != ctc.BLANK
     if not kept.any():
         kept = torch.zeros_like(kept)
         kept[log_probs[:, ctc.BLANK].argmin()] = True
-        mode = "remove_blank"
+        return torch.where(kept, 0, -1)
     counted = kept if mode == "remove_blank" else kept & begins
     return (counted.cumsum(0) - 1).masked_fill(~kept, -1)
 
 
 def compress(h: Tensor, lengths: Tensor, log_probs: Tensor, mode: str) -> tuple[Tensor, list[int]]:
-    """h (B, T, D) of `lengths`, log_probs (B, T, V) -> (B, T', D), the mean of each vector's frames; lengths."""
+    """The mean of the frames of each vector: h (B, T, D) of `lengths`, log_probs
+    (B, T, V) -> (B, T', D), lengths."""
     rows = []
     for x, lp, n in zip(h, log_probs.detach(), lengths.tolist(), strict=True):
-        into = vectors_of(lp[:n], mode)
-        x, into = x[:n][into >= 0], into[into >= 0]
-        sums = x.new_zeros(int(into[-1]) + 1, x.shape[1]).index_add(0, into, x)
+        into = vectors_of(lp[:n], mode)  # (n,)
+        is_kept = into >= 0
+        x = x[:n][is_kept]
+        into = into[is_kept]
+        sums = x.new_zeros(int(into[-1]) + 1, x.shape[1]).index_add(0, into, x)  # (T', D)
         rows.append(sums / into.bincount()[:, None].to(x.dtype))
     return nn.utils.rnn.pad_sequence(rows, batch_first=True), [len(row) for row in rows]
 
 
-# =========================================================================================================== loss
+# ======================================================================================= losses
 
 
-def ctc_losses(recogniser: Recogniser, log_probs: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
-    """-log p_ctc(characters | h) of each utterance (B,)."""
-    labels = [torch.tensor(recogniser.characters.encode(u.text)) for u in batch.utterances]
-    sizes = torch.tensor([len(x) for x in labels], device=lengths.device)
-    targets = nn.utils.rnn.pad_sequence(labels, batch_first=True).to(lengths.device)
+def ctc_losses(
+    characters: text.Characters, log_probs: Tensor, lengths: Tensor, batch: Batch
+) -> Tensor:
+    """-log p(characters | h) of each utterance (B,); log_probs (B, T, V)."""
+    rows = [torch.tensor(characters.encode(u.text)) for u in batch.utterances]
+    sizes = torch.tensor([len(row) for row in rows], device=lengths.device)
+    targets = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(lengths.device)  # (B, C)
     return ctc.ctc_loss(log_probs, lengths, targets, sizes)
 
 
-def answer_losses(
-    recogniser: Recogniser, batch: Batch, place: Place, encoded: tuple | None = None
-) -> Tensor:
-    """-log p(y </s> | a) of each utterance (B,), in fp32. encoded: what the recogniser's forward gave."""
-    with place.autocast():
-        a, sizes = recogniser.bridge(*(encoded or recogniser(batch)))
-        return prompting.answer_loss(
-            recogniser.llm,
-            recogniser.sequences(a, sizes, prompting.ids_of(batch.targets, batch.target_lengths)),
-        )
-
-
-def compute_losses(recogniser: Recogniser, batch: Batch, place: Place) -> dict[str, Tensor]:
-    """{"lm", "ctc"}, those that the method has, of each utterance (B,) in fp32. Networks may run in bf16."""
-    with place.autocast():
-        h, lengths, log_probs = encoded = recogniser(batch)
-    losses = {}
-    if recogniser.config.method == "gpt":
-        losses["lm"] = answer_losses(recogniser, batch, place, encoded)
-    if recogniser.characters:
-        losses["ctc"] = ctc_losses(recogniser, log_probs, lengths, batch)
-    return losses
+def answer_losses(recogniser: BridgedGPT, h: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+    """lm = -log p(y_1 ... y_U </s> | a) of each utterance (B,), in fp32."""
+    a, sizes = recogniser.bridge(h, lengths)  # (B, T', E)
+    texts = prompting.ids_of(batch.targets, batch.target_lengths)
+    sequences = recogniser.sequences(a, sizes, texts)
+    return prompting.answer_loss(recogniser.llm, sequences)
 
 
 def total_loss(losses: dict[str, Tensor], ctc_weight: float) -> Tensor:
-    """lm + w ctc, or ctc alone; summed over utterances."""
-    weights = {"lm": 1.0, "ctc": ctc_weight if "lm" in losses else 1.0}
-    return sum(weights[name] * loss.sum() for name, loss in losses.items())
+    """lm + w ctc, or ctc alone."""
+    if "lm" not in losses:
+        return losses["ctc"]
+    return losses["lm"] + ctc_weight * losses.get("ctc", 0.0)
 
 
-# ======================================================================================================== teacher
+def compute_losses(
+    recogniser: SpeechModel, batch: Batch, config: Config, place: Place
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """loss = lm + w ctc, summed over the utterances of the batch.
 
-
-# Options of the second stage, about which the first need not agree.
-SECOND_STAGE = (
-    "bridge", "bridge_layers", "compression", "ctc_weight", "gpt", "untrained_gpt", "ctc_run", "lora_rank", "begin",
-    "separator", "end", "epochs", "lr_hubert", "lr_bridge", "lr_llm", "train_cnn",
-)  # fmt: skip
-
-
-def find_ctc(config: Config, utterances: list[Utterance], place: Place) -> Recogniser | None:
-    """The first stage: an ordinary run of `ctc`, which is trained first, or gone on with, if it is not finished.
-
-    Raises UserError where it was trained on other data, or is another model than this run's.
+    Returns the loss and its parts for the log: "lm" and "ctc", those that the method
+    has, and the "pieces" and "characters" by which they can be divided. Networks may
+    run in bf16; the losses are fp32.
     """
-    if config.ctc_run == "none":
-        return None
-    stage = Stage("ctc", "--ctc-run", PRESETS, SECOND_STAGE, digest_of(utterances))
-    return load(earlier_stage(config, place, stage, run_method), place)
+    known = recogniser.characters
+    losses = {}
+    with place.autocast():
+        h, lengths = recogniser.encode(batch)  # (B, T, D)
+        if has_gpt(config):
+            losses["lm"] = answer_losses(recogniser, h, lengths, batch).sum()
+        log_probs = None if known is None else recogniser.log_probs(h)  # (B, T, V)
+    if known is not None:
+        losses["ctc"] = ctc_losses(known, log_probs, lengths, batch).sum()
+    characters = sum(len(utterance.text) for utterance in batch.utterances)
+    counts = {
+        "pieces": (batch.target_lengths + 1).sum(),
+        "characters": torch.tensor(characters),
+    }
+    return total_loss(losses, config.ctc_weight), losses | counts
 
 
-# ========================================================================================================== train
+# ===================================================================================== training
 
 
-def build(config: Config, corpus: Corpus, place: Place) -> Recogniser:
-    """What is trained, with the weights that it starts from: what is pretrained, a CTC run, or all of --init."""
+def build_ctc(config: Config, utterances: list[corpora.Utterance], place: Place) -> HubertCTC:
+    """The first stage, with the pretrained HuBERT."""
+    encoder = load_hubert(config, place)
+    characters = text.Characters.build(utterance.text for utterance in utterances)
+    reseed(config.seed, 0)
+    return HubertCTC(config, encoder, characters)
+
+
+def build_bridged(config: Config, utterances: list[corpora.Utterance], place: Place) -> BridgedGPT:
+    """The second stage: with the pretrained HuBERT, or that of the first stage."""
+    encoder = load_hubert(config, place)
+    llm = load_gpt(config, place)
+    tokenizer = load_pieces(config, place)
+    first_stage = find_first_stage(config, utterances, place)
+    characters = None
+    if config.bridge == "ctc":
+        characters = first_stage.characters
+    reseed(config.seed, 1)
+    recogniser = BridgedGPT(config, encoder, llm, tokenizer, characters)
+    if first_stage is not None:
+        encoder.load_state_dict(first_stage.audio_encoder.state_dict())
+        hubert.hear_as(encoder.config, first_stage.audio_encoder.config)
+    if characters is not None:
+        recogniser.ctc_head.load_state_dict(first_stage.ctc_head.state_dict())
+    return recogniser
+
+
+def load_init(config: Config, place: Place) -> BridgedGPT:
+    """The finished run of --init, to go on from; adapters that it has are merged.
+
+    Raises UserError where it is a run of another method, or another model.
+    """
+    stored = command_line.load_config(config.init, PRESETS)
+    if not has_gpt(stored):
+        raise UserError(f"--init {config.init} is a run of {stored.method}: give it as --ctc-run.")
+    same = ("bridge", "bridge_layers", "compression", "begin", "separator", "end")
+    stages.check_same(stored, config, "--init", same)
+    earlier = load(replace(stored, root=config.root), place)
+    lora.merge(earlier.llm)
+    weights.forget_supplied(earlier.llm)
+    recogniser = BridgedGPT(
+        config, earlier.audio_encoder, earlier.llm, earlier.tokenizer, earlier.characters
+    )
+    recogniser.load_state_dict(earlier.state_dict())
+    recogniser.requires_grad_(True)
+    if is_gpt_frozen(config):
+        digest = shapes.digest_of_gpt(Path(config.init), "--init", config.root)
+        weights.mark_supplied(recogniser.llm, digest)
+    return recogniser
+
+
+def build(config: Config, utterances: list[corpora.Utterance], place: Place) -> SpeechModel:
+    """What is trained, with the weights that it starts from."""
     if config.init:
         recogniser = load_init(config, place)
+    elif has_gpt(config):
+        recogniser = build_bridged(config, utterances, place)
     else:
-        encoder, llm, tokenizer = load_pretrained(
-            config, place
-        )  # first: what is missing shows before CTC has learnt
-        first_stage = find_ctc(config, corpus.train, place) if config.method == "gpt" else None
-        characters = first_stage.characters if first_stage and config.bridge == "ctc" else None
-        if config.method == "ctc":
-            tokenizer = characters = Characters.build(u.text for u in corpus.train)
-        reseed(config.seed, int(config.method == "gpt"))
-        recogniser = Recogniser(config, encoder, llm, tokenizer, characters)
-        if first_stage:
-            encoder.load_state_dict(first_stage.audio_encoder.state_dict())
-            hubert.hear_as(encoder.config, first_stage.audio_encoder.config)
-            if characters:
-                recogniser.ctc_head.load_state_dict(first_stage.ctc_head.state_dict())
-    if config.lora_rank:
+        recogniser = build_ctc(config, utterances, place)
+    if config.lora_rank and has_gpt(config):
         reseed(config.seed, 2)
         lora.adapt(recogniser.llm, config.lora_rank, ADAPTED)
+    if config.resume:
+        shapes.hear_as_kept(recogniser, Path(config.out))
     return recogniser.to(place.device)
 
 
-def load_pretrained(
-    config: Config, place: Place
-) -> tuple[HubertModel, nn.Module | None, Tokenizer | None]:
-    """HuBERT, and for the method gpt also GPT and its tokenizer. Raises UserError."""
-    llm = tokenizer = None
-    with first_rank_first(place):
-        encoder = hubert.load(config.hubert, "--hubert", config.root, place)
-        if config.method == "gpt":
-            llm = load_causal(config.gpt, "--gpt", config.root, frozen_llm(config))
-            tokenizer = load_text(config.gpt, "--gpt", config.root)
-    reseed(config.seed, 3)
-    encoder = HubertModel(encoder.config) if config.untrained_hubert else encoder
-    if llm and config.untrained_gpt:
-        llm = GPTNeoXForCausalLM(llm.config)
-        llm = mark_supplied(llm, digest_in_memory(llm)) if frozen_llm(config) else llm
-    return encoder, llm, tokenizer
-
-
-def frozen_llm(config: Config) -> bool:
-    """Whether GPT's own weights stay as they are: then a run does not keep them."""
-    return config.lora_rank > 0 or config.lr_llm == 0
-
-
-def rates_of(config: Config, recogniser: Recogniser) -> dict[str, float]:
-    """{part: peak learning rate}; 0: frozen, in evaluation mode."""
-    if config.method == "ctc":
-        return {"audio_encoder": config.ctc_lr, "ctc_head": config.ctc_lr}
-    rates = {"audio_encoder": config.lr_hubert, "ctc_head": config.lr_hubert, "llm": config.lr_llm}
-    rates |= {"bridge_convs": config.lr_bridge, "bridge_proj": config.lr_bridge}
-    return {name: rates[name] for name, _ in recogniser.named_children()}
-
-
-def train(config: Config, corpus: Corpus, place: Place) -> tuple[Recogniser, dict]:
-    """Returns the recogniser with the average of the best epochs' weights, and what RESULT says of the training."""
-    utterances, is_gpt = trainable(corpus.train, config.max_seconds), config.method == "gpt"
-    recogniser = build(config, replace(corpus, train=utterances), place)
-    if not is_gpt:
-        config = replace(config, epochs=config.ctc_epochs)
-    rates, groups = rates_of(config, recogniser), []
+def prepare(
+    config: Config,
+    utterances: list[corpora.Utterance],
+    recogniser: SpeechModel,
+    place: Place,
+) -> tuple[nn.ModuleDict, torch.optim.Optimizer, training.Run]:
+    """The parts of the recogniser, the optimiser, and the run: new, or as a checkpoint
+    left it."""
     models = nn.ModuleDict(dict(recogniser.named_children()))
-    if config.train_cnn == "no":
-        recogniser.audio_encoder.feature_extractor._freeze_parameters()
-    for name, rate in rates.items():
-        if rate:
-            groups.append(
-                {"params": [p for p in models[name].parameters() if p.requires_grad], "lr": rate}
-            )
-        else:
+    if not config.train_cnn:
+        recogniser.audio_encoder.feature_extractor.requires_grad_(False)
+    groups = []
+    for name, rate in rates_of(config, recogniser).items():
+        if rate == 0:
             models[name].requires_grad_(False)
-    for part in ("audio_encoder", "llm") if config.gradient_checkpointing else ():
-        if part in models:
-            models[part].gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            learning = [p for p in models[name].parameters() if p.requires_grad]
+            groups.append({"params": learning, "lr": rate})
+    if config.gradient_checkpointing:
+        pretrained.checkpoint_gradients(models)
     optimizer = torch.optim.AdamW(
-        groups, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True
+        groups,
+        betas=(0.9, 0.98),  # [choice]
+        weight_decay=config.training.weight_decay,
+        fused=True,
     )
-    run = Run(
+    run = training.Run(
         config,
         place,
         models=models,
         optimizer=optimizer,
         utterances=utterances,
         encode=recogniser.tokenizer.encode,
-        fits=recogniser.fits(),
+        fits=hubert.fits_of(
+            recogniser.audio_encoder.config, recogniser.characters, recogniser.shortest()
+        ),
         by_length=not config.init,
     )
-    if config.resume and (Path(config.out) / published.SHAPES).exists():
-        begun = published.read_json(Path(config.out) / published.SHAPES, "--resume")
-        hubert.hear_as(
-            recogniser.audio_encoder.config, HubertConfig(**begun["audio_encoder_config"])
-        )
     if place.first:
-        published.keep_shapes(recogniser, Path(config.out))
-    losses_of_answers = partial(answer_losses, recogniser, place=place)
-    gap = partial(listening.measure_gap, recogniser, losses_of_answers, corpus.dev, config, place)
+        shapes.keep(recogniser, Path(config.out))
+    return models, optimizer, run
+
+
+def train(
+    config: Config, corpus: corpora.Corpus, place: Place
+) -> tuple[SpeechModel, dict[str, float], figures.Drawings]:
+    """Returns the recogniser with the mean weights of the best epochs, numbers for
+    RESULT, and the figures to be drawn.
+    """
+    utterances = corpora.trainable(corpus.train, config.training.max_seconds)
+    recogniser = build(config, utterances, place)
+    if not has_gpt(config):
+        config = options.with_values(config, epochs=config.ctc_epochs)
+    models, optimizer, run = prepare(config, utterances, recogniser, place)
     if config.init and not config.resume:
         before = evaluation.dev_scores(recogniser, corpus, config, place)["dev"]
         if place.first:
             note(f"before: dev {before:.1f} %")
     for _ in run.epochs():
-        for update in run.updates():
-            for batch in update:
-                losses = compute_losses(recogniser, batch, place)
-                loss = total_loss(losses, config.ctc_weight)
+        for update in run.updates():  # a step of the optimiser; --resume skips what is done
+            for batch in update:  # this GPU's micro-batches, none of them empty
+                loss, parts = compute_losses(recogniser, batch, config, place)
                 loss.backward()
-                parts = {name: part.sum() for name, part in losses.items()}
-                parts["pieces"] = (batch.target_lengths + 1).sum()
-                parts["characters"] = torch.tensor(sum(len(u.text) for u in batch.utterances))
                 update.add(loss, parts)
+            # The gradient of the mean loss per utterance: over all micro-batches and all GPUs.
             update.average_gradients()
-            norms = {
-                name: nn.utils.clip_grad_norm_(models[name].parameters(), config.clip).item()
-                for name in rates
-            }
-            update.log |= {"norm": norms, "lr": run.set_learning_rates()}
-            if update.is_usable(norms.values()):
+
+            # Every part is clipped by itself: their gradients differ in size (choice: rates).
+            norms = {}
+            for name in rates_of(config, recogniser):
+                norm = nn.utils.clip_grad_norm_(models[name].parameters(), config.training.clip)
+                norms[name] = norm.item()
+            learning_rate = run.set_learning_rates()  # of the first part that learns
+            # The log also has the loss and its parts, from update.add.
+            update.log.update(norm=norms, lr=learning_rate)
+            if update.is_usable(norms.values()):  # all are finite, and there was an utterance
                 optimizer.step()
             optimizer.zero_grad()
         scores = evaluation.dev_scores(recogniser, corpus, config, place)
-        run.end_epoch(recogniser, scores | (gap() if is_gpt else {}))
-    report = {
-        "trained_params": sum(p.numel() for group in groups for p in group["params"])
-    } | run.finish(recogniser)
-    return recogniser, report | (gap() if is_gpt else {})
+        scores |= listening_gap(recogniser, corpus, config, place)
+        run.end_epoch(recogniser, scores)
+    trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    report = {"trained_params": trained} | run.finish(recogniser)
+    report |= listening_gap(recogniser, corpus, config, place)
+    drawings = bridge_figures.drawings(config, recogniser, corpus, place, vectors_of)
+    return recogniser, report, drawings
 
 
-# ======================================================================================================= figures
+def listening_gap(
+    recogniser: SpeechModel, corpus: corpora.Corpus, config: Config, place: Place
+) -> dict[str, float]:
+    """{"listening_gap": nats per piece}, see `listening.py`; {} without GPT."""
+    if not has_gpt(config):
+        return {}
+
+    def losses(batch: Batch) -> Tensor:
+        with place.autocast():
+            h, lengths = recogniser.encode(batch)
+            return answer_losses(recogniser, h, lengths, batch)
+
+    return listening.measure_gap(recogniser, losses, corpus.dev, config, place)
 
 
-@torch.inference_mode()
-def draw_compression(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
-    """compression.png: which frames of an utterance each mode keeps, vectors in alternating colours."""
-    batch = first_readable(corpus.dev, config).to(place.device)
-    _, _, log_probs = recogniser.eval()(batch)
-    rows = {"1 - p(blank)": 1 - log_probs[0, :, ctc.BLANK].exp()}
-    for mode in ("remove_blank", "average", "average_remove_blank"):
-        into = vectors_of(log_probs[0], mode)
-        rows[mode] = torch.where(into < 0, 0.0, 0.4 + 0.4 * (into % 2))
-    values = torch.stack(list(rows.values()), 1).cpu().numpy()  # (T, rows)
-    path = Path(config.out) / "compression.png"
-    figures.posteriors(path, values, list(rows), FRAME_SECONDS, batch.utterances[0].text)
+# ====================================================================================== presets
+
+DEMO_TRAINING = options.Training(
+    epochs=3,
+    update_seconds=32.0,
+    max_seconds=8.0,
+    schedule="one-cycle",
+    warmup=0.2,
+    clip=5.0,
+    average=1,
+    weight_decay=1e-2,
+)
+DEMO = Config(  # [choice]
+    methods=("ctc", "gpt"),
+    hubert="demo/hubert",
+    gpt="demo/gpt",
+    # What differs in the method: HuBERT comes from the CTC run (choice: start), and all of it
+    # learns (choice: cnn); this world's speech has more pieces per second.
+    ctc_run="auto",
+    train_cnn=True,
+    answers=Answers(pieces_per_second=12.0, more_pieces=20, least_pieces=0),
+    ctc_epochs=4,
+    ctc_lr=2e-3,
+    lr_hubert=1e-3,
+    lr_bridge=3e-3,
+    lr_llm=1e-3,
+    training=DEMO_TRAINING,
+    workers=0,
+    batch_seconds=60.0,
+)
+SMOKE = options.with_values(
+    DEMO,
+    data="demo-smoke",
+    hours=0.1,
+    hubert="demo-smoke/hubert",
+    gpt="demo-smoke/gpt",
+    update_seconds=8.0,
+    ctc_epochs=2,
+    epochs=2,
+    pieces_per_second=6.0,
+    more_pieces=5,
+)
+PRESETS = {"full": Config(), "demo": DEMO, "smoke": SMOKE}
 
 
-@torch.inference_mode()
-def draw_attention(config: Config, recogniser: Recogniser, corpus: Corpus, place: Place) -> None:
-    """attention.png: from the pieces of the text to the vectors of the speech, the mean over heads."""
-    batch = first_readable(corpus.dev, config).to(place.device)
-    a, (n,) = recogniser.bridge(*recogniser.eval()(batch))
-    ids = [i - 1 for i in recogniser.tokenizer.encode(batch.utterances[0].text)]
-    attentions = prompting.attentions(recogniser.llm, recogniser.sequences(a, [n], [ids]))
-    some = sorted({round(i * (len(attentions) - 1) / 3) for i in range(4)})
-    panels = {f"layer {i + 1}": attentions[i][n + 1 :, 1 : n + 1] for i in some}
-    path = Path(config.out) / "attention.png"
-    figures.matrices(path, panels, "vector of the speech", "piece of the text")
+# ========================================================================================= main
 
 
-# ============================================================================================================ main
-
-
-def load(config: Config, place: Place) -> Recogniser:
-    """The finished model in --checkpoint. Raises UserError."""
-    folder = Path(config.checkpoint)
-    tokenizer = characters = load_tokenizer(folder)
-    encoder, llm = published.networks(
-        published.read_json(folder / published.SHAPES, "--checkpoint")
-    )
-    if config.method == "gpt":
-        characters = load_tokenizer(folder / "characters") if config.bridge == "ctc" else None
-        if frozen_llm(config):
-            llm = load_init(config, place).llm if config.init else load_pretrained(config, place)[1]
-    recogniser = Recogniser(config, encoder, llm, tokenizer, characters)
+def load(config: Config, place: Place) -> HubertCTC | BridgedGPT:
+    """The recogniser of a finished run; `config.out` is its folder. Raises
+    UserError."""
+    folder = Path(config.out)
+    tokenizer = text.load_tokenizer(folder)
+    encoder, llm = shapes.networks(shapes.read(folder, "the run"))
+    if not has_gpt(config):
+        recogniser = HubertCTC(config, encoder, tokenizer)
+        return weights.load_recogniser(recogniser, folder, place)
+    if is_gpt_frozen(config):  # its weights are not in the run
+        llm = load_init(config, place).llm if config.init else load_gpt(config, place)
+    characters = None
+    if config.bridge == "ctc":
+        characters = text.load_tokenizer(folder / "characters")
+    recogniser = BridgedGPT(config, encoder, llm, tokenizer, characters)
     if config.lora_rank:
         lora.adapt(llm, config.lora_rank, ADAPTED)
-    return load_recogniser(recogniser, folder, place)
-
-
-def load_init(config: Config, place: Place) -> Recogniser:
-    """What --init names, whole: a finished run, or a folder in the published model's layout. Raises UserError."""
-    with first_rank_first(place):
-        folder = Path(find(config.init, "--init", config.root))
-    shapes = published.read_json(folder / "config.json", "--init")
-    if "config" in shapes:
-        stored = load_config(Config, folder, PRESETS)
-        if stored.method != "gpt":
-            raise UserError(
-                f"--init {config.init} is a run of {stored.method}: give it as --ctc-run."
-            )
-        shapes = published.read_json(folder / published.SHAPES, "--init")
-        recogniser = load(replace(stored, checkpoint=str(folder), root=config.root), place)
-        lora.merge(recogniser.llm)
-    elif shapes.keys() >= {"audio_encoder_config", "llm_config"}:
-        layers = published.bridge_of(shapes, KERNEL, STRIDE, f"--init {config.init}")
-        published.complete_shapes(shapes, folder)
-        stored, tokenizer = (
-            replace(config, bridge="conv", bridge_layers=layers),
-            load_text(str(folder), "--init", ""),
-        )
-        recogniser = Recogniser(stored, *published.networks(shapes), tokenizer, None)
-        published.read_weights(recogniser, folder, "--init")
-    else:
-        raise UserError(
-            f"--init {config.init} is neither a finished run nor laid out as rinna/nue-asr."
-        )
-    same = "bridge", "bridge_layers", "compression", "begin", "separator", "end"
-    if wanted := [name for name in same if getattr(stored, name) != getattr(config, name)]:
-        wanted = " ".join(f"--{name.replace('_', '-')} {getattr(stored, name)}" for name in wanted)
-        raise UserError(f"--init {config.init} is another model: give {wanted}.")
-    recogniser.requires_grad_(True).config = config
-    hubert.set_dropping(recogniser.audio_encoder.config, config.layerdrop, config.mask_time)
-    forget_supplied(recogniser.llm)
-    if frozen_llm(config):
-        mark_supplied(recogniser.llm, published.mark_of(folder, shapes, "--init", config.root))
-    return recogniser
-
-
-def both_domains(config: Config, corpus: Corpus) -> Corpus:
-    """With the test sets of the run that was adapted: does it forget?"""
-    is_run = config.init and (Path(config.init) / published.SHAPES).exists()
-    data = load_config(Config, config.init, PRESETS).data if is_run else config.data
-    if Path(data) == Path(config.data):
-        return corpus
-    first = load_corpus(data, config.root, scoring=True)
-    tests = {
-        f"{Path(data).name}-{name}" if name in corpus.tests else name: x
-        for name, x in first.tests.items()
-    }
-    return replace(
-        corpus, tests=tests | corpus.tests, homophones=first.homophones | corpus.homophones
-    )
+    return weights.load_recogniser(recogniser, folder, place)
 
 
 def run_method(config: Config) -> dict:
-    """Trains and scores, or with --checkpoint, or --init and what is to be done, only that. What RESULT says."""
-    read = load
-    if not config.checkpoint and (config.score or config.export or config.transcribe):
-        config, read = replace(config, checkpoint=config.init), load_init
+    """Trains one method and scores it on the test sets; returns what RESULT says."""
     place = start(config)
-    if config.transcribe:
-        recogniser = read(config, place).to(place.device)
-        transcription.transcribe_files(recogniser, list(config.transcribe), config, place)
-        return {}
-    if config.export:
-        published.write(read(config, place), Path(config.export))
-        return {}
-    corpus = both_domains(config, read_corpus(config, place))
-    recogniser, report = (
-        (read(config, place), {}) if config.checkpoint else train(config, corpus, place)
-    )
-    recogniser.to(place.device)
-    result = {"script": "hubert_gpt_bridge", "method": config.method, "seed": config.seed}
-    result |= evaluation.evaluate(recogniser, corpus, config, place) | report
-    if "embeddings" in result:
-        seconds = sum(u.duration for found in corpus.tests.values() for u in found)
-        result["embeddings_per_second"] = round(result["embeddings"] / seconds, 2)
-    result = evaluation.report(result, config, place)
-    if place.first and not config.checkpoint:
-        drawings = {}
-        if recogniser.characters:
-            drawings["compression.png"] = partial(
-                draw_compression, config, recogniser, corpus, place
-            )
-        if config.method == "gpt":
-            drawings["attention.png"] = partial(draw_attention, config, recogniser, corpus, place)
+    corpus = batches.read_corpus(config, place)
+    if config.init:  # with the test sets of the first domain: does it forget?
+        first = command_line.load_config(config.init, PRESETS).data
+        corpus = corpora.with_tests_of(corpus, config.data, first, config.root)
+    recogniser, report, drawings = train(config, corpus, place)
+    result = evaluation.head_of_result("hubert_gpt_bridge", config)
+    result |= evaluation.evaluate(recogniser, corpus, config, place)
+    result |= report
+    evaluation.report(result, config, place)
+    if place.first:
         figures.draw(config.out, drawings)
     return result
 
 
 def print_summary(config: Config) -> dict[str, int]:
-    """Parameters by part, without weights."""
-    shapes = published.shapes_by_name({"--hubert": config.hubert, "--gpt": config.gpt}, config.root)
+    """Parameters by part of the row `gpt`, without any weights."""
     with torch.device("meta"):
-        encoder, llm = published.networks(shapes)
-        recogniser = Recogniser(
-            config, encoder, llm if config.method == "gpt" else None, None, None
-        )
-    return evaluation.print_parameters(nn.ModuleDict({"recogniser": recogniser}))
+        encoder, llm = shapes.networks(shapes.by_name(config.hubert, config.gpt, config.root))
+        recogniser = BridgedGPT(config, encoder, llm, tokenizer=None)
+    return evaluation.print_parameters({"recogniser": recogniser})
 
 
-def main(argv: list[str] | None = None) -> dict:
-    """One method: what RESULT says; several, one after the other: {method: what RESULT says}, shown side by side."""
-    configs = parse(Config, PRESETS, __doc__, argv)
-    if configs[0].summary:
-        return print_summary(configs[-1])
-    return evaluation.compare_methods(configs, [run_method(config) for config in configs])
+def main(argv: list[str] | None = None, replace: variants.Replacements | None = None) -> dict:
+    """Trains the methods on the command line, one after another, and compares them.
+
+    replace: {function of this script: another}, see `variants/`. Returns what RESULT
+    says, by method if there are several.
+    """
+    with variants.replaced(__name__, replace) as variant:
+        configs = command_line.parse(PRESETS, __doc__, argv, variant.name)
+        if configs[0].summary:
+            return print_summary(configs[-1])
+        results = [run_method(config) for config in configs]
+        variant.check_called()
+    return evaluation.compare_methods(configs, results)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
+from common.errors import UserError
+
 NONE = -100  # target where there is none
 MASKED = -1  # in place of an id: a piece that the model may not see
 LONGEST = 200  # pieces of an answer, in training and when it is written [recall]
@@ -56,6 +58,21 @@ class Frame(NamedTuple):
     before: list[int]
     after: list[int]  # at least one
     end: int
+
+
+def ids_of_symbols(tokenizer: Any, pieces: list[str], size: int) -> list[int]:
+    """The ids of pieces that are symbols. tokenizer: with `id_of`; size: of the model's
+    vocabulary. Raises UserError for what is no piece of the model's."""
+    found = []
+    for piece in pieces:
+        i = tokenizer.id_of(piece)
+        advice = "give --begin, --separator and --end."
+        if i is None:
+            raise UserError(f"{piece} is no piece of GPT's: {advice}")
+        if i >= size:
+            raise UserError(f"{piece} is beyond GPT's vocabulary of {size} pieces: {advice}")
+        found.append(i)
+    return found
 
 
 def embed(embedding: nn.Embedding, ids: list[int], like: Tensor) -> Tensor:
@@ -214,10 +231,10 @@ def cut_repetition(ids: list[int]) -> list[int]:
     return ids
 
 
-def search_options(search: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
+def search_options(search: dict[str, Any], seed: int, samples: Tensor) -> dict[str, Any]:
     """Options of `write` for {"beam": 4}, {"top_k": 10} or {"top_p": 0.9}.
 
-    seeds: of each utterance, from which top_k and top_p draw.
+    seed, samples (B,): top_k and top_p draw from the seed and an utterance's length.
     """
     if "beam" in search:
         return {"num_beams": search["beam"]}
@@ -225,6 +242,7 @@ def search_options(search: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
         kept = TopKLogitsWarper(search["top_k"])
     else:
         kept = TopPLogitsWarper(search["top_p"])
+    seeds = [seed * 2**32 + n for n in samples.tolist()]
     return {"processors": [kept, Draw(seeds)]}
 
 

@@ -148,6 +148,24 @@ ROWS = {
         "ctc": Row("--method ctc", beam=True),
         "gpt": Row("--method gpt", needs="--ctc-run ctc"),
         "gpt by ctc": Row("--method gpt --bridge ctc", needs="--ctc-run ctc"),
+        "average": Row(
+            "--method gpt --bridge ctc --compression average_remove_blank --mask-time 0.1",
+            needs="--ctc-run ctc masked",
+        ),
+        "ctc masked": Row("--method ctc --mask-time 0.1"),
+        "lora": Row("--method gpt --lora-rank 4 --ctc-run none"),
+        "untrained gpt": variant(
+            "untrained_gpt",
+            "--method gpt --untrained-gpt",
+            "--method gpt",
+            needs="--ctc-run ctc",
+        ),
+        "untrained hubert": variant(
+            "untrained_hubert", "--method ctc --untrained-hubert", "--method ctc"
+        ),
+        "adapted": Row(
+            "--method gpt --lora-rank 4 --lr-hubert 0 --lr-bridge 0", needs="--init gpt"
+        ),
     },
 }
 # script, or script and row -> [(pattern, replacement)]: from the old names to the new ones
@@ -203,7 +221,7 @@ def record(side: Side, script: str, name: str, steps: int) -> Path:
         program = ["-m", f"variants.{script}.{row.variant}"]
         options = (row.new or row.old).split()
     if row.needs:
-        flag, earlier = row.needs.split()
+        flag, earlier = row.needs.split(maxsplit=1)
         options += [flag, str(record(side, script, earlier, steps) / "run")]
     fixed = f"--preset smoke --max-steps {steps} --workers 0 --root {side.root} --out {out / 'run'}"
     side.run(*program, *options, *fixed.split())

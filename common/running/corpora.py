@@ -301,6 +301,23 @@ def first_hours(utterances: list[Utterance], hours: float | None, seed: int) -> 
 # =========================================================================== what can be learnt
 
 
+def with_tests_of(corpus: Corpus, data: str, other: str, root: str) -> Corpus:
+    """The corpus, which --data `data` names, with the test sets of another one.
+
+    A test set of the other corpus whose name is taken gets its corpus in front.
+    """
+    if Path(other) == Path(data):
+        return corpus
+    more = load_corpus(other, root, scoring=True)
+    tests = {}
+    for name, utterances in more.tests.items():
+        if name in corpus.tests:
+            name = f"{Path(other).name}-{name}"
+        tests[name] = utterances
+    twins = more.homophones | corpus.homophones
+    return replace(corpus, tests=tests | corpus.tests, homophones=twins)
+
+
 def trainable(utterances: list[Utterance], max_seconds: float) -> list[Utterance]:
     """The utterances to learn from. The others are counted on stderr.
 

@@ -158,6 +158,9 @@ def evaluate(recogniser: nn.Module, corpus: Corpus, config: Any, place: Place) -
     if len(languages) > 1:
         for name in ("wer", "cer"):
             scores[f"{name}_mean"] = round(fmean(scores[name].values()), 2)  # unweighted
+    if "embeddings" in scores:  # of models that read vectors of speech
+        seconds = sum(u.duration for split in corpus.tests.values() for u in split)
+        scores["embeddings_per_second"] = round(scores["embeddings"] / seconds, 2)
     scores |= describe_search(recogniser, corpus, config, place, search)
     scores["missing"] = {name: len(bad) for name, bad in corpus.missing.items() if bad}
     scores["normaliser"] = metrics.NORMALISER

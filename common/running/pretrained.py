@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from common import bert
-from common.errors import UserError
-from common.running.process import quiet_bars
+from common.errors import UserError, note
+from common.running.process import Place, quiet_bars
 from common.running.weights import digest_of_model, forget_supplied, mark_supplied, weight_files
 from common.text import Pieces, SentencePiece
 
@@ -180,6 +180,29 @@ def load_model(
     if model.config.model_type == "hubert":
         model.config.do_normalize = asks_for_normalised(Path(folder), f"{flag} {name}")
     return model.eval().requires_grad_(False)
+
+
+def load_hubert(name: str, flag: str, root: str, place: Place) -> nn.Module:
+    """A pretrained HuBERT to be trained, in fp32; its configuration has `do_normalize`.
+
+    name: see `find`. Raises UserError.
+    """
+    from transformers import HubertModel
+
+    model = load_model(HubertModel, name, flag, root).requires_grad_(True)
+    known = has_preprocessor(Path(find(name, flag, root)))
+    if place.first and not known and model.config.do_normalize:
+        what = f"{flag} {name} has no preprocessor_config.json"
+        note(f"{what}: its audio gets mean 0 and variance 1, as transformers does it by default")
+    return model
+
+
+def checkpoint_gradients(models: nn.ModuleDict) -> None:
+    """Lets those parts that are models of transformers compute their activations again
+    in the backward pass: less memory, a third more time."""
+    for part in models.values():
+        if hasattr(part, "gradient_checkpointing_enable"):
+            part.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def has_preprocessor(folder: Path) -> bool:

@@ -42,10 +42,10 @@ def find_run(
     """The configuration of the earlier run; `out` is its folder. It need not be
     finished, or begun.
 
-    With auto it is the run beside this one, or the one in the script's default folder.
-    It is never a variant. Raises UserError if a folder was named that holds no run,
-    where the run differs in an option, and where --max-steps cut it short and this run
-    goes on longer.
+    With auto it is the run beside this one, or the one in the script's default folder,
+    and no variant; a variant's run may be named. Raises UserError if a folder was named
+    that holds no run, where the run differs in an option, and where --max-steps cut it
+    short and this run goes on longer.
     """
     option = stage.flag.removeprefix("--").replace("-", "_")
     named = getattr(config, option)
@@ -62,7 +62,10 @@ def find_run(
         return options.with_values(earlier, **{option: "auto"})
     stored = load_config(folder, presets)
     kept = options.flat(stored)
-    earlier = options.with_values(earlier, **{name: kept[name] for name in stage.may_differ})
+    may_differ = [*stage.may_differ]
+    if named != "auto":  # a variant's run may be named
+        may_differ.append("variant")
+    earlier = options.with_values(earlier, **{name: kept[name] for name in may_differ})
     cut_short = config.max_steps or not stored.max_steps
     earlier = options.with_values(earlier, max_steps=stored.max_steps if cut_short else None)
     changed = options.differences(stored, earlier)
@@ -70,6 +73,16 @@ def find_run(
         what = f"the {stage.method} in {folder} was trained otherwise ({'; '.join(changed)})"
         raise UserError(f"{what}: give another {stage.flag}.")
     return earlier
+
+
+def check_same(stored: RunConfig, config: RunConfig, flag: str, names: Sequence[str]) -> None:
+    """Raises UserError where the run that `flag` names has other values of these
+    options, and says which."""
+    theirs = options.flat(stored)
+    ours = options.flat(config)
+    wanted = [f"{options.flag_of(n)} {theirs[n]}" for n in names if theirs[n] != ours[n]]
+    if wanted:
+        raise UserError(f"{flag} {stored.out} is another model: give {' '.join(wanted)}.")
 
 
 def is_finished(earlier: RunConfig) -> bool:
