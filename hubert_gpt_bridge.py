@@ -31,7 +31,7 @@ Diagram
 Equations (our names; right: the function; its test in tests/test_hubert_gpt_bridge.py)
 ---------
     T'    = floor((T - 4) / 2) + 1, for each convolution
-                                               ConvBridge.forward      test_t
+                                               BridgedGPT.bridge       test_t
     ctc   = -log sum over paths to c of p      ctc_losses              test_ctc
     runs  = stretches of equal argmax p(. | h_t)
                                                vectors_of              test_runs
@@ -153,8 +153,8 @@ class Config(options.RunConfig):
     bridge_layers: Count = 2  # convolutions, each halves the rate [paper]
     compression: Literal["remove_blank", "average", "average_remove_blank"] = "remove_blank"
     ctc_weight: float = 0.5  # w, of CTC beside GPT's loss [choice]
-    hubert: str = "rinna/japanese-hubert-base"  # [paper]: hub name, folder, demo/hubert
-    gpt: str = "rinna/japanese-gpt-neox-3.6b"  # GPT-NeoX [paper]: hub name, folder, demo/gpt
+    hubert: str = "rinna/japanese-hubert-base"  # [paper]: hub name or folder
+    gpt: str = "rinna/japanese-gpt-neox-3.6b"  # GPT-NeoX [paper]: hub name or folder
     ctc_run: str = "none"  # finished run of ctc; auto: the one beside, or trained; choice: start
     init: str | None = None  # finished run of gpt to go on from
     lora_rank: int = 0  # of adapters in GPT's self-attention, 8 [choice]; 0: none
@@ -165,8 +165,8 @@ class Config(options.RunConfig):
     lr_hubert: float = 5e-5  # of HuBERT and a CTC head beside GPT [choice]; 0: frozen
     lr_bridge: float = 1e-4  # of the bridge [choice]; 0: frozen
     lr_llm: float = 1e-5  # of GPT, or of its adapters [choice]; 0: frozen
-    train_cnn: bool = False  # whether HuBERT's waveform CNN learns too; choice: cnn
-    gradient_checkpointing: bool = False  # of what learns: less memory, a third more time
+    train_cnn: Annotated[bool, options.EITHER] = False  # HuBERT's waveform CNN; choice: cnn
+    gradient_checkpointing: bool = options.local(False)  # less memory, a third more time
     training: options.Training = options.Training(  # [choice]; max_seconds [paper]
         epochs=5,
         update_seconds=1600.0,
@@ -255,6 +255,9 @@ FIRST_STAGE = stages.Stage(
         "begin",
         "separator",
         "end",
+        "pieces_per_second",
+        "more_pieces",
+        "least_pieces",
         "epochs",
         "lr_hubert",
         "lr_bridge",

@@ -1,7 +1,7 @@
 """hubert_gpt_bridge.py: its equations in plain Python, lengths, freezing, adapters, and the published layout."""
 
-import io
 import json
+import operator
 import re
 import shutil
 from collections import Counter
@@ -9,26 +9,28 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import sentencepiece
 import soundfile
 import torch
-from conftest import write_data
+from conftest import read_configs, write_data
 from test_ctc import enumerate_paths
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, HubertModel
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
 from transformers.models.hubert.modeling_hubert import HubertFeedForward
 
 import hubert_gpt_bridge as script
-from common import lora, metrics
+from common import hubert, lora, metrics
 from common.errors import UserError
-from common.running import listening
+from common.running import bridge_figures, listening, options
 from common.running.batches import MicroBatch, make_batch
+from common.running.beam_models import CharacterModel
 from common.running.corpora import Corpus, Utterance
-from common.running.pretrained import CharacterModel, load_pieces, load_text
+from common.running.pretrained import load_pieces
 from common.running.process import Place, reseed
+from common.running.runs import load_run
 from common.running.weights import load_weights, save_weights
 from common.text import Characters, Pieces
 from hubert_gpt_bridge import compress, compute_losses, total_loss, vectors_of
+from tools import published
 
 CPU = Place(0, 1, torch.device("cpu"))
 MODES = ("remove_blank", "average", "average_remove_blank")
@@ -46,10 +48,19 @@ PUBLISHED_CNN = dict(
 TEXTS = ["the king had flour", "a sail", "her son"]
 
 
-def read_config(options: str) -> script.Config:
-    return script.parse(
-        script.Config, script.PRESETS, script.__doc__, f"--preset smoke {options}".split()
-    )[0]
+def read_config(words: str) -> script.Config:
+    (config,) = read_configs("hubert_gpt_bridge", f"--preset smoke {words}".split())
+    return config
+
+
+def losses_of(made, batch=None) -> dict[str, torch.Tensor]:
+    """{"lm", "ctc"}, those that the model has, of each utterance (B,)."""
+    m, batch = made.recogniser, batch or made.batch
+    h, lengths = m.encode(batch)
+    found = {"lm": script.answer_losses(m, h, lengths, batch)}
+    if m.characters is not None:
+        found["ctc"] = script.ctc_losses(m.characters, m.log_probs(h), lengths, batch)
+    return found
 
 
 @pytest.fixture
@@ -68,7 +79,7 @@ def made(model):
         )
         characters = Characters.build(TEXTS) if config.bridge == "ctc" else None
         encoder = HubertModel(HubertConfig(**TINY | {"feat_extract_norm": "layer"} | sizes))
-        recogniser = script.Recogniser(config, encoder, llm, tokenizer, characters).eval()
+        recogniser = script.BridgedGPT(config, encoder, llm, tokenizer, characters).eval()
         utterances = [SimpleNamespace(id=text, text=text) for text in TEXTS][: len(seconds)]
         waves = [torch.randn(round(16000 * s)) for s in seconds]
         labels = [tokenizer.encode(u.text) for u in utterances]
@@ -96,22 +107,17 @@ def alone(batch, i: int):
 
 
 def test_the_equation_map_names_what_exists():
-    rows = re.findall(r" {2,}((?:[\w.]+, )*[\w.]+) {2,}(test_\w+)$", script.__doc__, re.M)
+    rows = re.findall(r" {2,}(\S+) {2,}(test_\w+)$", script.__doc__, re.M)
     assert len(rows) == 8
-    for functions, test in rows:
-        for name in functions.split(", "):
-            found = script
-            for part in name.split("."):
-                found = getattr(found, part)
-            assert callable(found) and callable(globals()[test])
+    for function, test in rows:
+        assert callable(operator.attrgetter(function)(script)) and callable(globals()[test])
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_t(made, layers):
     """T' of the bridge, also for what is shorter than it can read."""
     m = made(f"--bridge-layers {layers}", seconds=(1.3, 0.01))
-    h, lengths, _ = m.recogniser(m.batch)
-    a, sizes = m.recogniser.bridge(h, lengths, None)
+    a, sizes = m.recogniser.bridge(*m.recogniser.encode(m.batch))
     for samples, n in zip([20800, m.recogniser.shortest()], sizes, strict=True):
         for kernel, stride in [(20, 10), (8, 4), (8, 4), (4, 2)] + [(4, 2)] * layers:
             samples = (samples - kernel) // stride + 1
@@ -131,25 +137,21 @@ def test_lengths_of_the_published_model(made):
     ):
         batch = make_batch([torch.randn(samples)], [[]], [], {}, 0, MicroBatch([]))
         with torch.no_grad():
-            h, lengths, _ = recogniser(batch)
-            assert (lengths.tolist(), recogniser.bridge(h, lengths, None)[1]) == (
-                [frames],
-                [vectors],
-            )
+            h, lengths = recogniser.encode(batch)
+            assert lengths.tolist() == [frames]
+            assert recogniser.bridge(h, lengths)[1] == [vectors]
 
 
 def test_ctc(made):
     """Of the characters, against an enumeration of all paths."""
     m = made("--bridge ctc --ctc-run auto", seconds=(0.13,))
     m.batch.utterances[0].text = "a a"
-    log_probs = m.recogniser(m.batch)[2]
+    log_probs = m.recogniser.log_probs(m.recogniser.encode(m.batch)[0])
     assert 3 < log_probs.shape[1] < 8
     expected = enumerate_paths(
         log_probs[0].detach().double(), m.recogniser.characters.encode("a a")
     )
-    assert compute_losses(m.recogniser, m.batch, CPU)["ctc"].item() == pytest.approx(
-        expected, rel=1e-5
-    )
+    assert losses_of(m)["ctc"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def spoken(path: str) -> torch.Tensor:
@@ -193,16 +195,16 @@ def test_an_utterance_that_is_all_blank_keeps_its_least_blank_frame(mode):
 def test_lm(made, bridge):
     """The cross-entropy of y_1 … y_U </s> behind <s> a [SEP], one piece after the other."""
     m = made(f"--bridge {bridge} --ctc-run auto")
-    losses = compute_losses(m.recogniser, m.batch, CPU)["lm"]
-    table, (begin, separator, end) = m.llm.get_input_embeddings(), m.recogniser.symbols()
+    losses = losses_of(m)["lm"]
+    table, frame = m.llm.get_input_embeddings(), m.recogniser.frame()
+    (begin,), (separator,), end = frame
     assert m.tokenizer.tokenizer.convert_ids_to_tokens([begin, separator, end]) == [
         "<s>",
         "[SEP]",
         "</s>",
     ]
     with torch.no_grad():
-        h, lengths, log_probs = m.recogniser(m.batch)
-        a, sizes = m.recogniser.bridge(h, lengths, log_probs)
+        a, sizes = m.recogniser.bridge(*m.recogniser.encode(m.batch))
         for b, n in enumerate(sizes):
             written, total = [separator], 0.0
             for y in [*(i - 1 for i in m.tokenizer.encode(TEXTS[b])), end]:
@@ -216,19 +218,27 @@ def test_lm(made, bridge):
 
 def test_loss(made):
     m = made("--bridge ctc --ctc-run auto")
-    losses = compute_losses(m.recogniser, m.batch, CPU)
-    expected = losses["lm"].sum() + 0.3 * losses["ctc"].sum()
+    losses = {name: loss.sum() for name, loss in losses_of(m).items()}
+    expected = losses["lm"] + 0.3 * losses["ctc"]
     torch.testing.assert_close(total_loss(losses, 0.3), expected)
-    assert total_loss({"ctc": losses["ctc"]}, 0.3) == losses["ctc"].sum()
-    assert set(compute_losses(made("").recogniser, m.batch, CPU)) == {"lm"}
+    assert total_loss({"ctc": losses["ctc"]}, 0.3) == losses["ctc"]
+    assert total_loss({"lm": losses["lm"]}, 0.3) == losses["lm"]
+    config = options.with_values(m.config, ctc_weight=0.3)
+    loss, parts = compute_losses(m.recogniser, m.batch, config, CPU)
+    torch.testing.assert_close(loss, expected)
+    assert parts["ctc"] == losses["ctc"] and parts["lm"] == losses["lm"]
+    assert parts["pieces"] == sum(len(m.tokenizer.encode(text)) + 1 for text in TEXTS)
+    assert parts["characters"] == sum(map(len, TEXTS))
+    plain = made("")
+    assert "ctc" not in compute_losses(plain.recogniser, m.batch, plain.config, CPU)[1]
 
 
 def test_lora(made):
     """Adapters change nothing at first; on query_key_value alone; merged they compute the same."""
     m = made("--bridge conv")
-    before = compute_losses(m.recogniser, m.batch, CPU)["lm"]
+    before = losses_of(m)["lm"]
     lora.adapt(m.llm, 2, script.ADAPTED)
-    assert torch.equal(compute_losses(m.recogniser, m.batch, CPU)["lm"], before)
+    assert torch.equal(losses_of(m)["lm"], before)
     learning = [name for name, p in m.llm.named_parameters() if p.requires_grad]
     assert len(learning) == 4 and all(".query_key_value." in name for name in learning)
     for part in m.llm.modules():
@@ -237,12 +247,10 @@ def test_lora(made):
             x = torch.randn(3, part.base.weight.shape[1])
             W, b = part.base.weight, part.base.bias
             torch.testing.assert_close(part(x), x @ W.T + b + 2 * (x @ part.A.T @ part.B.T))
-    adapted = compute_losses(m.recogniser, m.batch, CPU)["lm"]
+    adapted = losses_of(m)["lm"]
     assert (adapted - before).abs().min() > 1e-2
     lora.merge(m.llm)
-    torch.testing.assert_close(
-        compute_losses(m.recogniser, m.batch, CPU)["lm"], adapted, atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(losses_of(m)["lm"], adapted, atol=1e-4, rtol=1e-4)
 
 
 def test_gap(made, corpus):
@@ -250,7 +258,7 @@ def test_gap(made, corpus):
     m = made("")
 
     def answers(batch):
-        return script.answer_losses(m.recogniser, batch, CPU)
+        return losses_of(m, batch)["lm"]
 
     arguments = answers, corpus.dev, m.config, CPU
     found = listening.measure_gap(m.recogniser, *arguments)["listening_gap"]
@@ -259,7 +267,7 @@ def test_gap(made, corpus):
         corpus.dev, m.config, m.tokenizer.encode, lambda *_: True
     ):
         with torch.no_grad():
-            losses[swapped] += script.answer_losses(m.recogniser, batch, CPU).sum().item()
+            losses[swapped] += answers(batch).sum().item()
         pieces[swapped] += int((batch.target_lengths + 1).sum())
     assert (
         found == pytest.approx(losses[1] / pieces[1] - losses[0] / pieces[0], abs=6e-4)
@@ -279,7 +287,7 @@ def test_limits(made):
             made(f"--pieces-per-second {rate} --more-pieces 20").recogniser.limits(samples)
             == expected
         )
-    full = script.parse(script.Config, script.PRESETS, script.__doc__, ["--preset", "full"])[0]
+    full = script.PRESETS["full"].answers
     assert (full.pieces_per_second, full.more_pieces) == (4, 20)
 
 
@@ -295,30 +303,34 @@ def test_limits(made):
 def test_alone_is_as_in_a_batch(made, options, norm):
     m = made(options, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
     with torch.no_grad():
-        together = compute_losses(m.recogniser, m.batch, CPU)
+        together = losses_of(m)
         texts = m.recogniser.transcribe(m.batch, CPU)
         for i in range(len(m.batch.utterances)):
             one = alone(m.batch, i)
-            for name, losses in compute_losses(m.recogniser, one, CPU).items():
+            for name, losses in losses_of(m, one).items():
                 torch.testing.assert_close(losses[0], together[name][i], atol=1e-4, rtol=1e-5)
             assert m.recogniser.transcribe(one, CPU) == [texts[i]]
 
 
 @pytest.mark.parametrize("decode", ["beam", "top_k", "top_p"])
 def test_other_searches(made, decode):
-    m = made(f"--decode {decode} --beam 3")
+    m = made()
+    search = {decode: {"beam": 3, "top_k": 10, "top_p": 0.9}[decode]}
     with torch.no_grad():
-        first, again = (m.recogniser.transcribe(m.batch, CPU, beam=3) for _ in range(2))
+        first, again = (m.recogniser.transcribe(m.batch, CPU, **search) for _ in range(2))
         assert first == again  # drawn from the seed
         assert first != m.recogniser.transcribe(m.batch, CPU)
 
 
 @pytest.mark.parametrize("decode", ["top_k", "top_p"])
 def test_drawn_answers_do_not_depend_on_the_batch(made, decode):
-    m = made(f"--decode {decode}")
+    m = made()
+    search = {decode: {"top_k": 10, "top_p": 0.9}[decode]}
     with torch.no_grad():
-        together = m.recogniser.transcribe(m.batch, CPU, beam=3)
-        alone_each = [m.recogniser.transcribe(alone(m.batch, i), CPU, beam=3)[0] for i in range(3)]
+        together = m.recogniser.transcribe(m.batch, CPU, **search)
+        alone_each = [
+            m.recogniser.transcribe(alone(m.batch, i), CPU, **search)[0] for i in range(3)
+        ]
     assert [t.text for t in together] == [t.text for t in alone_each]
 
 
@@ -328,7 +340,7 @@ def test_an_answer_may_be_empty_or_has_to_have_so_many_pieces(made, least):
     m.llm.gpt_neox.final_layer_norm.weight.data.zero_()
     m.llm.gpt_neox.final_layer_norm.bias.data.fill_(1.0)
     head = m.llm.get_output_embeddings().weight.data.zero_()
-    head[m.recogniser.symbols()[-1]], head[6] = 2.0, 1.0  # surest of the end, then of piece 6
+    head[m.recogniser.frame().end], head[6] = 2.0, 1.0  # surest of the end, then of piece 6
     texts = [t.text for t in m.recogniser.transcribe(m.batch, CPU)]
     assert texts == [m.tokenizer.decode([7] * least)] * 3
 
@@ -350,7 +362,7 @@ def test_it_learns_a_few_clips_by_heart(made, options, corpus):
     batch = make_batch([read_audio(u.audio) for u in some], labels, some, {}, 0, MicroBatch([]))
     optimizer = torch.optim.AdamW(m.recogniser.parameters(), lr=5e-3)
     for _ in range(150):
-        loss = total_loss(compute_losses(m.recogniser, batch, CPU), 0.5)
+        loss, _ = compute_losses(m.recogniser, batch, m.config, CPU)
         optimizer.zero_grad()
         (loss / len(some)).backward()
         torch.nn.utils.clip_grad_norm_(m.recogniser.parameters(), 1.0)
@@ -377,7 +389,7 @@ def stage(finished):
 def test_what_is_frozen_stays_as_it_was(finished, tmp_path, part):
     """Byte by byte; HuBERT in evaluation mode, with masks and dropped layers switched on for what is trained."""
     first = str(stage(finished))
-    frozen = ["--train-cnn", "no"] if part == "cnn" else [f"--lr-{part}", 0]
+    frozen = ["--train-cnn", "False"] if part == "cnn" else [f"--lr-{part}", 0]
     finished.train("--ctc-run", first, "--max-steps", 2, *frozen, "--out", tmp_path / "run")
     before, after = (
         load_weights(f"{folder}/model.safetensors") for folder in (first, tmp_path / "run")
@@ -413,9 +425,9 @@ def test_checkpointing_gradients_computes_again_and_changes_nothing(
             return forward(self, *inputs, **options)
 
         monkeypatch.setattr(part, "forward", counted)
-    for options in ([], ["--gradient-checkpointing"]):
-        folder = tmp_path / str(len(options))
-        finished.train("--ctc-run", stage(finished), "--max-steps", 2, *options, "--out", folder)
+    for more in ([], ["--gradient-checkpointing"]):
+        folder = tmp_path / str(len(more))
+        finished.train("--ctc-run", stage(finished), "--max-steps", 2, *more, "--out", folder)
         weights.append(load_weights(folder / "model.safetensors"))
         counts.append(dict(calls))
         calls.clear()
@@ -450,9 +462,7 @@ def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(
         "--max-steps",
         3,
     ]
-    result = finished.main(
-        *options, *adapted, "--out", tmp_path / "run"
-    )  # --init alone says that it is gpt
+    result = finished.main(*options, *adapted, "--method", "gpt", "--out", tmp_path / "run")
     both = {"test", f"{finished.data.name}-test"}  # each domain calls its own "test"
     assert set(result["wer"]) == both and result["trained_params"] < 0.1 * result["params"]
     weights = load_weights(tmp_path / "run" / "model.safetensors")
@@ -461,58 +471,41 @@ def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(
         "B",
         "supplied",
     }
-    again = finished.main("--checkpoint", tmp_path / "run", "--root", root)
-    assert again["wer"] == result["wer"] and again["cer"] == result["cer"]
-    with pytest.raises(
-        UserError, match="run holds a run, whose results this would replace: give another --out"
-    ):
-        finished.main(*options, "--method", "gpt", "--score", "--out", tmp_path / "run")
-    (config,) = script.parse(
-        script.Config,
-        script.PRESETS,
-        script.__doc__,
-        [*map(str, options), "--method", "gpt", "--score"],
-    )
-    assert config.out.endswith("-s1-score")
-    score = finished.main(*options, "--method", "gpt", "--score", "--out", tmp_path / "score")
-    assert set(score["wer"]) == both and "train_seconds" not in score
-    finished.main("--checkpoint", tmp_path / "run", "--root", root, "--export", tmp_path / "whole")
-    whole = finished.main(
-        *options[:-1],
-        tmp_path / "whole",
-        "--method",
-        "gpt",
-        "--score",
-        "--out",
-        tmp_path / "merged",
-    )
-    assert whole["wer"] == {"test": result["wer"]["test"]}
+    again = finished.evaluate(tmp_path / "run", "--root", root)
+    assert again["wer"]["test"] == result["wer"]["test"]
+    merged = tmp_path / "merged"
+    published.from_run(tmp_path / "run", tmp_path / "whole", str(root))
+    published.to_run(str(tmp_path / "whole"), merged, str(root))
+    data = ["--root", root, "--data", "demo-spontaneous-smoke"]
+    limits = json.loads((merged / "config.json").read_text())  # as in the run
+    limits["config"] |= {"pieces_per_second": 6.0, "more_pieces": 5, "least_pieces": 0}
+    (merged / "config.json").write_text(json.dumps(limits))
+    assert finished.evaluate(merged, *data)["wer"] == {"test": result["wer"]["test"]}
     other = finished.main(*finished.options("--max-steps", 1, "--out", tmp_path / "other"))
     assert other["wer"]
     base = shutil.copytree(finished.folder, tmp_path / "base")
-    moved = json.loads((tmp_path / "run" / "config.json").read_text())
-    moved["config"]["init"] = str(base)
-    (tmp_path / "run" / "config.json").write_text(json.dumps(moved))
-    assert finished.main(
-        "--checkpoint", tmp_path / "run", "--root", root, "--out", tmp_path / "same"
-    )["wer"]
+    name_init(tmp_path / "run", base)
+    assert finished.evaluate(tmp_path / "run", "--root", root)["wer"]
     state = load_weights(base / "model.safetensors")
     state["llm.gpt_neox.layers.1.mlp.dense_h_to_4h.weight"][0, 0] += 1e-3
     save_weights(base / "model.safetensors", state)
     with pytest.raises(UserError, match="belong to another pretrained model"):
-        finished.main(
-            "--checkpoint", tmp_path / "run", "--root", root, "--out", tmp_path / "changed"
-        )
-    damaged = json.loads((tmp_path / "run" / "config.json").read_text())
-    damaged["config"]["init"] = str(tmp_path / "other")
-    (tmp_path / "run" / "config.json").write_text(json.dumps(damaged))
+        finished.evaluate(tmp_path / "run", "--root", root)
+    name_init(tmp_path / "run", tmp_path / "other")
     with pytest.raises(UserError, match="belong to another pretrained model"):
-        finished.main("--checkpoint", tmp_path / "run", "--root", root)
+        finished.evaluate(tmp_path / "run", "--root", root)
+
+
+def name_init(run, base) -> None:
+    """Lets the run say that it went on from another one."""
+    stored = json.loads((run / "config.json").read_text())
+    stored["config"]["init"] = str(base)
+    (run / "config.json").write_text(json.dumps(stored))
 
 
 def test_ctc_with_the_language_model(finished, tmp_path, model, capsys):
     search = ["--decode", "beam", "--lm", model("gpt"), "--beam", 3, "--lm-weight", 0.2, 0.5]
-    result = finished.main("--checkpoint", stage(finished), *search, "--out", tmp_path)
+    result = finished.evaluate(stage(finished), *search, "--out", tmp_path)
     assert result["lm_weight"] in (0.2, 0.5) and result["greedy_rtf"] > 0
     assert capsys.readouterr().err.count("dev WER") == 2
 
@@ -542,11 +535,8 @@ def test_a_run_hears_as_it_was_trained(finished, tmp_path, model, corpus):
     finished.train(*options, data=data, plain=True)
     run = tmp_path / "run"
 
-    def hears(where, *more) -> bool:
-        (config,) = script.parse(
-            script.Config, script.PRESETS, script.__doc__, ["--checkpoint", str(where), *more]
-        )
-        return script.load(config, CPU).audio_encoder.config.do_normalize
+    def hears(where) -> bool:
+        return load_run(where, CPU).recogniser.audio_encoder.config.do_normalize
 
     assert hears(run)
     (folder / "preprocessor_config.json").unlink()
@@ -574,136 +564,6 @@ def test_summary_of_the_published_model(capsys):
     assert "3,708,502,656" in capsys.readouterr().out
 
 
-@pytest.fixture
-def published(finished, tmp_path, corpus):
-    """A folder in the published layout, and what is said with it."""
-    folder = tmp_path / "published"
-    finished.main("--checkpoint", finished.folder, "--export", folder)
-    return folder
-
-
-def said(finished, capsys, corpus, *options) -> str:
-    capsys.readouterr()
-    finished.main(
-        *options, "--method", "gpt", "--preset", "smoke", "--transcribe", corpus.dev[0].audio
-    )
-    return capsys.readouterr().out
-
-
-def test_the_published_layout_comes_back_bit_identical(
-    finished, published, tmp_path, corpus, capsys
-):
-    state = load_weights(published / "model.safetensors")
-    assert {name.split(".")[0] for name in state} == {
-        "audio_encoder",
-        "bridge_convs",
-        "bridge_proj",
-        "llm",
-    }
-    assert {
-        "audio_encoder.encoder.pos_conv_embed.conv.weight_g",
-        "llm.embed_out.weight",
-    } <= state.keys()
-    assert json.loads((published / "config.json").read_text())["bridge_conv_stride"] == [2, 2]
-    text = said(finished, capsys, corpus, "--init", published)
-    finished.main(
-        "--init", published, "--method", "gpt", "--preset", "smoke", "--export", tmp_path / "again"
-    )
-    again = load_weights(tmp_path / "again" / "model.safetensors")
-    assert state.keys() == again.keys() and all(
-        torch.equal(state[name], again[name]) for name in state
-    )
-    names = sorted(state)
-    parts = {
-        "model-1.safetensors": names[: len(names) // 2],
-        "model-2.safetensors": names[len(names) // 2 :],
-    }
-    for file, some in parts.items():
-        save_weights(published / file, {name: state[name] for name in some})
-    (published / "model.safetensors").unlink()
-    index = {"weight_map": {name: file for file, some in parts.items() for name in some}}
-    (published / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert text and said(finished, capsys, corpus, "--init", published) == text
-    (published / "model-2.safetensors").unlink()
-    with pytest.raises(UserError, match=r"lacks model-2\.safetensors: copy or download it whole"):
-        said(finished, capsys, corpus, "--init", published)
-
-
-def test_a_folder_with_sentencepieces_file_alone(finished, published, tmp_path, corpus, capsys):
-    """As rinna's: bytes for what it does not know, no space and no symbol before the text; written as it was read."""
-    model, lines = io.BytesIO(), (u.text for u in corpus.train)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines, model_writer=model, vocab_size=330, hard_vocab_limit=False, byte_fallback=True,
-        add_dummy_prefix=False, bos_id=1, eos_id=2, user_defined_symbols=["[SEP]"], minloglevel=2,
-    )  # fmt: skip
-    for path in published.glob("*token*"):
-        path.unlink()
-    (published / "spiece.model").write_bytes(model.getvalue())
-    tokenizer = load_text(str(published), "--init", "")
-    for text in ("the flour", "今日は鵺", "a  b"):
-        labels = tokenizer.encode(text)
-        assert tokenizer.decode(labels) == " ".join(text.split()) and not {1, 2, 3} & set(
-            labels
-        )  # no <unk>, <s>, </s>
-    assert [tokenizer.id_of(piece) for piece in ("<s>", "[SEP]", "</s>", "flour flour")] == [
-        1,
-        3,
-        2,
-        None,
-    ]
-    shapes = json.loads((published / "config.json").read_text())
-    state = load_weights(published / "model.safetensors")
-    for table in ("llm.gpt_neox.embed_in.weight", "llm.embed_out.weight"):
-        state[table] = state[table].repeat(99, 1)[: tokenizer.size - 1]
-    shapes["llm_config"]["vocab_size"] = tokenizer.size - 1
-    (published / "config.json").write_text(json.dumps(shapes))
-    save_weights(published / "model.safetensors", state)
-    text = said(finished, capsys, corpus, "--init", published)
-    finished.main(
-        "--init", published, "--method", "gpt", "--preset", "smoke", "--export", tmp_path / "again"
-    )
-    assert (tmp_path / "again" / "spiece.model").read_bytes() == model.getvalue()
-    assert text and said(finished, capsys, corpus, "--init", tmp_path / "again") == text
-    run = ["--preset", "smoke", "--init", published, "--max-steps", 1, "--out", tmp_path / "run"]
-    finished.main(*run, "--method", "gpt", "--data", finished.data)
-    finished.main("--checkpoint", tmp_path / "run", "--transcribe", corpus.dev[0].audio)
-    (published / "spiece.model").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="holds no tokenizer"):
-        said(finished, capsys, corpus, "--init", published)
-
-
-def test_published_folders_that_cannot_be_used(finished, published, corpus, capsys):
-    weights, config = (
-        published / "model.safetensors",
-        json.loads((published / "config.json").read_text()),
-    )
-    content = weights.read_bytes()
-
-    def refused(match: str) -> None:
-        with pytest.raises(UserError, match=match):
-            said(finished, capsys, corpus, "--init", published)
-
-    weights.write_bytes(content[:-1000])
-    refused("damaged")
-    weights.unlink()
-    (published / "pytorch_model.bin").write_bytes(b"x")
-    refused(r"weights as \.bin are not read")
-    weights.write_bytes(content)
-    state = load_weights(weights)
-    save_weights(weights, {name: x for name, x in state.items() if name != "bridge_proj.bias"})
-    refused(r"holds other weights than its config\.json says \(bridge_proj\.bias")
-    (published / "config.json").write_text(json.dumps(config | {"bridge_conv_stride": [2, 3]}))
-    refused(r"kernels \[4, 4\] and strides \[2, 3\], ours 4 and 2")
-    (published / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "x.py"}}))
-    refused("code of its own")
-    (published / "config.json").write_text(json.dumps(config)[:40])
-    refused("no readable")
-    (published / "config.json").write_text("{}")
-    refused("neither a finished run nor")
-    shutil.rmtree(published)
-    refused("no such folder")
-
-
 def test_other_bridges_and_other_symbols_are_refused(finished, tmp_path):
     options = ["--init", finished.folder, "--max-steps", 1, "--out"]
     with pytest.raises(UserError, match="is another model: give --bridge-layers 2 --end </s>"):
@@ -716,19 +576,15 @@ def test_other_bridges_and_other_symbols_are_refused(finished, tmp_path):
         script.main(["--preset", "full", "--bridge", "ctc"])
 
 
-@pytest.mark.parametrize(
-    "options, said",
-    [
-        ("ctc --decode top_p", "--decode top_p go with --method gpt"),
-        ("gpt --decode beam --lm demo/gpt", "--lm goes with --method ctc"),
-        ("ctc --init run", "--init goes with --method gpt"),
-        ("gpt --init run --untrained-gpt", "without --untrained-hubert and --untrained-gpt"),
-    ],
-)
-def test_what_would_do_nothing_is_refused(options, said, capsys):
+def test_what_would_do_nothing_is_refused(capsys):
     with pytest.raises(SystemExit):
-        script.main(["--method", *options.split()])
-    assert said in capsys.readouterr().err
+        script.main(["--method", "ctc", "--init", "run"])
+    assert "--init goes with --method gpt" in capsys.readouterr().err
+
+
+def test_the_way_back_from_ctc(finished, tmp_path):
+    with pytest.raises(UserError, match="is a run of ctc: give it as --ctc-run"):
+        finished.train("--init", stage(finished), "--max-steps", 1, "--out", tmp_path / "run")
 
 
 def test_the_compressing_bridge_and_its_figures(finished, corpus, tmp_path):
@@ -752,14 +608,21 @@ def test_the_compressing_bridge_and_its_figures(finished, corpus, tmp_path):
         n.split(".")[0] for n in load_weights(tmp_path / "run/model.safetensors")
     }
     assert result["embeddings"] > 0 and result["embeddings_per_second"] > 0
-    again = finished.main("--checkpoint", tmp_path / "run")
+    again = finished.evaluate(tmp_path / "run")
     assert again["wer"] == result["wer"]
+    assert again["embeddings_per_second"] == result["embeddings_per_second"]
+
+
+def fits_of(recogniser):
+    return hubert.fits_of(
+        recogniser.audio_encoder.config, recogniser.characters, recogniser.shortest()
+    )
 
 
 def test_whether_ctc_can_write_a_text_is_asked_of_the_text(made):
     """Of another domain: GPT's tokenizer drops a character that it does not know, so its labels say nothing of it."""
     m = made("--bridge ctc --ctc-run auto", **PUBLISHED_CNN)
-    fits, known = m.recogniser.fits(), m.recogniser.characters.characters
+    fits, known = fits_of(m.recogniser), m.recogniser.characters.characters
     text = known.strip()[0]
     labels = m.tokenizer.encode(text)
     assert fits(16000, labels, text) and "é" not in known
@@ -768,7 +631,7 @@ def test_whether_ctc_can_write_a_text_is_asked_of_the_text(made):
     assert fits(16000, labels, 25 * text) and not fits(
         16000, labels, 26 * text
     )  # 49 frames, of which 24 are blank
-    without = made("").recogniser.fits()
+    without = fits_of(made("").recogniser)
     assert without(1, labels, f"{text}é" * 99)  # GPT can
 
 
@@ -780,12 +643,12 @@ def test_the_first_clip_that_can_be_read_is_drawn(made, tmp_path, monkeypatch):
     dev = [Utterance(name, str(tmp_path / name), TEXTS[0], s) for name, s in seconds.items()]
     m = made("--bridge ctc --ctc-run auto --cut-seconds 2")
     config, corpus = replace(m.config, out=str(tmp_path)), Corpus([], dev, {}, {})
-    script.draw_compression(config, m.recogniser, corpus, CPU)
-    script.draw_attention(config, m.recogniser, corpus, CPU)
+    bridge_figures.draw_compression(config, m.recogniser, corpus, CPU, vectors_of)
+    bridge_figures.draw_attention(config, m.recogniser, corpus, CPU)
     assert all(
         (tmp_path / f"{name}.png").stat().st_size > 1000 for name in ("compression", "attention")
     )
     with pytest.raises(
         UserError, match="no utterance that it could show is short enough and can be read"
     ):
-        script.draw_attention(config, m.recogniser, Corpus([], dev[:3], {}, {}), CPU)
+        bridge_figures.draw_attention(config, m.recogniser, Corpus([], dev[:3], {}, {}), CPU)

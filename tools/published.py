@@ -61,7 +61,7 @@ def to_run(name: str, out: Path, root: str = "data") -> None:
         asked = pretrained.asks_for_normalised(folder, str(folder))
         sizes["audio_encoder_config"].setdefault("do_normalize", asked)
     config = options.with_values(
-        script.PRESETS["full"], bridge_layers=layers, out=str(out), root=root
+        script.PRESETS["full"], preset="full", bridge_layers=layers, out=str(out), root=root
     )
     tokenizer = pretrained.load_text(str(folder), "the model", root)
     encoder, llm = shapes.networks(sizes)

@@ -55,6 +55,7 @@ Real = Annotated[float, Range(f"between -{LARGEST} and {LARGEST}", lambda x: abs
 
 
 METHOD = tyro.conf.arg(name="method")  # several rows of a script are given as --method a b
+EITHER = tyro.conf.FlagConversionOff  # of a bool that presets switch on: --name True, --name False
 
 
 def local(default: Any) -> Any:
