@@ -70,7 +70,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -155,9 +155,9 @@ class Config(options.RunConfig):
     ctc_weight: float = 0.5  # w, of CTC beside GPT's loss [choice]
     hubert: str = "rinna/japanese-hubert-base"  # [paper]: hub name or folder
     gpt: str = "rinna/japanese-gpt-neox-3.6b"  # GPT-NeoX [paper]: hub name or folder
-    ctc_run: str = "none"  # finished run of ctc; auto: the one beside, or trained; choice: start
+    ctc_run: str = "none"  # finished run of ctc; auto: beside, or trained; choice: start
     init: str | None = None  # finished run of gpt to go on from
-    lora_rank: int = 0  # of adapters in GPT's self-attention, 8 [choice]; 0: none
+    lora_rank: int = 0  # of adapters in GPT, 8 [choice]; 0: none
     symbols: Symbols = Symbols(begin="<s>", separator="[SEP]", end="</s>")  # [paper]
     answers: Answers = Answers(pieces_per_second=4.0, more_pieces=20, least_pieces=2)  # [paper]
     ctc_epochs: Count = 20  # passes of ctc [choice]
@@ -412,7 +412,7 @@ class BridgedGPT(SpeechModel):
     def transcribe(self, batch: Batch, place: Place, **search) -> list[decoding.Transcript]:
         """The batch's transcripts. search: none for greedy, or see
         `prompting.search_options`."""
-        how: dict[str, Any] = {"min_new_tokens": self.config.answers.least_pieces}
+        how = {"min_new_tokens": self.config.answers.least_pieces}
         if search:
             how |= prompting.search_options(search, self.config.seed, batch.samples)
         limits = self.limits(batch.samples)

@@ -92,6 +92,7 @@ from common import bert, conformer, features, figures, rnnt, rnnt_beam, text
 from common.errors import UserError
 from common.running import (
     batches,
+    beam_models,
     command_line,
     corpora,
     decoding,
@@ -404,7 +405,7 @@ class Recogniser(nn.Module):
 
     decodes = decoding.Decoding(  # for evaluate.py and transcribe.py
         kinds=("greedy", "beam"),
-        lm=pretrained.WordModel,
+        lm=beam_models.WordModel,
         own=options.Search(beam=16, lm_weight=(0.3, 0.6, 1.0), bonus=(0.0, 0.5)),  # beam: [peer]
     )
 

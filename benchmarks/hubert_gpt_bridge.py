@@ -1,6 +1,6 @@
 """Domains before and after adaptation, and where the time goes: python benchmarks/hubert_gpt_bridge.py RUN [RUN ...]
 
-Each RUN is the folder of a scored run, the first before adaptation (--score), the others after. Writes domains.png into
+Each RUN is the folder of a scored run, the first before adaptation (evaluate.py), the others after. Writes domains.png into
 the last (WER of every test set; that of people talking also without fillers, which may be all that was learnt) and
 prints it in Markdown. Then the seconds per second of audio of the last run that has weights, on utterances of its own
 dev set one by one: HuBERT and bridge; GPT reading the prompt; GPT writing.
@@ -17,12 +17,13 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import hubert_gpt_bridge as script  # noqa: E402
 from common import figures, metrics, prompting  # noqa: E402
 from common.demo.spontaneous import FILLERS  # noqa: E402
 from common.running.batches import read_one  # noqa: E402
+from common.running.corpora import load_corpus  # noqa: E402
 from common.running.hypotheses import read_hypotheses  # noqa: E402
-from common.running.process import start, synchronise  # noqa: E402
+from common.running.process import join, synchronise  # noqa: E402
+from common.running.runs import load_run  # noqa: E402
 
 
 def without_fillers(text: str) -> str:
@@ -45,19 +46,14 @@ def word_errors(run: Path) -> dict[str, float]:
 @torch.inference_mode()
 def time_parts(run: Path, root: str, count: int) -> dict[str, float]:
     """Seconds per second of audio, over so many dev utterances."""
-    options = ["--checkpoint", str(run), "--root", root]
-    (config,) = script.parse(script.Config, script.PRESETS, script.__doc__, options)
-    place = start(config)
-    recogniser, seconds, sums = (
-        script.load(config, place),
-        0.0,
-        dict.fromkeys(("HuBERT and bridge", "prompt"), 0.0),
-    )
-    sums["writing"] = 0.0
-    for i, utterance in enumerate(script.load_corpus(config.data, config.root).dev[: count + 3]):
+    place = join("auto", "auto")
+    config, recogniser = load_run(run, place, root)[2:]
+    seconds = 0.0
+    sums = dict.fromkeys(("HuBERT and bridge", "prompt", "writing"), 0.0)
+    for i, utterance in enumerate(load_corpus(config.data, config.root).dev[: count + 3]):
         batch = read_one(utterance, config).to(place.device)
         clock = [synchronise(place)]
-        a, sizes = recogniser.bridge(*recogniser(batch))
+        a, sizes = recogniser.bridge(*recogniser.encode(batch))
         sequences = recogniser.sequences(a, sizes, None)
         clock.append(synchronise(place))
         recogniser.llm(
@@ -65,7 +61,7 @@ def time_parts(run: Path, root: str, count: int) -> dict[str, float]:
         )
         clock.append(synchronise(place))
         prompting.write(
-            recogniser.llm, sequences, recogniser.limits(batch.samples), recogniser.symbols()[-1]
+            recogniser.llm, sequences, recogniser.limits(batch.samples), recogniser.frame().end
         )
         clock.append(synchronise(place))
         if i >= 3:  # the first ones warm up

@@ -171,7 +171,7 @@ ROWS["hubert_gpt_bridge"] = {
     },
     "ctc, 7 epochs": "--method ctc --ctc-epochs 7",  # as many updates as with GPT after it
     "ctc + beam + LM": "of ctc: --decode beam --lm demo/gpt",
-    "conv, not adapted": f"{ADAPT} --score",
+    "conv, not adapted": "of conv: --data demo-spontaneous",
     "conv, adapted by LoRA r 8": f"{ADAPTERS} 8",
     "conv, all adapted": f"{ADAPT} --lr-hubert 1e-4 --lr-bridge 3e-4 --lr-llm 1e-4",
     "conv, all adapted, three times the rates": f"{ADAPT} --lr-hubert 3e-4 --lr-bridge 1e-3 --lr-llm 3e-4",
@@ -191,13 +191,13 @@ ROWS["hubert_gpt_bridge"] = {
     "conv, LoRA r 8": f"{BRIDGE} --lora-rank 8 --lr-llm 5e-3",
     "conv, HuBERT as pretrained": "--method gpt --ctc-run none",
     "conv, HuBERT as pretrained, 7 epochs": "--method gpt --ctc-run none --epochs 7",
-    "ctc, untrained HuBERT": "--method ctc --untrained-hubert",
-    "conv, untrained HuBERT": "--method gpt --untrained-hubert "
+    "ctc, untrained HuBERT": "variant untrained_hubert: --method ctc",
+    "conv, untrained HuBERT": "variant untrained_hubert: --method gpt "
     "--ctc-run runs/table/hubert_gpt_bridge/ctc-untrained-hubert-s{seed}",
-    "conv, untrained GPT": f"{BRIDGE} --untrained-gpt",
-    "ctc, untrained HuBERT, 8 epochs": "--method ctc --untrained-hubert --ctc-epochs 8",  # for the time of pretraining
-    "ctc, CNN frozen": "--method ctc --train-cnn no",
-    "conv, CNN frozen": "--method gpt --train-cnn no --ctc-run runs/table/hubert_gpt_bridge/ctc-cnn-frozen-s{seed}",
+    "conv, untrained GPT": f"variant untrained_gpt: {BRIDGE}",
+    "ctc, untrained HuBERT, 8 epochs": "variant untrained_hubert: --method ctc --ctc-epochs 8",  # for the time of pretraining
+    "ctc, CNN frozen": "--method ctc --train-cnn False",
+    "conv, CNN frozen": "--method gpt --train-cnn False --ctc-run runs/table/hubert_gpt_bridge/ctc-cnn-frozen-s{seed}",
     **{f"conv, adapted by LoRA r {rank}": f"{ADAPTERS} {rank}" for rank in (1, 2, 32)},
     **{f"conv, {decode}": f"of conv: --decode {decode}" for decode in ("beam", "top_k", "top_p")},
 }

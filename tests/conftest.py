@@ -384,12 +384,10 @@ def babbling(runs, shared) -> Callable[[str], Path]:
 
 def read_configs(name: str, arguments: list[str], variant: str | None = None) -> list:
     """The configurations that a script makes of a command line."""
-    from common.running import command_line, flags
+    from common.running import command_line
 
     script = importlib.import_module(name)
-    if "full" in script.PRESETS:
-        return command_line.parse(script.PRESETS, script.__doc__, arguments, variant)
-    return flags.parse(script.Config, script.PRESETS, script.__doc__, arguments)
+    return command_line.parse(script.PRESETS, script.__doc__, arguments, variant)
 
 
 def write_data(folder: Path, train, dev, test) -> Path:

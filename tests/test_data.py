@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 from common.errors import note_once
+from common.running import options
 from common.running.audio import read_audio
 from common.running.batches import (
     MicroBatch,
@@ -23,7 +24,6 @@ from common.running.batches import (
     sample_waves,
 )
 from common.running.corpora import Utterance
-from common.running.flags import RunConfig
 
 
 def made_up(n: int, seed: int = 0) -> list[Utterance]:
@@ -151,9 +151,8 @@ def test_scoring_sees_every_utterance_exactly_once(ranks):
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
-    # -- data --
-    speeds: tuple[float, ...] = (1.0,)
+class Config(options.RunConfig):
+    augmentation: options.Augmentation = options.Augmentation((1.0,), 0, 0)
 
 
 @pytest.fixture
@@ -212,7 +211,7 @@ def test_batches_to_learn_from(config, utterances):
 
 def test_batches_to_score(config, utterances):
     """Without labels, at the speed they were spoken at, and whatever their transcripts say."""
-    batch = read(replace(config, speeds=(2.0,)), utterances)
+    batch = read(options.with_values(config, speeds=(2.0,)), utterances)
     assert [u.id for u in batch.utterances] == ["u0", "u1", "u3", "u4", "u5", "u6", "u7"]
     assert (
         batch.targets.shape == (7, 0)
@@ -227,8 +226,8 @@ def test_channels_that_cancel_each_other_are_read_and_named(config, utterances, 
         wave, _ = soundfile.read(utterance.audio)
         soundfile.write(utterance.audio, np.stack([wave, -wave], axis=1), 16000)
     plan = [MicroBatch(utterances[:6]), MicroBatch(utterances[6:])]
-    for options in ({"encode": encode, "fits": fits}, {}):
-        first, second = loader(plan, replace(config, workers=workers), **options)
+    for more in ({"encode": encode, "fits": fits}, {}):
+        first, second = loader(plan, replace(config, workers=workers), **more)
         assert list(first.cancelling) == ["u5"] and list(second.cancelling) == ["u6"]
         assert "5.flac: its channels cancel each other" in first.cancelling["u5"]
         assert second.waves[0].abs().max() > 0.4
@@ -254,7 +253,7 @@ def test_a_batch_may_come_out_empty(config, utterances, some):
 
 def test_what_is_drawn_depends_on_the_utterance_and_the_epoch_alone(config, utterances):
     """Not on reading processes, ranks or neighbours."""
-    config = replace(config, speeds=(0.9, 1.0, 1.1))
+    config = options.with_values(config, speeds=(0.9, 1.0, 1.1))
 
     def samples(config, plan):
         batches = [*loader(plan, config, encode, fits)]
@@ -284,7 +283,7 @@ def test_what_is_drawn_depends_on_the_utterance_and_the_epoch_alone(config, utte
 def test_an_utterance_that_comes_again_in_an_epoch_has_another_speed(config, utterances):
     """As those of a small language do, see `balance`."""
     plan = [MicroBatch(utterances[:1], 0, update) for update in range(8)]
-    batches = loader(plan, replace(config, speeds=(0.9, 1.0, 1.1)), encode, fits)
+    batches = loader(plan, options.with_values(config, speeds=(0.9, 1.0, 1.1)), encode, fits)
     assert len({int(batch.samples[0]) for batch in batches}) > 1
 
 

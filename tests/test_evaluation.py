@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from common.errors import UserError, note_once
-from common.running import decoding, evaluation, transcription
+from common.running import decoding, evaluation, options, transcription
 from common.running.audio import read_audio
 from common.running.batches import read_one
 from common.running.corpora import Corpus, Utterance
 from common.running.decoding import Transcript, Word
-from common.running.flags import RunConfig
 from common.running.hypotheses import write_hypotheses
 from common.running.options import Search
 from common.running.process import Place
@@ -27,15 +26,13 @@ TWINS = {"night": "knight", "knight": "night", "sea": "see", "see": "sea"}
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
-    # -- method --
-    method: str = "echo"
-    # -- decoding --
-    decode: str = "greedy"
-    lm: str | None = None
-    beam: int = 4
-    lm_weight: tuple[float, ...] = (0.0, 0.5)
-    bonus: tuple[float, ...] = (0.0, 1.0)
+class Config(options.RunConfig):
+    """Of evaluate.py or transcribe.py, as far as these functions read it."""
+
+    methods: tuple[str, ...] = ("echo",)
+    search: Search = Search(beam=4, lm_weight=(0.0, 0.5), bonus=(0.0, 1.0))
+    times: bool = False
+    srt: bool = False
 
 
 class Echo(nn.Module):
@@ -273,19 +270,19 @@ def test_searches(config):
     built = []
     echo = Echo(lm=lambda *arguments: built.append(arguments) or "an lm")
     assert decoding.searches(config, echo, CPU) == [{}]
-    beam = replace(config, decode="beam")
+    beam = options.with_values(config, decode="beam")
     without = decoding.searches(beam, echo, CPU)
     assert (
         without == [dict(beam=4, lm=None, lm_weight=0.0, bonus=bonus) for bonus in (0.0, 1.0)]
         and not built
     )
-    found = decoding.searches(replace(beam, lm="demo/lm", root="r"), echo, CPU)
+    found = decoding.searches(options.with_values(beam, lm="demo/lm", root="r"), echo, CPU)
     assert built == [("demo/lm", "--lm", "r", "its tokenizer", CPU.device)]  # once
     pairs = [(search["lm_weight"], search["bonus"]) for search in found]
     assert pairs == [(0.0, 0.0), (0.0, 1.0), (0.5, 0.0), (0.5, 1.0)] and all(
         search["lm"] == "an lm" for search in found
     )
-    sampled = replace(config, decode="top_k")
+    sampled = options.with_values(config, decode="top_k")
     assert decoding.searches(sampled, Echo(lm=None, own=Search(top_k=7)), CPU) == [{"top_k": 7}]
 
 
@@ -348,7 +345,7 @@ def test_scores_of_every_test_set(corpus, config, tmp_path, capsys):
 
 def test_scores_of_a_tuned_search(corpus, config):
     """RESULT says which it was, and how long the greedy one takes."""
-    beam = replace(config, decode="beam", lm="demo/lm", lm_weight=(0.5,))
+    beam = options.with_values(config, decode="beam", lm="demo/lm", lm_weight=(0.5,))
     found = evaluation.evaluate(Echo(), corpus, beam, CPU)
     assert (found["lm"], found["lm_weight"], found["bonus"], found["beam"]) == (
         "demo/lm",
@@ -384,8 +381,12 @@ def test_methods_side_by_side(corpus, config, tmp_path, capsys):
     configs, results = [], []
     for method, has_last in (("short", 0.0), ("whole", 1.0)):
         configs.append(
-            replace(
-                config, method=method, out=str(tmp_path / method), decode="beam", bonus=(has_last,)
+            options.with_values(
+                config,
+                methods=(method,),
+                out=str(tmp_path / method),
+                decode="beam",
+                bonus=(has_last,),
             )
         )
         result = {"method": method} | evaluation.evaluate(Echo(), corpus, configs[-1], CPU)
@@ -445,7 +446,7 @@ def test_what_cannot_be_transcribed(say, config, tmp_path, capsys):
 
 
 def test_transcribing_needs_one_search(config):
-    beam = replace(config, decode="beam")
+    beam = options.with_values(config, decode="beam")
     with pytest.raises(UserError, match="transcribing needs one --lm-weight and one --bonus"):
         transcription.transcribe_files(Echo(), ["a.wav"], beam, CPU)  # of two bonuses
     # A recogniser that is itself a language model has nothing to weigh.

@@ -3,34 +3,30 @@
 import multiprocessing
 import os
 import random
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from common.running.corpora import Utterance
-from common.running.flags import RunConfig, UserError
+from common.errors import UserError
+from common.running.options import RunConfig
 from common.running.process import (
     Place,
-    Stage,
-    earlier_stage,
     gather,
     open_folder,
+    open_scores,
     reseed,
     start,
     synchronise,
 )
-from common.running.training import Progress, digest_of
 
 CPU = Place(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture
 def config(tmp_path):
-    return replace(RunConfig(), device="cpu", out=str(tmp_path / "run"))
+    return RunConfig(methods=("a",), device="cpu", out=str(tmp_path / "run"))
 
 
 def test_devices(config):
@@ -148,94 +144,9 @@ def test_scoring_into_a_folder_that_cannot_be_used(tmp_path):
     (tmp_path / "file").touch()
     for out in ("file", "file/x"):
         with pytest.raises(UserError, match="cannot be used .*choose another folder"):
-            start(replace(RunConfig(), device="cpu", checkpoint="x", out=str(tmp_path / out)))
-    start(replace(RunConfig(), device="cpu", checkpoint="x", out=str(tmp_path / "new")))
+            open_scores(tmp_path / out)
+    open_scores(tmp_path / "new")
     assert (tmp_path / "new").is_dir() and not list((tmp_path / "new").iterdir())
-
-
-# --------------------------------------------------------------------- an earlier stage
-
-
-@dataclass(frozen=True)
-class Config(RunConfig):
-    """Of a script whose runs of `second` build on one of `first`."""
-
-    # -- method --
-    method: Literal["first", "second"] = "second"  # row
-    first_run: str = "auto"  # of first
-    units: int = 5  # of second
-    # -- decoding --
-    decode: Literal["greedy"] = "greedy"  # how
-
-
-DATA = [Utterance("a", "a.wav", "the king", 1.0), Utterance("b", "b.wav", "a sail", 2.0)]
-
-
-def finish(config: Config, utterances=DATA) -> None:
-    """What a finished run leaves behind."""
-    open_folder(config, CPU)
-    progress = asdict(Progress(utterances=len(utterances), corpus=digest_of(utterances)))
-    torch.save({"model": {}, "progress": progress}, Path(config.out) / "last.pt")
-    (Path(config.out) / "model.safetensors").touch()
-
-
-def find(config: Config, utterances=DATA, train=finish) -> Config:
-    stage = Stage("first", "--first-run", {}, ("first_run", "units"), digest_of(utterances))
-    return earlier_stage(config, CPU, stage, train)
-
-
-def test_an_earlier_stage_is_trained_by_default_and_then_found(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    found = find(Config(out="runs/second"))
-    assert "first first, in runs/test_place-demo-first-s1" in capsys.readouterr().err
-    assert (found.method, found.checkpoint) == ("first", "runs/test_place-demo-first-s1")
-    again = find(Config(out="runs/second", first_run=found.checkpoint, units=7), train=None)
-    assert again.checkpoint == found.checkpoint and again.units == 5
-    with pytest.raises(
-        UserError, match="was trained otherwise .*--seed 1 -> 2.*another --first-run"
-    ):
-        find(Config(out="runs/second", first_run=found.checkpoint, seed=2), train=None)
-
-
-def test_a_named_stage_that_does_not_exist_is_refused_and_not_trained(tmp_path):
-    (tmp_path / "empty").mkdir()
-    for name in ("mistyped", "empty"):
-        config = Config(out=str(tmp_path / "second"), first_run=str(tmp_path / name))
-        with pytest.raises(UserError, match=f"--first-run .*{name} holds no run: give the folder"):
-            find(config)
-    assert not (tmp_path / "mistyped").exists() and not list((tmp_path / "empty").iterdir())
-
-
-CHANGED = {
-    "another text": [DATA[0], replace(DATA[1], text="a sale")],
-    "one fewer": DATA[:1],
-    "another length": [DATA[0], replace(DATA[1], duration=2.5)],
-}
-
-
-@pytest.mark.parametrize("change", CHANGED)
-@pytest.mark.parametrize("named", [True, False])
-def test_a_stage_trained_on_other_data_is_refused(tmp_path, change, named):
-    """Though the data have the same name; whether the stage was named or found."""
-    folder = tmp_path / "first"
-    finish(Config(method="first", out=str(folder)))
-    config = Config(out=str(tmp_path / "second"), first_run=str(folder) if named else "auto")
-    assert find(config, train=None).checkpoint == str(folder)
-    with pytest.raises(
-        UserError, match="the first in .* was trained on other utterances than --data"
-    ):
-        find(config, CHANGED[change])
-
-
-def test_a_stage_whose_data_cannot_be_asked(tmp_path, capsys):
-    folder = tmp_path / "first"
-    finish(Config(method="first", out=str(folder)))
-    config = Config(out=str(tmp_path / "second"), first_run=str(folder))
-    (folder / "last.pt").write_bytes(b"damaged")
-    with pytest.raises(UserError, match="last.pt cannot be read .*give another --first-run"):
-        find(config)
-    (folder / "last.pt").unlink()
-    assert find(config, train=None).checkpoint == str(folder)
-    assert (
-        "has no last.pt: whether its data were the same cannot be told" in capsys.readouterr().err
-    )
+    (tmp_path / "new" / "config.json").touch()
+    with pytest.raises(UserError, match="holds a run, whose results this would replace"):
+        open_scores(tmp_path / "new")

@@ -14,6 +14,7 @@ import torch
 from conftest import REPOSITORY, SCRIPTS
 from torch import Tensor, nn
 
+from common import hubert
 from common.running import training
 from common.text import Characters
 
@@ -64,11 +65,11 @@ import multiprocessing, pickle, sys
 from dataclasses import dataclass
 from common.running.corpora import Utterance
 from common.running.batches import MicroBatch, loader
-from common.running.flags import RunConfig
+from common.running.options import Augmentation, RunConfig
 
 @dataclass(frozen=True)
 class Config(RunConfig):
-    speeds: tuple = (1.0,)
+    augmentation: Augmentation = Augmentation((1.0,), 0, 0)
 
 if __name__ == "__main__":
     multiprocessing.set_start_method("forkserver")  # as Python 3.14 does by itself
@@ -83,9 +84,8 @@ if __name__ == "__main__":
 def test_a_reading_process_of_its_own_gets_along(tmp_path):
     """Started by forkserver, with what hubert_gpt_bridge.py gives it: CTC knows no é."""
     soundfile.write(tmp_path / "a.wav", torch.randn(16000).numpy() * 0.1, 16000)
-    bridge = importlib.import_module("hubert_gpt_bridge")
     characters, cnn = Characters.build(["a b", "aé"]), ((10, 5), (3, 2), (3, 2))
-    given = characters.encode, partial(bridge.fits, " ab", cnn, 400)
+    given = characters.encode, partial(hubert.fits, " ab", cnn, 400)
     (tmp_path / "given").write_bytes(pickle.dumps(given))
     (tmp_path / "read.py").write_text(FORKSERVER)
     command = [sys.executable, tmp_path / "read.py", tmp_path / "a.wav", tmp_path / "given"]

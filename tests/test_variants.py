@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 
 import pytest
-from conftest import REPOSITORY, run_script
+from conftest import REPOSITORY, build_once, run_script
 
 from common.errors import UserError
 from common.figures import read_log
@@ -16,6 +16,7 @@ FILES = sorted((REPOSITORY / "variants").glob("*/[a-z]*.py"))
 # What a variant is compared with, where that is not the method of its script by default.
 OPTIONS = {
     "aed_kd_with_taps": ["--method", "aed_kd"],
+    "untrained_hubert": ["--method", "ctc"],
     "token_kd_delay_2": ["--method", "token_kd"],
     "token_kd_delay_4": ["--method", "token_kd"],
 }
@@ -34,8 +35,8 @@ def plain(runs, shared):
         key = (script, *more)
         if key not in known:
             folder = shared / f"plain-{'-'.join(key)}"
-            if not (folder / "result.json").exists():
-                runs(script).train("--out", folder, "--max-steps", 2, *more)
+            finished = runs(script)
+            build_once(folder, lambda _: finished.train("--out", folder, "--max-steps", 2, *more))
             known[key] = first_losses(folder)
         return known[key]
 

@@ -6,10 +6,9 @@ python tests/toy.py FOLDER     as one of several ranks: SIGTERM to the last of t
 import os
 import signal
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
 
 import soundfile
 import torch
@@ -17,9 +16,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from common.errors import UserError
 from common.figures import read_log
+from common.running import options
 from common.running.corpora import Utterance
-from common.running.flags import RunConfig, UserError
 from common.running.process import Place, start
 from common.running.training import Run
 
@@ -27,17 +27,18 @@ CPU = Place(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
-    # -- data --
-    update_seconds: float = 0.4
-    speeds: tuple[float, ...] = (1.0,)
-    # -- method --
-    method: Literal["toy"] = "toy"
-    # -- optimisation --
-    epochs: int = 3
-    schedule: Literal["inverse-sqrt", "one-cycle"] = "one-cycle"
-    warmup: float = 0.5
-    average: int = 2
+class Config(options.RunConfig):
+    methods: tuple[str, ...] = ("toy",)
+    training: options.Training = options.Training(
+        epochs=3,
+        update_seconds=0.4,
+        max_seconds=9.0,
+        schedule="one-cycle",
+        warmup=0.5,
+        clip=5.0,
+        average=2,
+    )
+    augmentation: options.Augmentation = options.Augmentation((1.0,), 0, 0)
 
 
 class Recogniser(nn.Module):
@@ -58,7 +59,8 @@ class Toy:
 
     def __init__(self, folder: Path, place: Place = CPU, **changes):
         self.folder, self.out, self.place = folder, folder / "run", place
-        self.config = Config(device="cpu", out=str(self.out), workers=0, **changes)
+        plain = Config(device="cpu", out=str(self.out), workers=0)
+        self.config = options.with_values(plain, **changes)
         self.utterances, self.each_update, self.scale = [], lambda update: None, 1.0
         self.out.mkdir(parents=True, exist_ok=True)
         for i in range(12):
@@ -88,7 +90,7 @@ class Toy:
             (lambda text: [1] * len(text)),
             (lambda samples, labels, text: len(labels) < 12),
         )
-        config = replace(self.config, **changes)
+        config = options.with_values(self.config, **changes)
         self.run = Run(
             config,
             self.place,

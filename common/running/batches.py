@@ -213,12 +213,16 @@ def make_batch(waves: list[Tensor], labels: list[list[int]], *rest) -> Batch:
 
 def read_corpus(config: RunConfig, place: Place) -> Corpus:
     """What --data names; the first rank may download or build it. Raises UserError."""
-    scoring = config.checkpoint is not None
     with first_rank_first(place):
         if config.download:
-            download(config.data, config.root, config.hours, scoring)
+            download(config.data, config.root, config.hours, scoring=False)
         return load_corpus(
-            config.data, config.root, config.hours, config.seed, scoring, config.languages
+            config.data,
+            config.root,
+            config.hours,
+            config.seed,
+            scoring=False,
+            languages=config.languages,
         )
 
 

@@ -91,7 +91,6 @@ class RunConfig:
     variant: tyro.conf.Suppress[str | None] = None  # the file of variants/ that started the run
 
     init = None  # a script may make it an option: a finished run that it goes on from
-    checkpoint = None  # of the scripts that do not have `evaluate.py` for it yet
 
     @property
     def method(self) -> str:

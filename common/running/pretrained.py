@@ -10,7 +10,6 @@ for beam search are in beam_models.py.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import socket
@@ -24,18 +23,8 @@ from torch import nn
 from common import bert
 from common.errors import UserError, note
 from common.running.process import Place, quiet_bars
-from common.running.weights import digest_of_model, forget_supplied, mark_supplied, weight_files
+from common.running.weights import digest_of_model, mark_supplied, weight_files
 from common.text import Pieces, SentencePiece
-
-__all__ = ["forget_supplied", "mark_supplied"]  # they moved to weights.py
-
-
-def __getattr__(name: str) -> type:
-    """The language models for beam search moved to beam_models.py."""
-    if name in ("LanguageModel", "CharacterModel", "WordModel"):
-        return getattr(importlib.import_module("common.running.beam_models"), name)
-    raise AttributeError(name)
-
 
 # Weights as safetensors only: nothing that a download could execute.
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]

@@ -16,9 +16,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +28,7 @@ import torch.distributed as dist
 
 from common.errors import UserError, note
 from common.files import write_atomically
-from common.running.flags import RunConfig, differences, load_config
+from common.running.options import RunConfig
 
 
 class Place(NamedTuple):
@@ -49,12 +48,9 @@ class Place(NamedTuple):
 
 
 def start(config: RunConfig) -> Place:
-    """As `join`, and opens --out. Raises UserError."""
+    """As `join`, and opens --out for training. Raises UserError."""
     place = join(config.device, config.precision)
-    if not config.checkpoint:
-        open_folder(config, place)
-    elif place.first and not config.transcribe:
-        open_scores(Path(config.out))
+    open_folder(config, place)
     return place
 
 
@@ -241,84 +237,3 @@ def _lock(folder: Path) -> None:
         file = open(folder / ".lock", "w")  # noqa: SIM115  (closing it would end the lock)
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _locks[folder] = file
-
-
-class Stage(NamedTuple):
-    """An earlier run that another one builds on."""
-
-    method: str  # its own
-    flag: str  # the option that names its folder
-    presets: dict  # of the script
-    may_differ: Sequence[str]  # options on which the two runs need not agree
-    corpus: str  # digest of what is learnt from now, see `training.digest_of`
-
-
-def earlier_stage(
-    config: RunConfig,
-    place: Place,
-    stage: Stage,
-    run_method: Callable[[RunConfig], object],
-    **changes,
-) -> RunConfig:
-    """The configuration, with --checkpoint, of an earlier run that this one builds on:
-    an ordinary run of its own.
-
-    With auto it is the one beside this run, or where it is by default, and run_method
-    trains it where there is none. A run that is not finished is gone on with. changes:
-    what else makes it that run, beside its method. Raises UserError if a folder was
-    named that holds no run, where the run differs in an option or in what it was
-    trained on, and where --max-steps cut it short and this one goes on longer.
-    """
-    named = getattr(config, stage.flag.removeprefix("--").replace("-", "_"))
-    folder = _earlier_folder(config, stage.method) if named == "auto" else Path(named)
-    # Asked before the first rank makes one.
-    begun = gather((folder / "config.json").exists(), place)[0]
-    if named != "auto" and not begun:
-        what = f"give the folder of a run of {stage.method}, or auto, which trains one"
-        raise UserError(f"{stage.flag} {named} holds no run: {what} where there is none.")
-    changes = {"method": stage.method, "checkpoint": None, "decode": "greedy"} | changes
-    asked = replace(config, out=str(folder), resume=begun, **changes)
-    if begun:
-        stored = load_config(type(config), folder, stage.presets)
-        asked = replace(asked, **{name: getattr(stored, name) for name in stage.may_differ})
-        cut_short = config.max_steps or not stored.max_steps
-        asked = replace(asked, max_steps=stored.max_steps if cut_short else None)
-        if changed := differences(stored, asked):
-            what = f"the {stage.method} in {folder} was trained otherwise ({'; '.join(changed)})"
-            raise UserError(f"{what}: give another {stage.flag}.")
-    if not (folder / "model.safetensors").exists():
-        if place.first:
-            note(f"{stage.method} first, in {folder}")
-        run_method(asked)
-    elif begun:
-        _check_corpus(folder, stage, place)
-    return replace(asked, checkpoint=str(folder))
-
-
-def _check_corpus(folder: Path, stage: Stage, place: Place) -> None:
-    """Raises UserError if the finished run was trained on other utterances.
-
-    If its last.pt is gone, this cannot be known; a note says so.
-    """
-    path = folder / "last.pt"
-    if not path.exists():
-        if place.first:
-            note(f"{folder} has no last.pt: whether its data were the same cannot be told")
-        return
-    try:
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        corpus = state["progress"]["corpus"]
-    except Exception as error:  # what torch.load raises depends on where a file is damaged
-        what = f"cannot be read (damaged, or of another version: {type(error).__name__})"
-        raise UserError(f"{path} {what}: give another {stage.flag}.") from None
-    if corpus != stage.corpus:
-        what = f"the {stage.method} in {folder} was trained on other utterances than --data now has"
-        advice = f"bring the data back as they were, or give another {stage.flag}."
-        raise UserError(f"{what}: {advice}")
-
-
-def _earlier_folder(config: RunConfig, method: str) -> Path:
-    beside = Path(config.out).with_name(method)
-    script = Path(sys.modules[type(config).__module__].__file__).stem
-    default = Path("runs") / f"{script}-{Path(config.data).name}-{method}-s{config.seed}"
-    return beside if (beside / "config.json").exists() else default

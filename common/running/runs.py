@@ -12,13 +12,12 @@ from __future__ import annotations
 import importlib
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from common.errors import UserError
-from common.running import command_line, flags
+from common.running import command_line
 from common.running.process import Place
 
 SCRIPTS = (
@@ -50,7 +49,7 @@ def load_run(
     """
     script = script_of_run(folder)
     module = importlib.import_module(script)
-    config = stored_config(module, folder)
+    config = command_line.load_config(folder, module.PRESETS)
     changes = {"root": root}
     if base is not None:
         changes[base_option(script, config)] = base
@@ -66,14 +65,6 @@ def script_of_run(folder: str | Path) -> str:
         known = ", ".join(SCRIPTS)
         raise UserError(f"{folder} is a run of {script!r}, which is none of {known}.")
     return script
-
-
-def stored_config(module: ModuleType, folder: str | Path) -> Any:
-    """The script's configuration of the run."""
-    if "full" in module.PRESETS:
-        return command_line.load_config(folder, module.PRESETS)
-    config = flags.load_config(module.Config, folder, module.PRESETS)
-    return replace(config, checkpoint=str(folder))
 
 
 def base_option(script: str, config: Any) -> str:
