@@ -165,17 +165,13 @@ class Script(NamedTuple):
     still: str = "--lr 1e-9"  # options with which next to nothing is learnt
 
 
-SMALL = "--preset smoke --dim 32 --heads 2 --ff-dim 64 --channels 4 --average 2 --update-seconds 6 --epochs 5"
-SMALL += " --speeds 0.9 1 1.1"
+SMALL = "--preset smoke --average 2 --update-seconds 6 --epochs 5 --speeds 0.9 1 1.1"
+SMALL_CONFORMER = "--dim 32 --heads 2 --ff-dim 64 --channels 4"
 AUGMENTED = "--dropout 0.1 --frequency-masks 1 --time-masks 1"
 
 
-def _unlikely_blank(weights: dict) -> None:
-    weights["ctc_head.bias"][0] -= 4
-
-
-def _talking_transducer(weights: dict) -> None:
-    """Random, and louder than at first: what it says depends on the frame and, so that it ends, on what it has said."""
+def loud(weights: dict) -> None:
+    """Random weights, louder than at first: what they give depends on the frame, and on what was written before."""
     import torch
 
     draw = torch.Generator().manual_seed(1)
@@ -187,95 +183,11 @@ def _talking_transducer(weights: dict) -> None:
     weights["joint.output.bias"].zero_()[:2] = torch.tensor([8.0, 4.0])  # blank and space
 
 
-def _talking_prompt(weights: dict) -> None:
-    """Vectors of the prompt that are larger, and so tell the language model more apart."""
-    weights["projection.weight"] *= 30
+def entry_of(name: str) -> Script:
+    """What tests of whole runs know about the script: ENTRY of its own tests."""
+    return importlib.import_module(f"test_{name}").ENTRY
 
 
-def _talking_bridge(weights: dict) -> None:
-    weights["bridge_proj.weight"] *= 30
-
-
-def _talking_pieces(weights: dict) -> None:
-    _talking_transducer(weights)
-    weights["joint.output.bias"][1] = -99.0  # <unk>
-
-
-SCRIPTS = {
-    "interaed_kd": Script(
-        methods=("ctc", "interaed_kd"),
-        teacher="--teacher",
-        small=f"{SMALL} --decoder-ff-dim 64",
-        random=AUGMENTED,
-        exported={"frontend", "encoder", "ctc_head"},
-        trained={"recogniser", "decoder"},
-        files={"soft_label.png"},
-        report={"teacher_seconds", "teacher_top1", "teacher_top_k"},
-        make_talk=_unlikely_blank,
-    ),
-    "multirep_kd": Script(
-        methods=("rnnt", "multirep_kd"),
-        teacher="--teachers",
-        small=f"{SMALL} --head-dim 16 --predictor-dim 16 --joint-dim 16 --context 20 --teacher-layers random "
-        "--n-layers 1",
-        random=f"{AUGMENTED} --noise 0.5",
-        exported={"frontend", "encoder", "predictor", "joint"},
-        trained={"recogniser", "heads"},
-        files={"lattice.png", "distances.png"},
-        report={"teacher_seconds"},
-        make_talk=_talking_transducer,
-    ),
-    "streaming_aux_kd": Script(
-        methods=("scratch", "aux_kd"),
-        teacher="--teacher",
-        small="--preset smoke --units 60 --average 2 --update-seconds 6 --epochs 5 --speeds 0.9 1 1.1",
-        random=AUGMENTED,
-        exported={"frontend", "encoder", "predictor", "joint"},
-        trained={"recogniser", "branches"},
-        files={"dependencies.png", "features.png"},
-        report={"emission_delay"},
-        make_talk=_talking_pieces,
-        other={"size": "demo"},
-        beam=False,
-        stage="--teacher",
-        stage_method="teacher",
-    ),
-    "llm_prompt_asr": Script(
-        methods=("ctc", "llm"),
-        teacher="--lm",
-        small="--preset smoke --dim 32 --heads 2 --ff-dim 64 --channels 4 --average 2 --update-seconds 6 --epochs 5 "
-        "--speeds 0.9 1 1.1 --stride-ms 160 --lora-rank 0 --lr-lm 0.01",
-        random=f"{AUGMENTED} --mask-fraction 0.3",
-        exported={"frontend", "encoder", "projection", "lm"},
-        trained={"frontend", "encoder", "projection", "lm"},
-        files={"alignment.png", "listening.png"},
-        report={"listening_gap", "alignment", "text_perplexity", "trained_params"},
-        make_talk=_talking_prompt,
-        beam=False,
-        times=False,
-        pretrained="llama",
-        stage="--encoder",
-        still="--ctc-lr 1e-9 --lr-encoder 1e-9 --lr-projection 1e-9 --lr-lm 1e-9",
-    ),
-    "hubert_gpt_bridge": Script(
-        methods=("ctc", "gpt"),
-        teacher="--gpt",
-        small="--preset smoke --average 2 --update-seconds 6 --ctc-epochs 5 --epochs 5 --speeds 0.9 1 1.1",
-        random="--mask-time 0.1 --layerdrop 0.2",
-        exported={"audio_encoder", "bridge_convs", "bridge_proj", "llm"},
-        trained={"audio_encoder", "bridge_convs", "bridge_proj", "llm"},
-        files={"attention.png", "shapes.json"},
-        report={"listening_gap", "trained_params", "embeddings_per_second"},
-        make_talk=_talking_bridge,
-        other={"bridge_layers": 3},
-        beam=False,
-        times=False,
-        pretrained="gpt",
-        others={"--hubert": "hubert"},
-        stage="--ctc-run",
-        still="--ctc-lr 1e-9 --lr-hubert 1e-9 --lr-bridge 1e-9 --lr-llm 1e-9",
-    ),
-}
 NOT_THE_TEACHERS = (
     "--out",
     "--method",
@@ -335,7 +247,7 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="session")
 def runs(shared, root, corpus, model) -> Callable[[str], Finished]:
     def finished(name: str) -> Finished:
-        script, folder = SCRIPTS[name], shared / name
+        script, folder = entry_of(name), shared / name
         plain = [
             *script.small.split(),
             "--root",

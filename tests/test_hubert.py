@@ -9,8 +9,9 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
 
 from common import hubert
 from common.errors import UserError
-from common.running import published
+from common.running import pretrained, shapes
 from common.running.process import Place
+from tools import published
 
 CPU = Place(0, 1, torch.device("cpu"))
 LARGE = dict(  # the form of facebook/hubert-large-ll60k, and small
@@ -32,7 +33,7 @@ def saved(folder, shapes: dict = LARGE, **asked):
 
 
 def load(folder) -> HubertModel:
-    return hubert.load(str(folder), "--hubert", "", CPU).eval()
+    return pretrained.load_hubert(str(folder), "--hubert", "", CPU).eval()
 
 
 def heard(model: HubertModel, waves: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -111,14 +112,14 @@ def test_it_is_kept_with_a_run_whatever_becomes_of_the_file(tmp_path):
     """By the shapes of the run, which are also those of a published folder."""
     folder = saved(tmp_path, do_normalize=True)
     model = load(folder)
-    shapes = json.loads(json.dumps(published.shapes_of(SimpleNamespace(audio_encoder=model))))
-    again, _ = published.networks(shapes)
+    sizes = json.loads(json.dumps(shapes.shapes_of(SimpleNamespace(audio_encoder=model))))
+    again, _ = shapes.networks(sizes)
     again.load_state_dict(model.state_dict())
     assert torch.equal(heard(again.eval(), noises())[0], heard(model, noises())[0])
-    del shapes["audio_encoder_config"]["do_normalize"]  # as in an older run, or rinna/nue-asr
-    older, _ = published.networks(shapes)
+    del sizes["audio_encoder_config"]["do_normalize"]  # as in an older run, or rinna/nue-asr
+    older, _ = shapes.networks(sizes)
     assert not hubert.wants_normalised(older.config)
     hubert.hear_as(model.config, older.config)
     assert not hubert.wants_normalised(model.config)
-    published.complete_shapes(shapes, folder)  # where a file beside it says so
-    assert shapes["audio_encoder_config"]["do_normalize"] is True
+    published.complete(sizes, folder)  # where a file beside it says so
+    assert sizes["audio_encoder_config"]["do_normalize"] is True

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import soundfile
 import torch
-from conftest import read_configs, write_data
+from conftest import SMALL, Script, read_configs, write_data
 from test_ctc import enumerate_paths
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, HubertModel
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
@@ -31,6 +31,31 @@ from common.running.weights import load_weights, save_weights
 from common.text import Characters, Pieces
 from hubert_gpt_bridge import compress, compute_losses, total_loss, vectors_of
 from tools import published
+
+
+def talking_bridge(weights: dict) -> None:
+    weights["bridge_proj.weight"] *= 30
+
+
+ENTRY = Script(
+    methods=("ctc", "gpt"),
+    teacher="--gpt",
+    small=f"{SMALL} --ctc-epochs 5",
+    random="--mask-time 0.1 --layerdrop 0.2",
+    exported={"audio_encoder", "bridge_convs", "bridge_proj", "llm"},
+    trained={"audio_encoder", "bridge_convs", "bridge_proj", "llm"},
+    files={"attention.png", "shapes.json"},
+    report={"listening_gap", "trained_params", "embeddings_per_second"},
+    make_talk=talking_bridge,
+    other={"bridge_layers": 3},
+    beam=False,
+    times=False,
+    pretrained="gpt",
+    others={"--hubert": "hubert"},
+    stage="--ctc-run",
+    still="--ctc-lr 1e-9 --lr-hubert 1e-9 --lr-bridge 1e-9 --lr-llm 1e-9",
+)
+
 
 CPU = Place(0, 1, torch.device("cpu"))
 MODES = ("remove_blank", "average", "average_remove_blank")

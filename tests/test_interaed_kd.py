@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from conftest import AUGMENTED, SMALL, SMALL_CONFORMER, Script
 from test_ctc import enumerate_paths
 from test_pretrained import bert, save
 from torch import nn
@@ -25,15 +26,33 @@ from common.running.process import Place, open_folder
 from common.text import WordPiece
 from interaed_kd import SoftLabel, compute_losses, ctc
 
+
+def unlikely_blank(weights: dict) -> None:
+    weights["ctc_head.bias"][0] -= 4
+
+
+ENTRY = Script(
+    methods=("ctc", "interaed_kd"),
+    teacher="--teacher",
+    small=f"{SMALL} {SMALL_CONFORMER} --decoder-ff-dim 64",
+    random=AUGMENTED,
+    exported={"frontend", "encoder", "ctc_head"},
+    trained={"recogniser", "decoder"},
+    files={"soft_label.png"},
+    report={"teacher_seconds", "teacher_top1", "teacher_top_k"},
+    make_talk=unlikely_blank,
+)
+
+
 CPU = Place(0, 1, torch.device("cpu"))
 BF16 = CPU._replace(dtype=torch.bfloat16)
-SMALL = (
+TINY = (
     "--preset smoke --dim 32 --heads 2 --ff-dim 64 --channels 4 --decoder-ff-dim 64 --temperature 3"
 )
 
 
 def read_config(method: str, more: str = "", **changes) -> script.Config:
-    argv = f"{SMALL} --method {method} {more}".split()
+    argv = f"{TINY} --method {method} {more}".split()
     (config,) = command_line.parse(script.PRESETS, script.__doc__, argv)
     return options.with_values(config, **changes)
 
@@ -340,7 +359,7 @@ def test_every_row_exports_the_same_model_from_the_same_start():
 def test_values_that_make_no_sense(method, options, message, tmp_path, capsys):
     """Refused before anything begins, also where only a later row would meet them."""
     with pytest.raises(SystemExit) as stop:
-        script.main(f"{SMALL} --method {method} --out {tmp_path / 'x'} {options}".split())
+        script.main(f"{TINY} --method {method} --out {tmp_path / 'x'} {options}".split())
     assert (
         stop.value.code == 2
         and message in capsys.readouterr().err

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import soundfile
 import torch
-from conftest import read_configs, write_data
+from conftest import AUGMENTED, SMALL, SMALL_CONFORMER, Script, read_configs, write_data
 from test_ctc import enumerate_paths
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -30,6 +30,30 @@ from common.running.process import Place, reseed
 from common.running.runs import load_run
 from common.running.weights import load_weights, own_state
 from llm_prompt_asr import answer_losses, compute_losses, hide, stack
+
+
+def talking_prompt(weights: dict) -> None:
+    """Vectors of the prompt that are larger, and so tell the language model more apart."""
+    weights["projection.weight"] *= 30
+
+
+ENTRY = Script(
+    methods=("ctc", "llm"),
+    teacher="--lm",
+    small=f"{SMALL} {SMALL_CONFORMER} --stride-ms 160 --lora-rank 0 --lr-lm 0.01",
+    random=f"{AUGMENTED} --mask-fraction 0.3",
+    exported={"frontend", "encoder", "projection", "lm"},
+    trained={"frontend", "encoder", "projection", "lm"},
+    files={"alignment.png", "listening.png"},
+    report={"listening_gap", "alignment", "text_perplexity", "trained_params"},
+    make_talk=talking_prompt,
+    beam=False,
+    times=False,
+    pretrained="llama",
+    stage="--encoder",
+    still="--ctc-lr 1e-9 --lr-encoder 1e-9 --lr-projection 1e-9 --lr-lm 1e-9",
+)
+
 
 CPU = Place(0, 1, torch.device("cpu"))
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import read_configs
+from conftest import AUGMENTED, SMALL, SMALL_CONFORMER, Script, loud, read_configs
 from test_pretrained import VOCABULARY, bert, save
 from test_rnnt import alignments
 
@@ -39,9 +39,23 @@ from variants.multirep_kd import (
     untrained_teacher,
 )
 
+ENTRY = Script(
+    methods=("rnnt", "multirep_kd"),
+    teacher="--teachers",
+    small=f"{SMALL} {SMALL_CONFORMER} --head-dim 16 --predictor-dim 16 --joint-dim 16 --context 20 --teacher-layers random "
+    "--n-layers 1",
+    random=f"{AUGMENTED} --noise 0.5",
+    exported={"frontend", "encoder", "predictor", "joint"},
+    trained={"recogniser", "heads"},
+    files={"lattice.png", "distances.png"},
+    report={"teacher_seconds"},
+    make_talk=loud,
+)
+
+
 CPU = Place(0, 1, torch.device("cpu"))
 BF16 = CPU._replace(dtype=torch.bfloat16)
-SMALL = "--preset smoke --dim 32 --heads 2 --ff-dim 64 --channels 4 --head-dim 16 --predictor-dim 16 --joint-dim 16"
+TINY = "--preset smoke --dim 32 --heads 2 --ff-dim 64 --channels 4 --head-dim 16 --predictor-dim 16 --joint-dim 16"
 
 # Four utterances of a session, not listed in the order in which they began, and one of another session.
 SAID = [
@@ -64,7 +78,7 @@ def read_config(tmp_path_factory):
     folder = save(tmp_path_factory.mktemp("bert"), bert(max_position_embeddings=128))
 
     def read(row: str, **changes) -> script.Config:
-        words = f"{SMALL} --teachers {folder} --method {row}".split()
+        words = f"{TINY} --teachers {folder} --method {row}".split()
         (config,) = read_configs("multirep_kd", words)
         return replace(config, **changes)
 
@@ -566,7 +580,7 @@ def test_recogniser_and_heads_are_clipped_apart(read_config, corpus, tmp_path):
 ])  # fmt: skip
 def test_values_that_make_no_sense(options, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        script.main(f"{SMALL} --method rnnt --out {tmp_path / 'x'} {options}".split())
+        script.main(f"{TINY} --method rnnt --out {tmp_path / 'x'} {options}".split())
     assert (
         stop.value.code == 2
         and message in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 import torchaudio.functional as AF
-from conftest import SCRIPTS
+from test_streaming_aux_kd import ENTRY
 
 from common.conformer import Conformer
 from common.conformer_stream import fresh_state
@@ -232,7 +232,7 @@ def talkative() -> Recogniser:
         Config(size="smoke", methods=("scratch",)), tokenizer.size, tokenizer
     ).eval()
     weights = recogniser.state_dict()
-    SCRIPTS["streaming_aux_kd"].make_talk(weights)
+    ENTRY.make_talk(weights)
     return recogniser
 
 

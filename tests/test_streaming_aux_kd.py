@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import read_configs, write_data
+from conftest import AUGMENTED, SMALL, Script, loud, read_configs, write_data
 from test_rnnt import by_hand
 
 import streaming_aux_kd as script
@@ -36,6 +36,29 @@ from variants.streaming_aux_kd import (
     token_kd_delay_4,
     untrained_teacher,
 )
+
+
+def talking_pieces(weights: dict) -> None:
+    loud(weights)
+    weights["joint.output.bias"][1] = -99.0  # <unk>
+
+
+ENTRY = Script(
+    methods=("scratch", "aux_kd"),
+    teacher="--teacher",
+    small=f"{SMALL} --units 60",
+    random=AUGMENTED,
+    exported={"frontend", "encoder", "predictor", "joint"},
+    trained={"recogniser", "branches"},
+    files={"dependencies.png", "features.png"},
+    report={"emission_delay"},
+    make_talk=talking_pieces,
+    other={"size": "demo"},
+    beam=False,
+    stage="--teacher",
+    stage_method="teacher",
+)
+
 
 CPU = Place(0, 1, torch.device("cpu"))
 V = 12

@@ -57,9 +57,7 @@ def to_run(name: str, out: Path, root: str = "data") -> None:
     if not sizes.keys() >= {"audio_encoder_config", "llm_config"}:
         raise UserError(f"{name} is not laid out as rinna/nue-asr: its config.json has other keys.")
     layers = bridge_layers(sizes, str(name))
-    if pretrained.has_preprocessor(folder):  # only that file says it
-        asked = pretrained.asks_for_normalised(folder, str(folder))
-        sizes["audio_encoder_config"].setdefault("do_normalize", asked)
+    complete(sizes, folder)
     config = options.with_values(
         script.PRESETS["full"], preset="full", bridge_layers=layers, out=str(out), root=root
     )
@@ -73,6 +71,13 @@ def to_run(name: str, out: Path, root: str = "data") -> None:
     tokenizer.save(out)
     weights.save_weights(out / "model.safetensors", weights.own_state(model))
     note(f"{out} is a run now")
+
+
+def complete(sizes: dict[str, Any], folder: Path) -> None:
+    """Adds whether HuBERT wants normalised audio, if only its own file says it."""
+    if pretrained.has_preprocessor(folder):
+        asked = pretrained.asks_for_normalised(folder, str(folder))
+        sizes["audio_encoder_config"].setdefault("do_normalize", asked)
 
 
 def bridge_layers(sizes: dict[str, Any], name: str) -> int:

@@ -11,7 +11,7 @@ from test_lora import model
 from torch import nn
 
 from common.errors import UserError
-from common.running import published, weights
+from common.running import shapes, weights
 from common.running.pretrained import load_causal
 from common.running.weights import (
     average_of,
@@ -24,6 +24,7 @@ from common.running.weights import (
     save_weights,
     weight_files,
 )
+from tools import published
 
 
 def saved(folder, family="llama"):
@@ -92,7 +93,8 @@ def test_the_mark_decides_whether_a_checkpoint_is_loaded(tmp_path):
 
 def test_a_run_that_an_adapted_one_stands_on_may_not_change(tmp_path):
     """Neither in its GPT's layers, nor in its adapters, nor in the model below them."""
-    shapes = {"llm_config": model("gpt_neox").config.to_dict() | {"dtype": "float32"}}
+    sizes = {"llm_config": model("gpt_neox").config.to_dict() | {"dtype": "float32"}}
+    (tmp_path / shapes.FILE).write_text(json.dumps(sizes))
     whole = {"llm." + name: x for name, x in model("gpt_neox").state_dict().items()}
     adapted = {"llm.a.A": torch.ones(2, 3), "llm.supplied": torch.ones(17, dtype=torch.uint8)}
     for state in (whole, adapted):
@@ -101,7 +103,7 @@ def test_a_run_that_an_adapted_one_stands_on_may_not_change(tmp_path):
 
         def found(state=state, path=path) -> str:
             save_weights(path, state)
-            return published.mark_of(tmp_path, shapes, "--init", str(tmp_path))
+            return shapes.digest_of_gpt(tmp_path, "--init", str(tmp_path))
 
         before = found()
         state["audio_encoder.x"] += 1
@@ -150,7 +152,7 @@ def test_an_index_that_names_files_outside_its_folder_is_refused(tmp_path, outsi
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": outside}}))
     message = f"names {re.escape(outside)}, which is outside of that folder"
     with pytest.raises(UserError, match=message):
-        published.read_weights(model("llama"), folder, "--init")
+        published.read_weights(model("llama"), folder)
     with pytest.raises(UserError, match=message):
         load_causal(str(folder), "--lm", "", True)
 
@@ -159,7 +161,7 @@ def test_an_index_that_names_files_outside_its_folder_is_refused(tmp_path, outsi
 def test_an_index_that_is_damaged_is_refused(tmp_path, content):
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(UserError, match="copy or download it again"):
-        published.read_weights(model("llama"), tmp_path, "--init")
+        published.read_weights(model("llama"), tmp_path)
 
 
 # --------------------------------------------------------------------------- averages

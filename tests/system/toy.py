@@ -1,6 +1,6 @@
 """A training run of five numbers, with what scripts have beside them: a rarely used part, a frozen one, other rates.
 
-python tests/toy.py FOLDER     as one of several ranks: SIGTERM to the last of them after an update, then --resume
+python tests/system/toy.py FOLDER     as one of several ranks: SIGTERM to the last of them after an update, then --resume
 """
 
 import os
@@ -14,7 +14,7 @@ import soundfile
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from common.errors import UserError
 from common.figures import read_log

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, SCRIPTS, read_configs, run_script
+from conftest import REPOSITORY, read_configs, run_script
 
 from common.demo.__main__ import build_parser
+from common.running.runs import SCRIPTS
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import SCRIPTS, run_script
+from conftest import run_script
 
 from common import metrics
 from common.errors import UserError
 from common.running import clips, comparison, curves, report, sentences
 from common.running.corpora import Utterance
 from common.running.hypotheses import Scored, read_scored, write_hypotheses
+from common.running.runs import SCRIPTS
 
 TWINS = {"sail": "sale", "sale": "sail"}
 SAID = ["the sail was white", "a sale in the shop", "he saw the ship", "it was in the harbour"]

@@ -11,11 +11,12 @@ from functools import partial
 import pytest
 import soundfile
 import torch
-from conftest import REPOSITORY, SCRIPTS
+from conftest import REPOSITORY
 from torch import Tensor, nn
 
 from common import hubert
 from common.running import training
+from common.running.runs import SCRIPTS
 from common.text import Characters
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SCRIPTS, log_without_clocks, run_script, write_data, write_manifest
+from conftest import log_without_clocks, run_script, write_data, write_manifest
 
 from common import figures
 from common.errors import UserError
@@ -20,6 +20,7 @@ from common.figures import read_log
 from common.running.audio import read_audio
 from common.running.corpora import Utterance
 from common.running.hypotheses import read_hypotheses
+from common.running.runs import SCRIPTS
 from common.running.weights import load_weights
 
 RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
