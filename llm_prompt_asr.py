@@ -175,8 +175,7 @@ class Config(options.RunConfig):
             raise UserError("--lora-rank adapts the language model by --lr-lm, which is 0.")
         rates = (self.lr_encoder, self.lr_projection, self.lr_lm)
         if has_lm(self) and not any(rates):
-            what = "--lr-encoder, --lr-projection and --lr-lm are all 0"
-            raise UserError(f"{what}: nothing would learn.")
+            raise UserError("all rates --lr-... of the parts are 0: nothing would learn.")
         if self.freeze_encoder_steps and not any(rates[1:]):
             raise UserError("--freeze-encoder-steps: nothing but the encoder learns.")
         if (self.training.schedule == "one-cycle") != (self.ctc_warmup < 1):
@@ -211,8 +210,7 @@ def load_lm(config: Config, place: Place) -> nn.Module:
         lm = pretrained.load_causal(config.lm, "--lm", config.root, is_frozen, place.dtype)
     _, end = pretrained.begin_and_end(lm, f"--lm {config.lm}")
     if end is None:
-        what = f"--lm {config.lm} names no eos_token_id in its config.json"
-        raise UserError(f"{what}: give another one.")
+        raise UserError(f"--lm {config.lm} names no eos_token_id: give another one.")
     positions = prompting.positions_of(lm)
     longest = config.training.max_seconds / min(config.augmentation.speeds)
     seconds = max(longest, config.cut_seconds)
@@ -577,11 +575,15 @@ def prepare(
     return models, optimizer, run
 
 
-def set_training(models: nn.ModuleDict, config: Config, step: int) -> None:
-    """Freezes the encoder of the second stage for its first --freeze-encoder-steps."""
+def set_training(recogniser: SpeechEncoder, config: Config, step: int) -> None:
+    """Training mode, but for frozen parts. The encoder of the second stage is frozen in
+    its first --freeze-encoder-steps."""
     if has_lm(config):
         learns = config.lr_encoder > 0 and step > config.freeze_encoder_steps
-        models["encoder"].requires_grad_(learns).train(learns)
+        recogniser.encoder.requires_grad_(learns)
+    recogniser.train()
+    for part in recogniser.children():
+        part.train(any(p.requires_grad for p in part.parameters()))
 
 
 def train(
@@ -602,7 +604,7 @@ def train(
         perplexities.append(text_perplexity(recogniser, corpus, place))
     for _ in run.epochs():
         for update in run.updates():  # a step of the optimiser; --resume skips what is done
-            set_training(models, config, update.step)
+            set_training(recogniser, config, update.step)
             for batch in update:  # this GPU's micro-batches, none of them empty
                 loss = compute_losses(recogniser, batch, config, place)
                 loss.backward()
@@ -631,8 +633,7 @@ def train(
         perplexities.append(text_perplexity(recogniser, corpus, place))
         report["text_perplexity"] = perplexities  # before and after training
         report |= listening_gap(recogniser, corpus, config, place)
-        in_step, drawings = measure_alignment(recogniser, corpus, config, place)
-        report["alignment"] = in_step
+        report["alignment"], drawings = measure_alignment(recogniser, corpus, config, place)
     return recogniser, report, drawings
 
 
@@ -773,10 +774,8 @@ def print_summary(config: Config) -> dict[str, int]:
         if config.lora_rank:
             lora.adapt(lm, config.lora_rank)
     parts = evaluation.print_parameters({"recogniser": PromptedLM(config, None, lm)})
-    adapters = 0
-    for part in lm.modules():
-        if isinstance(part, lora.LoRA):
-            adapters += part.A.numel() + part.B.numel()
+    pairs = [p for name, p in lm.named_parameters() if name.endswith((".A", ".B"))]
+    adapters = sum(p.numel() for p in pairs)
     print(f"of the lm, {adapters:,} in adapters of rank {config.lora_rank}")
     return parts | {"adapters": adapters}
 

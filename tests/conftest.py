@@ -33,6 +33,23 @@ REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 
+def pytest_addoption(parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also the tests that take long")
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="it takes long: add --slow"))
+
+
+def slow_after_the_first(names) -> list:
+    """Parameters of which the first is tested always, and the others with --slow."""
+    first, *others = names
+    return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
+
+
 # ---------------------------------------------------------------------------------------------------- what is made once
 
 

@@ -370,6 +370,7 @@ def test_an_answer_may_be_empty_or_has_to_have_so_many_pieces(made, least):
     assert texts == [m.tokenizer.decode([7] * least)] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["", "--bridge ctc --ctc-run auto"], ids=["conv", "ctc"])
 def test_it_learns_a_few_clips_by_heart(made, options, corpus):
     """Eight of them, each with its own words."""
@@ -437,6 +438,7 @@ def test_what_is_frozen_stays_as_it_was(finished, tmp_path, part):
         assert all(torch.equal(after[n], again[n]) for n in after if n.startswith("bridge_"))
 
 
+@pytest.mark.slow
 def test_checkpointing_gradients_computes_again_and_changes_nothing(
     finished, tmp_path, monkeypatch
 ):
@@ -462,6 +464,7 @@ def test_checkpointing_gradients_computes_again_and_changes_nothing(
         torch.testing.assert_close(x, weights[1][name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(
     finished, tmp_path, root
 ):
@@ -548,6 +551,7 @@ def test_characters_of_a_language_model_of_pieces(model):
     assert torch.equal(lm(prefixes[1:])[0], log_probs[1])
 
 
+@pytest.mark.slow
 def test_a_run_hears_as_it_was_trained(finished, tmp_path, model, corpus):
     """With normalised audio, where its HuBERT asks for it; when it goes on, is scored or published, too."""
     folder = tmp_path / "hubert"

@@ -294,6 +294,7 @@ def test_what_is_frozen_stays(options, learns, runs, tmp_path, model):
     assert kinds == learns
 
 
+@pytest.mark.slow
 def test_a_seed_begins_alike_at_every_rank(runs, tmp_path):
     """The projection, and an encoder from scratch: rows of a seed differ in what they compare alone."""
     begun = []
@@ -325,6 +326,7 @@ def _as_in_first_stage(name, tensor, run) -> bool:
     return any(torch.equal(load_weights(p)[name], tensor) for p in stages)
 
 
+@pytest.mark.slow
 def test_another_language_model_is_noticed(runs, tmp_path, model):
     """A checkpoint without the frozen model's weights finds it by name, and knows it."""
     run = runs("llm_prompt_asr")
@@ -405,6 +407,7 @@ def test_the_first_stage_is_found_refused_or_left_out(runs, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_one_recogniser_for_each_language(runs, corpus, tmp_path):
     """Beside one of both; gone on with, where the second language had not begun; scored again, each by its own."""
     run, folder = runs("llm_prompt_asr"), tmp_path / "run" / "monolingual_ctc"
@@ -436,6 +439,7 @@ def test_one_recogniser_for_each_language(runs, corpus, tmp_path):
         assert scored == {f"test-{language}": found["wer"][f"test-{language}"]}
 
 
+@pytest.mark.slow
 def test_eight_utterances_are_learnt_by_listening(runs, corpus, tmp_path):
     """To no errors at all; with swapped audio the same answers are wrong."""
     run = runs("llm_prompt_asr")

@@ -132,7 +132,7 @@ def test_drawn_answers_are_the_same_alone_and_in_a_batch(decode):
         prompts = build_sequences(
             table, speech[rows], [lengths[i] for i in rows], None, Frame([1], [2], 2)
         )
-        options = prompting.search_options(search, [seeds[i] for i in rows])
+        options = prompting.search_options(search, 1, torch.tensor([seeds[i] for i in rows]))
         return write(lm, prompts, [9] * len(rows), 2, min_new_tokens=3, **options)[0]
 
     together = written([0, 1, 2], [5, 6, 7])
@@ -145,7 +145,7 @@ def test_drawn_answers_are_the_same_alone_and_in_a_batch(decode):
 def test_draws_have_the_probabilities_of_the_model():
     """Of the best three of four pieces, by the softmax of their scores."""
     scores = torch.tensor([[1.0, 0.0, 2.0, -1.0]])
-    (kept, draw) = prompting.search_options({"top_k": 3}, [1])["processors"]
+    (kept, draw) = prompting.search_options({"top_k": 3}, 1, torch.tensor([5]))["processors"]
     counts = torch.zeros(4)
     for _ in range(4000):
         counts[draw(None, kept(None, scores.clone())).argmax()] += 1

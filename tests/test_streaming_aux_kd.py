@@ -483,6 +483,7 @@ def test_students_begin_and_end_alike():
 # ---------------------------------------------------------------------------------------------------- runs and teachers
 
 
+@pytest.mark.slow
 def test_a_teacher_is_trained_gone_on_with_and_refused(corpus, tmp_path, monkeypatch):
     """Stopped in the teacher's training, then in the student's; both end as if nothing had happened."""
     data, seen = (

@@ -6,13 +6,16 @@ import sys
 from types import ModuleType
 
 import pytest
-from conftest import REPOSITORY, build_once, run_script
+from conftest import REPOSITORY, build_once, run_script, slow_after_the_first
 
 from common.errors import UserError
 from common.figures import read_log
 from common.running import variants
 
-FILES = sorted((REPOSITORY / "variants").glob("*/[a-z]*.py"))
+FOLDERS = sorted((REPOSITORY / "variants").glob("[a-z]*/"))
+FILES = []
+for folder in FOLDERS:
+    FILES += slow_after_the_first(sorted(folder.glob("[a-z]*.py")))
 # What a variant is compared with, where that is not the method of its script by default.
 OPTIONS = {
     "aed_kd_with_taps": ["--method", "aed_kd"],

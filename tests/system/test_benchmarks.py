@@ -170,6 +170,7 @@ def test_what_text_models_know_is_said(root, capsys):
     assert out.count(" %") == 3 + 8 + 1 and "bert-b" in out and "perplexity" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "script, said",
     [

@@ -54,6 +54,7 @@ def one_sentence(error: str) -> bool:
 # --------------------------------------------------------------------------------------------------- killed and stopped
 
 
+@pytest.mark.slow
 def test_killed_at_several_moments_and_resumed_it_ends_bit_identical(finished, whole, tmp_path):
     """kill -9 before the first checkpoint, and between two; then SIGTERM; then to the end. Meanwhile nobody else trains
     in that folder, and a killed run leaves no lock.

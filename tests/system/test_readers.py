@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import soundfile
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, slow_after_the_first
 from torch import Tensor, nn
 
 from common import hubert
@@ -37,7 +37,7 @@ class Reached(Exception):
     """A run would begin to train now."""
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", slow_after_the_first(SCRIPTS))
 def test_what_travels_holds_no_model(name, runs, tmp_path, monkeypatch):
     run = runs(name)
     module, given = importlib.import_module(name), []

@@ -112,6 +112,7 @@ def test_rows_of_the_tables_that_are_named_exist():
     assert len(found) == len(SCRIPTS)
 
 
+@pytest.mark.slow
 def test_a_smoke_run_as_the_usage_page_has_it(root, tmp_path):
     (tmp_path / "data").symlink_to(root)
     (command,) = [c for c in commands() if "interaed_kd.py --preset smoke" in c]
@@ -124,6 +125,7 @@ def test_a_smoke_run_as_the_usage_page_has_it(root, tmp_path):
     assert shown.split() in [line.split() for line in out.splitlines()]  # the head of its table
 
 
+@pytest.mark.slow
 def test_the_first_experiment(root, tmp_path, monkeypatch):
     """The commands of README's first experiment, at smoke scale: train the variant, and score it beside the run."""
     (block,) = [block for block in bash_blocks("README.md") if "variants.interaed_kd" in block]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import run_script
+from conftest import run_script, slow_after_the_first
 
 from common import metrics
 from common.errors import UserError
@@ -153,7 +153,7 @@ def test_no_model_is_needed(runs):
     assert (copy / "report.html").read_text() == (folder / "report.html").read_text()
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", slow_after_the_first(SCRIPTS))
 def test_rates_are_those_of_the_result(name, runs):
     rows = comparison.read_rows([runs(name).folder])
     table = comparison.scores(rows)[0]
@@ -408,7 +408,7 @@ return found.map(x => x.outerHTML.slice(0, 80));
 """
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", slow_after_the_first(SCRIPTS))
 def test_the_page_of_every_script_in_a_browser(name, runs, browser):
     path = runs(name).folder / "report.html"
     for width in (360, 1400):

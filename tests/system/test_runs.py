@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import log_without_clocks, run_script, write_data, write_manifest
+from conftest import (
+    log_without_clocks,
+    run_script,
+    slow_after_the_first,
+    write_data,
+    write_manifest,
+)
 
 from common import figures
 from common.errors import UserError
@@ -26,7 +32,7 @@ from common.running.weights import load_weights
 RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-@pytest.fixture(params=SCRIPTS)
+@pytest.fixture(params=slow_after_the_first(SCRIPTS))
 def finished(request, runs):
     return runs(request.param)
 
