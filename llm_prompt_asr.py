@@ -776,7 +776,7 @@ def print_summary(config: Config) -> dict[str, int]:
     parts = evaluation.print_parameters({"recogniser": PromptedLM(config, None, lm)})
     pairs = [p for name, p in lm.named_parameters() if name.endswith((".A", ".B"))]
     adapters = sum(p.numel() for p in pairs)
-    print(f"of the lm, {adapters:,} in adapters of rank {config.lora_rank}")
+    print(f"of the lm, {adapters:,} are in adapters")
     return parts | {"adapters": adapters}
 
 
