@@ -609,6 +609,7 @@ def test_the_seed_decides_every_byte_of_a_model(root, tmp_path):
     assert (folder / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_pretraining_leaves_no_model(tmp_path):
     code = "from common.demo import models; models.build_english('demo-smoke', 'lm', small=True)"
     process = subprocess.Popen(

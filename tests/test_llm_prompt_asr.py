@@ -364,6 +364,7 @@ def test_a_frozen_model_is_known_in_any_precision(model):
     assert torch.equal(*marks)
 
 
+@pytest.mark.slow
 def test_the_first_stage_is_found_refused_or_left_out(runs, tmp_path, capsys):
     run = runs("llm_prompt_asr")
     with pytest.raises(

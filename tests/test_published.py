@@ -72,6 +72,7 @@ def split_into_parts(folder, state) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+@pytest.mark.slow
 def test_a_folder_with_sentencepieces_file_alone(finished, published, tmp_path, corpus, capsys):
     """As rinna's: bytes for what it does not know, no space and no symbol before the text; written as it was read."""
     model, lines = io.BytesIO(), (u.text for u in corpus.train)

@@ -98,6 +98,7 @@ def test_what_cannot_replace_a_function(monkeypatch):
         assert variant.name is None
 
 
+@pytest.mark.slow
 def test_a_variant_is_started_by_its_name(root, model, tmp_path):
     """python -m variants.interaed_kd.kd_at_the_taps, from the project's folder."""
     words = f"--preset smoke --max-steps 1 --root {root} --teacher {model('bert-a')}".split()

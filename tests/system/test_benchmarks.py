@@ -164,6 +164,7 @@ def test_what_the_demo_world_can_be_guessed_from():
     assert demo_world.chosen_by_counts(train, dev, trigram=True) == 1
 
 
+@pytest.mark.slow
 def test_what_text_models_know_is_said(root, capsys):
     demo_world.main(["--root", str(root), "--data", "demo-smoke", "--hours", "0.1"])
     out = capsys.readouterr().out

@@ -82,6 +82,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_reading_process_of_its_own_gets_along(tmp_path):
     """Started by forkserver, with what hubert_gpt_bridge.py gives it: CTC knows no é."""
     soundfile.write(tmp_path / "a.wav", torch.randn(16000).numpy() * 0.1, 16000)
