@@ -236,6 +236,12 @@ class Finished(NamedTuple):
             options += [self.script.stage, str(folder)]
         return options
 
+    @property
+    def first_stage(self) -> Path:
+        """The earlier run that this one began with; others of other options may lie beside it."""
+        config = json.loads((self.folder / "config.json").read_text())["config"]
+        return Path(config[self.script.stage.strip("-").replace("-", "_")])
+
     def train_stage(self, folder: Path, options: list[str]) -> None:
         """The earlier run in this folder, where it is absent; where it cannot be trained, the later one says why."""
         if not (folder / "config.json").exists():

@@ -406,15 +406,10 @@ def finished(runs):
     return runs("hubert_gpt_bridge")
 
 
-def stage(finished):
-    """The CTC run that the finished run began with."""
-    return next(finished.folder.parent.glob("earlier-*"))
-
-
 @pytest.mark.parametrize("part", ["hubert", "bridge", "llm", "cnn"])
 def test_what_is_frozen_stays_as_it_was(finished, tmp_path, part):
     """Byte by byte; HuBERT in evaluation mode, with masks and dropped layers switched on for what is trained."""
-    first = str(stage(finished))
+    first = str(finished.first_stage)
     frozen = ["--train-cnn", "False"] if part == "cnn" else [f"--lr-{part}", 0]
     finished.train("--ctc-run", first, "--max-steps", 2, *frozen, "--out", tmp_path / "run")
     before, after = (
@@ -454,7 +449,7 @@ def test_checkpointing_gradients_computes_again_and_changes_nothing(
         monkeypatch.setattr(part, "forward", counted)
     for more in ([], ["--gradient-checkpointing"]):
         folder = tmp_path / str(len(more))
-        finished.train("--ctc-run", stage(finished), "--max-steps", 2, *more, "--out", folder)
+        finished.train("--ctc-run", finished.first_stage, "--max-steps", 2, *more, "--out", folder)
         weights.append(load_weights(folder / "model.safetensors"))
         counts.append(dict(calls))
         calls.clear()
@@ -533,7 +528,7 @@ def name_init(run, base) -> None:
 
 def test_ctc_with_the_language_model(finished, tmp_path, model, capsys):
     search = ["--decode", "beam", "--lm", model("gpt"), "--beam", 3, "--lm-weight", 0.2, 0.5]
-    result = finished.evaluate(stage(finished), *search, "--out", tmp_path)
+    result = finished.evaluate(finished.first_stage, *search, "--out", tmp_path)
     assert result["lm_weight"] in (0.2, 0.5) and result["greedy_rtf"] > 0
     assert capsys.readouterr().err.count("dev WER") == 2
 
@@ -613,7 +608,7 @@ def test_what_would_do_nothing_is_refused(capsys):
 
 def test_the_way_back_from_ctc(finished, tmp_path):
     with pytest.raises(UserError, match="is a run of ctc: give it as --ctc-run"):
-        finished.train("--init", stage(finished), "--max-steps", 1, "--out", tmp_path / "run")
+        finished.train("--init", finished.first_stage, "--max-steps", 1, "--out", tmp_path / "run")
 
 
 def test_the_compressing_bridge_and_its_figures(finished, corpus, tmp_path):
