@@ -768,7 +768,7 @@ def run_method(config: Config) -> dict:
         first = command_line.load_config(config.init, PRESETS).data
         corpus = corpora.with_tests_of(corpus, config.data, first, config.root)
     recogniser, report, drawings = train(config, corpus, place)
-    result = evaluation.head_of_result("hubert_gpt_bridge", config)
+    result = evaluation.head_of_result(config)
     result |= evaluation.evaluate(recogniser, corpus, config, place)
     result |= report
     evaluation.report(result, config, place)
