@@ -334,7 +334,7 @@ def padded_states(teacher: Teacher, names: list[str], epoch: int) -> list[Tensor
 
 def load_teacher(name: str, config: Config, place: Place) -> bert.MaskedLM:
     """The BERT of this name. Raises UserError where it is none."""
-    return pretrained.load_masked_lm(name, "--teachers", config.root, place.device)
+    return pretrained.load_bert(name, "--teachers", config.root, place.device)
 
 
 def build_teachers(

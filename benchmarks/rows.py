@@ -69,6 +69,8 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
         "uniform-2, cosine": f"variant cosine_distance: {KD}",
         "uniform-2, target norm": f"variant normed_states: {KD}",
         "soft labels": f"variant soft_labels: {KD} --kd-weight 0.3",
+        "masked states": f"variant masked_states: {KD}",  # uniform-2, but the token itself is masked
+        "token embeddings": f"variant token_embeddings: {KD}",  # the token itself, and nothing around it
         **{
             f"{row}, {amount} the audio": f"{options} --hours {hours}"
             for amount, hours in (("half", 0.9), ("twice", 3.6))

@@ -14,6 +14,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -136,12 +137,17 @@ def first_line(error: Exception) -> str:
 
 
 def load_model(
-    auto_class: type, name: str, flag: str, root: str, dtype: torch.dtype = torch.float32
+    auto_class: type,
+    name: str,
+    flag: str,
+    root: str,
+    dtype: torch.dtype = torch.float32,
+    **more: Any,
 ) -> nn.Module:
     """A frozen pretrained model in evaluation mode.
 
-    auto_class: the class of transformers, such as AutoModelForMaskedLM. name: see
-    `find`. The configuration of a HuBERT gets `do_normalize`, see
+    auto_class: the class of transformers, such as AutoModelForMaskedLM, and more: its
+    options. name: see `find`. The configuration of a HuBERT gets `do_normalize`, see
     `asks_for_normalised`.
 
     Raises UserError if the folder holds no such model, or one without its head (which
@@ -158,6 +164,7 @@ def load_model(
             use_safetensors=True,
             dtype=dtype,
             output_loading_info=True,
+            **more,
         )
     except Exception as error:  # its type depends on which file is missing, cut off or wrong
         what = f"{flag} {name} holds no model of that kind, or not all of it"
@@ -280,4 +287,20 @@ def load_masked_lm(
     if not bert.is_bert(model, tokenizer):
         what = "is no BERT with its vocabulary and masked language model"
         raise UserError(f"{flag} {name} {what}: give another.")
+    return bert.MaskedLM(model.to(device), tokenizer)
+
+
+def load_bert(name: str, flag: str, root: str, device: torch.device | str) -> bert.MaskedLM:
+    """A frozen BERT whose states are wanted and no answers: it needs no head.
+
+    So folders of sentence-transformers do, too. name: see `find`. Raises UserError if
+    the model is no BERT with a vocabulary.
+    """
+    from transformers import AutoModel
+
+    tokenizer = load_pieces(name, flag, root)
+    # The pooler of BERT stands behind the states; most folders lack it.
+    model = load_model(AutoModel, name, flag, root, add_pooling_layer=False)
+    if not bert.knows_pieces(model, tokenizer):
+        raise UserError(f"{flag} {name} is no BERT with its vocabulary: give another.")
     return bert.MaskedLM(model.to(device), tokenizer)

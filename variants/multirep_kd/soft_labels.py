@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import multirep_kd
+from common.bert import MaskedLM
+from common.running import pretrained
 from common.running.batches import Batch
 from common.running.process import Place
 from common.text import Characters
@@ -145,6 +147,11 @@ def soft_label_losses(
     return losses
 
 
+def load_with_head(name: str, config: Config, place: Place) -> MaskedLM:
+    """The BERT of this name, which has to answer. Raises UserError where it is none."""
+    return pretrained.load_masked_lm(name, "--teachers", config.root, place.device)
+
+
 def build_without_heads(
     config: Config,
     vocabulary: int,
@@ -157,6 +164,7 @@ def build_without_heads(
 
 def main(argv: list[str] | None = None) -> dict:
     replacements = {
+        "load_teacher": load_with_head,
         "representation_losses": soft_label_losses,
         "build_models": build_without_heads,
         "remember": remember_soft_labels,
