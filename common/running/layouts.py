@@ -194,6 +194,19 @@ def demo_mls(wanted: Wanted) -> Listed:
     )
 
 
+@layout("demo-mls-nonsense", "demo-mls-nonsense-smoke")
+def demo_mls_nonsense(wanted: Wanted) -> Listed:
+    """Test sets whose sentences make no sense, to score runs of demo-mls on: there is
+    nothing to train on."""
+    from common.demo import multilingual
+
+    check_languages(wanted.languages, mls.LANGUAGES)
+    folder = wanted.root / wanted.data
+    small = wanted.data.endswith("-smoke")
+    languages = tuple(multilingual.build_nonsense(folder, wanted.languages, small=small))
+    return Listed(folder, mls.list_sets(folder, languages, None, wanted.scoring))
+
+
 @layout("mls")
 def multilingual_librispeech(wanted: Wanted) -> Listed:
     """ROOT/mls_<language>/ of some or all languages.
