@@ -687,7 +687,7 @@ DEMO_SIZES = ConformerSizes(
     subsampling=8, channels=16, layers=4, dim=128, heads=4, ff_dim=512, kernel=11, dropout=0.0
 )
 DEMO_TRAINING = options.Training(
-    epochs=6,
+    epochs=4,
     update_seconds=48.0,
     max_seconds=10.0,
     schedule="one-cycle",
@@ -705,7 +705,7 @@ DEMO = Config(  # [choice] sizes and schedule: five minutes of training a stage 
     mask_fraction=0.0,
     stride_ms=160,
     lm="demo-mls/lm-m",
-    ctc_epochs=6,
+    ctc_epochs=4,
     ctc_lr=4e-3,
     ctc_warmup=0.3,
     lr_encoder=1e-3,
