@@ -158,7 +158,7 @@ ROWS["llm_prompt_asr"] = {
     "projection alone, 480 ms": f"{FROZEN} --lr-encoder 0 --stride-ms 480",
 }  # fmt: skip
 BRIDGE = "--method gpt --ctc-run runs/table/hubert_gpt_bridge/ctc-s{seed}"
-ADAPT = "--method gpt --data demo-spontaneous --init runs/table/hubert_gpt_bridge/conv-s{seed}"
+ADAPT = "--method gpt --data demo-talk --init runs/table/hubert_gpt_bridge/conv-s{seed}"
 ADAPTERS = f"{ADAPT} --lr-hubert 0 --lr-bridge 0 --lr-llm 5e-4 --lora-rank"
 ROWS["hubert_gpt_bridge"] = {
     "ctc": "--method ctc",
@@ -169,7 +169,7 @@ ROWS["hubert_gpt_bridge"] = {
     },
     "ctc, 7 epochs": "--method ctc --ctc-epochs 7",  # as many updates as with GPT after it
     "ctc + beam + LM": "of ctc: --decode beam --lm demo/gpt",
-    "conv, not adapted": "of conv: --data demo-spontaneous",
+    "conv, not adapted": "of conv: --data demo-talk",
     "conv, adapted by LoRA r 8": f"{ADAPTERS} 8",
     "conv, all adapted": f"{ADAPT} --lr-hubert 1e-4 --lr-bridge 3e-4 --lr-llm 1e-4",
     "conv, all adapted, three times the rates": f"{ADAPT} --lr-hubert 3e-4 --lr-bridge 1e-3 --lr-llm 3e-4",

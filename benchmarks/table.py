@@ -128,7 +128,7 @@ def sessions_and_words(split: str) -> tuple[list[str], np.ndarray]:
     """Of every utterance of a split, in the order of the hypothesis files."""
     data = ROOT / "data"
     if split == "test":
-        manifest = read_lines(data / "demo-spontaneous" / "test.jsonl")
+        manifest = read_lines(data / "demo-talk" / "test.jsonl")
         entries = [json.loads(line) for line in manifest]
         return [e["session"] for e in entries], np.array([len(e["text"].split()) for e in entries])
     if (
@@ -213,7 +213,7 @@ def scores_of(script: str) -> list[Score]:
             found.append(Score(f"{split} WER, twins equal", "wer_twins_equal", [split], "audible"))
         found.append(Score(f"{split} homophones", "homophone_error", [split], "twins", "heard"))
     if script == "hubert_gpt_bridge":
-        found.append(Score("demo-spontaneous WER", "wer", ["test"], "errors"))
+        found.append(Score("demo-talk WER", "wer", ["test"], "errors"))
     return found
 
 
