@@ -160,9 +160,8 @@ ROWS["llm_prompt_asr"] = {
 BRIDGE = "--method gpt --ctc-run runs/table/hubert_gpt_bridge/ctc-s{seed}"
 ADAPT = "--method gpt --data demo-talk --init runs/table/hubert_gpt_bridge/conv-s{seed}"
 ADAPTERS = f"{ADAPT} --lr-hubert 0 --lr-bridge 0 --lr-llm 5e-4 --lora-rank"
-START = "conv, HuBERT as pretrained, 5 epochs"
-FROM = "conv-hubert-as-pretrained-5-epochs"
-NEW = f"--method gpt --data demo-jargon --init runs/table/hubert_gpt_bridge/{FROM}-s{{seed}}"
+START = "straight"  # the paper's way: from HuBERT as pretrained
+NEW = f"--method gpt --data demo-jargon --init runs/table/hubert_gpt_bridge/{START}-s{{seed}}"
 GPT_ALONE = "--lr-hubert 0 --lr-bridge 0"
 ADAPTED = ("jargon, LoRA attention r 8", "jargon, LoRA all r 8", "jargon, LoRA all r 32", "jargon, GPT whole",
            "jargon, everything", "jargon, GPT without its pieces")  # fmt: skip
@@ -204,8 +203,8 @@ ROWS["hubert_gpt_bridge"] = {
     "conv, CNN frozen": "--method gpt --train-cnn False --ctc-run runs/table/hubert_gpt_bridge/ctc-cnn-frozen-s{seed}",
     **{f"conv, adapted by LoRA r {rank}": f"{ADAPTERS} {rank}" for rank in (1, 2, 32)},
     **{f"conv, {decode}": f"of conv: --decode {decode}" for decode in ("beam", "top_k", "top_p")},
-    START: "--method gpt --ctc-run none --epochs 5",  # the paper's way, and where all of demo-jargon begins
-    "jargon, not adapted": f"of {FROM}: --data demo-jargon",
+    START: "--method gpt --ctc-run none --epochs 5",  # where all of demo-jargon begins
+    "jargon, not adapted": f"of {START}: --data demo-jargon",
     "jargon, ctc not adapted": "of ctc: --data demo-jargon",
     "jargon, LoRA attention r 8": f"{NEW} {GPT_ALONE} --lora-rank 8 --lr-llm 3e-3",
     "jargon, LoRA all r 8": f"{NEW} {GPT_ALONE} --lora-maps all --lora-rank 8 --lr-llm 1e-2",

@@ -129,7 +129,7 @@ DOMAINS = ("demo-talk", "demo-jargon")
 
 def named_by_domain(entry: dict) -> dict:
     """The result with the name of the domain for "test" in all that it has by test set."""
-    domain = "demo-jargon" if "demo-jargon" in entry["options"] else "demo-talk"
+    domain = "demo-jargon" if "demo-jargon" in entry.get("options", "") else "demo-talk"
 
     def renamed(value):
         if isinstance(value, dict) and "test" in value:

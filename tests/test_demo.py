@@ -524,6 +524,7 @@ def test_a_language_is_built_alone_with_the_same_bytes(mls_root, tmp_path):
         "mls_polish",
         "text.txt",
         "english.txt",
+        "homophones.txt",
         "world.json",
     }
     with pytest.raises(UserError, match="no klingon: it has english"):

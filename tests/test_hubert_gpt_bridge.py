@@ -263,7 +263,7 @@ def test_lora(made):
     """Adapters change nothing at first; on query_key_value alone; merged they compute the same."""
     m = made("--bridge conv")
     before = losses_of(m)["lm"]
-    lora.adapt(m.llm, 2, script.ADAPTED["attention"])
+    lora.adapt(m.llm, 2, lora.NEOX["attention"])
     assert torch.equal(losses_of(m)["lm"], before)
     learning = [name for name, p in m.llm.named_parameters() if p.requires_grad]
     assert len(learning) == 4 and all(".query_key_value." in name for name in learning)

@@ -42,7 +42,7 @@ SIZES = {  # utterances of each language; sentences of text
     False: {"dev": 40, "test": 200, "text": 6000, "nonsense": 100},
     True: {"dev": 4, "test": 6, "text": 300, "nonsense": 4},
 }
-SMALLER = 16  # times less training speech in the small world
+SMALLER = 24  # times less training speech in the small world
 CHARACTERS_PER_FRAME = (
     1.6  # of 80 ms at most: then CTC has a path through pieces of two characters, sped up or not
 )
