@@ -1,0 +1,1 @@
+"""Assignments that grade themselves: `python -m exercises list`. See docs/classroom.md."""
