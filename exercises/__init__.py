@@ -1,1 +1,1 @@
-"""Assignments that grade themselves: `python -m exercises list`. See docs/classroom.md."""
+"""Assignments that grade themselves: see docs/classroom.md."""

@@ -1,4 +1,4 @@
-"""Computes one graded test with a student's code: python -m exercises.child TASK OUT."""
+"""Computes one graded test with a student's code."""
 
 from __future__ import annotations
 

@@ -86,23 +86,28 @@ def sheet(chosen: list[Exercise], seed: int | None) -> str:
     """The student's README."""
     lines = ["# Your exercises", ""]
     for exercise in chosen:
-        places = [f"`{name}` in `{file}`" for name, file in exercise.functions.items()]
-        lines += [
-            f"**{exercise.id}: {exercise.title}** ({exercise.minutes} minutes,"
-            f" {sum(exercise.tests.values())} points). Write {' and '.join(places)}:"
-            " the docstring says what it returns, and the docstring at the top of the file what"
-            " it is for.",
-            *(f"In your class: {change.says}" for change in exercise.variation(seed)),
-            f"Hint: {exercise.hint}",
-            f"Question, to be answered aloud: {exercise.question}",
-            "",
-        ]
+        lines += task(exercise, seed)
     lines += [
         "Test your solutions in seconds: `python -m exercises.check`. The grader does the same,",
         "with other numbers. It takes the files named here, and no other file that you change.",
         "README.md says how the project is installed and how a script is read.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def task(exercise: Exercise, seed: int | None) -> list[str]:
+    """The lines of one exercise."""
+    places = [f"`{name}` in `{file}`" for name, file in exercise.functions.items()]
+    points = sum(exercise.tests.values())
+    says = [change.says for change in exercise.variation(seed) if change.says]
+    return [
+        f"**{exercise.id}: {exercise.title}** ({exercise.minutes} minutes, {points} points).",
+        f"Write {' and '.join(places)}. The docstring says what it returns.",
+        *(f"**In your class: {sentence}**" for sentence in says),
+        f"Hint: {exercise.hint}",
+        f"Question, to be answered aloud: {exercise.question}",
+        "",
+    ]
 
 
 def workplace(exercise: Exercise, out: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 MASTER = Path(__file__).parents[1]
-SETS = ("week0",)
+SETS = ("week0", "interaed", "multirep", "streaming", "hubert", "llm")
 
 
 class Change(NamedTuple):

@@ -53,4 +53,153 @@ def word_error_rate(references, hypotheses):
     return total / len(" ".join(references).split()) * 100
 """
     },
+    "interaed-1": {
+        "interaed_kd.soften": """
+def soften(logits, tau):
+    largest = logits.amax(-1, keepdim=True)
+    powers = torch.exp((logits - largest) / tau)
+    return powers / powers.sum(-1, keepdim=True)
+""",
+        "bert.SharedPieces.top_k": """
+def top_k(self, rows, positions, k):
+    longest = self.teacher.longest
+    labels, logits = [], []
+    for row, position in zip(rows, positions):
+        z = self.teacher.logits_at([row[:longest]], [min(position, longest - 1)])[0]
+        best = sorted(zip(self.labels.tolist(), z[self.ids].tolist()), key=lambda x: -x[1])[:k]
+        labels.append([x[0] for x in best])
+        logits.append([x[1] for x in best])
+    return torch.tensor(labels), torch.tensor(logits)
+""",
+    },
+    "interaed-2": {
+        "interaed_kd.smoothed_cross_entropy": """
+def smoothed_cross_entropy(log_probs, q, mask, epsilon):
+    V = log_probs.shape[-1]
+    wanted = torch.full_like(log_probs, epsilon / V)
+    wanted = wanted.scatter_add(-1, q.labels, (1 - epsilon) * q.probs)
+    return -(wanted * log_probs).sum(-1)[mask].sum()
+"""
+    },
+    "multirep-1": {
+        "rnnt.lattice": """
+def lattice(blank, label, lengths, target_lengths):
+    B, T, columns = blank.shape
+    blanks = torch.zeros(B, T, columns, dtype=torch.float64)
+    gamma = torch.zeros(B, T, columns, dtype=torch.float64)
+    losses = []
+    for b in range(B):
+        end, U = int(lengths[b]), int(target_lengths[b])
+        found = []
+        for frames in itertools.combinations_with_replacement(range(end), U):
+            walk, log_p, u = [], 0.0, 0
+            for t in range(end):
+                while u < U and frames[u] == t:
+                    log_p = log_p + label[b, t, u].double()
+                    walk.append((True, t, u))
+                    u += 1
+                log_p = log_p + blank[b, t, u].double()
+                walk.append((False, t, u))
+            found.append((log_p, walk))
+        total = torch.stack([log_p for log_p, _ in found]).logsumexp(0)
+        losses.append(-total)
+        for log_p, walk in found:
+            for is_label, t, u in walk:
+                (gamma if is_label else blanks)[b, t, u] += (log_p - total).exp()
+    return Lattice(torch.stack(losses), blanks, gamma)
+import itertools
+"""
+    },
+    "multirep-2": {
+        "multirep_kd.label_features": """
+def label_features(gamma, h, g):
+    rows = []
+    for u in range(gamma.shape[2]):
+        weighted = (gamma[:, :, u, None] * h).sum(1)
+        rows.append(torch.cat([weighted, g[:, u]], -1))
+    return torch.stack(rows, 1)
+"""
+    },
+    "streaming-1": {
+        "streaming_aux_kd.feature_distance": """
+def feature_distance(h, z):
+    def normed(x):
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    h, z = normed(h), normed(z)
+    cosine = (h * z).sum(-1) / (h.norm(dim=-1) * z.norm(dim=-1))
+    return (h - z).abs().sum(-1) / h.shape[-1] + torch.log(1 + torch.exp(-cosine))
+"""
+    },
+    "streaming-2": {
+        "streaming_aux_kd.future_loss": """
+def future_loss(h, r, mask, steps):
+    total = h.new_zeros(())
+    for t in range(h.shape[1] - steps):
+        d = feature_distance(h[:, t + steps : t + steps + 1], r[:, t : t + 1])[:, 0]
+        total = total + d[mask[:, t + steps]].sum()
+    return total
+"""
+    },
+    "hubert-1": {
+        "hubert_gpt_bridge.vectors_of": """
+def vectors_of(log_probs, mode):
+    path = log_probs.argmax(-1).tolist()
+    if mode != "average" and not any(path):
+        least = int(log_probs[:, 0].argmin())
+        return torch.tensor([0 if t == least else -1 for t in range(len(path))])
+    found, vector, previous = [], -1, None
+    for label in path:
+        if label == 0 and mode != "average":
+            found.append(-1)
+        else:
+            if mode == "remove_blank" or label != previous:
+                vector += 1
+            found.append(vector)
+        previous = label
+    return torch.tensor(found)
+"""
+    },
+    "hubert-2": {
+        "hubert_gpt_bridge.compress": """
+def compress(h, lengths, log_probs, mode):
+    rows = []
+    for i, n in enumerate(lengths.tolist()):
+        into = vectors_of(log_probs[i, :n], mode)
+        means = [h[i, :n][into == v].mean(0) for v in range(int(into.max()) + 1)]
+        rows.append(torch.stack(means))
+    longest = max(len(row) for row in rows)
+    out = h.new_zeros(len(rows), longest, h.shape[2])
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out, [len(row) for row in rows]
+"""
+    },
+    "llm-1": {
+        "llm_prompt_asr.stack": """
+def stack(h, lengths, n):
+    B, T, D = h.shape
+    out = h.new_zeros(B, -(-T // n), n * D)
+    for b in range(B):
+        for t in range(int(lengths[b])):
+            out[b, t // n, t % n * D : (t % n + 1) * D] = h[b, t]
+    return out, torch.ceil(lengths / n).long()
+"""
+    },
+    "llm-2": {
+        "prompting.build_sequences": """
+def build_sequences(embedding, speech, lengths, texts, frame, shown=None):
+    rows, targets = [], []
+    texts_or_none = texts or [[] for _ in lengths]
+    for x, n, text, read in zip(speech, lengths, texts_or_none, shown or texts_or_none):
+        parts = [embed(embedding, frame.before, x), x[:n]]
+        parts += [embed(embedding, frame.after, x), embed(embedding, read, x)]
+        row = torch.cat(parts)
+        target = torch.full((len(row),), NONE)
+        target[len(row) - len(text) - 1 :] = torch.tensor([*text, frame.end])
+        rows.append(row)
+        targets.append(target)
+    return pad(rows, targets, "left" if texts is None else "right")
+"""
+    },
 }

@@ -1,0 +1,91 @@
+"""interaed_kd.py: BERT's soft labels, and the loss that learns from them."""
+
+from exercises.table import Change, Exercise
+
+SCRIPT = "interaed_kd.py"
+TESTS = "tests/test_interaed_kd.py"
+
+EXERCISES = [
+    Exercise(
+        id="interaed-1",
+        title="The teacher's soft label",
+        minutes=35,
+        functions={"soften": SCRIPT, "SharedPieces.top_k": "common/bert.py"},
+        tests={"test_soften": 2, "test_top_k": 2, "test_top_k_of_lengths": 2},
+        mutants=(
+            Change(
+                "top = z[:, ids].float().topk(k)",
+                "top = z[:, ids].float().softmax(-1).topk(k)",
+                "The softmax came before the top K: z are logits, and `soften` makes"
+                " probabilities of the K that were kept.",
+            ),
+            Change(
+                "(logits / tau)",
+                "(logits * tau)",
+                "The logits were multiplied by tau: a high temperature must flatten.",
+            ),
+            Change(
+                "            top = z[:, ids].float().topk(k)  # (n, K) of (n, M)\n"
+                "            labels[part] = self.labels[top.indices.cpu()]\n",
+                "            top = z.float().topk(k)\n"
+                "            labels[part] = top.indices.cpu()\n",
+                "All of BERT's pieces were kept, special tokens too, as BERT's ids: only the"
+                " shared pieces count, as the student's labels.",
+            ),
+        ),
+        variations=(
+            (
+                Change(
+                    "q_i = softmax(z_i / tau): (U, K) -> (U, K).",
+                    "q_i = softmax(z_i / sqrt(tau)): (U, K) -> (U, K).",
+                    "The temperature is the root of tau.",
+                ),
+                Change("(logits / tau)", "(logits / tau**0.5)", ""),
+            ),
+        ),
+        hint="`self.ids` are BERT's ids of the shared pieces, `self.labels` the student's. The"
+        " teacher's `logits_at(rows, positions)` takes rows of one length, see `by_length`.",
+        question="Does distillation work because of what the teacher knows? What would a teacher"
+        " show for which all K pieces are equally likely?",
+        docstrings={"soften": "The soft labels q_i from z_i, see Equations: (U, K) -> (U, K)."},
+        hidden=(f"{TESTS}::test_q", f"{TESTS}::test_z"),
+    ),
+    Exercise(
+        id="interaed-2",
+        title="Cross-entropy to a soft label, smoothed",
+        minutes=40,
+        functions={"smoothed_cross_entropy": SCRIPT},
+        tests={"test_h_of_soft_labels": 2, "test_h_of_padding": 2, "test_h_gradient": 2},
+        mutants=(
+            Change(
+                "* mask).sum()",
+                "* mask).sum() / mask.sum()",
+                "This is the mean over tokens; the loss is a sum.",
+            ),
+            Change(
+                "even = log_probs.mean(-1)",
+                "even = log_probs.gather(-1, q.labels).mean(-1)",
+                "This is e/K over the pieces of the soft label; e/V is spread over the whole"
+                " vocabulary.",
+            ),
+            Change(
+                "* mask).sum()",
+                "* ~mask).sum()",
+                "The mask is the other way round: it is True for real tokens.",
+            ),
+        ),
+        variations=(
+            (
+                Change(
+                    "[(1-e) q_i(v) + e/V] log p(v | y_<i, x), over all tokens of",
+                    "[q_i(v) + e/V] log p(v | y_<i, x), over all tokens of",
+                    "The soft label keeps its whole weight, and smoothing is added to it.",
+                ),
+                Change("(1 - epsilon) * picked", "picked", ""),
+            ),
+        ),
+        hint="Only K of the V pieces have a probability: `gather` finds theirs.",
+        question="Why is the minimum of this loss not 0?",
+        hidden=(f"{TESTS}::test_h", f"{TESTS}::test_att_kd"),
+    ),
+]
