@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,8 @@ def main(
     folders: list[Path], ids: list[str] | None, seed: int | None, json_file: Path | None
 ) -> list[list[Graded]]:
     """Prints a table for each submission, and writes one file of results for each."""
+    if isolation.warning():
+        print(isolation.warning(), file=sys.stderr)
     found = []
     for number, folder in enumerate(folders, 1):
         graded = grade_folder(folder, ids, seed)
@@ -44,19 +47,17 @@ def main(
 
 
 def grade_folder(folder: Path, ids: list[str] | None, seed: int | None) -> list[Graded]:
-    """ids, seed: what the lecturer says; else what was noted when the folder was made."""
+    """ids, seed: what the lecturer says; else what was noted when the folder was made,
+    which a student may have changed."""
     try:
         noted = json.loads((folder / "exercises" / "made.json").read_text(encoding="utf-8"))
-        if seed is None:
-            seed = noted["seed"]
+        noted_seed = None if noted["seed"] is None else int(noted["seed"])
         chosen = [all_exercises()[id] for id in ids or noted["exercises"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if ids is None:
-            return [Graded("exercises/made.json", 0, 0, check.last_words(error))]
-        chosen = [all_exercises()[id] for id in ids]
+        return [Graded("exercises/made.json", 0, 0, check.last_words(error))]
     graded = []
     for exercise in chosen:
-        graded += grade_exercise(exercise, folder, seed)
+        graded += grade_exercise(exercise, folder, noted_seed if seed is None else seed)
     return graded
 
 
@@ -105,7 +106,10 @@ def run_test(exercise: Exercise, name: str, handed_in: Path, test: dict) -> str:
         got = isolation.run(task, work)
     if isinstance(got, str):
         return got
-    return check.explain(test, got)
+    try:
+        return check.explain(test, got)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return "It wrote a result that cannot be read."
 
 
 def print_table(folder: Path, graded: list[Graded]) -> None:

@@ -6,10 +6,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, slow_after_the_first
 from other_ways import OTHER_WAYS
 
-from exercises import check, grade, make, master
+from exercises import check, grade, isolation, make, master, source
 from exercises.table import Change, all_exercises
 
 EXERCISES = all_exercises()
@@ -116,3 +116,49 @@ def test_a_student_checks_the_solution(made, tmp_path):
     shutil.copy(REPOSITORY / "exercises" / "week0.py", folder / "exercises" / "week0.py")
     right = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert right.returncode == 0 and right.stdout.count("pass") == 2, right.stdout + right.stderr
+
+
+HOSTILE = {
+    "hangs": ("while True:\n        pass", "longer than"),
+    "prints": ("while True:\n        print('x' * 1_000_000)", "File too large"),
+    "forks": ("import os\n    while True:\n        os.fork()", "may not start processes"),
+    "deletes": (
+        "import os, shutil\n    shutil.rmtree(os.path.dirname(os.getcwd()))\n    return blank",
+        "without a result",
+    ),
+    "fills": ("return torch.ones(2**33)", "memory"),
+    "leaves": ("import os\n    os._exit(0)", "without a result"),
+}
+
+
+@pytest.mark.parametrize("what", slow_after_the_first(HOSTILE))
+def test_what_a_submission_does_ends_with_it(what, made, tmp_path, monkeypatch, capsys):
+    """No points for its test, a reason, and the next submission is graded."""
+    body, reason = HOSTILE[what]
+    monkeypatch.setattr(isolation, "SECONDS", 12)
+    text = (REPOSITORY / "exercises" / "week0.py").read_text()
+    folders = []
+    for name, solution in (("bad", source_with(text, body)), ("good", text)):
+        folders.append(tmp_path / name)
+        shutil.copytree(made, folders[-1])
+        (folders[-1] / "exercises" / "week0.py").write_text(solution)
+    bad, good = grade.main(folders, None, None, None)
+    assert [test.score for test in bad] == [0, 0] and [test.score for test in good] == [3, 3]
+    assert all(reason in test.output for test in bad), bad
+    assert (folders[0] / "exercises" / "week0.py").exists()
+
+
+def source_with(text: str, body: str) -> str:
+    return source.strip(text, "transducer_alpha", "").replace('raise NotImplementedError("")', body)
+
+
+@pytest.mark.skipif(not isolation.can_bubblewrap(), reason="no bubblewrap")
+def test_with_bubblewrap_a_submission_sees_no_master(made, tmp_path, capsys):
+    master_file = REPOSITORY / "exercises" / "week0.py"
+    body = f"raise ValueError(open({str(master_file)!r}).read())"
+    folder = tmp_path / "curious"
+    shutil.copytree(made, folder)
+    solution = source_with((folder / "exercises" / "week0.py").read_text(), body)
+    (folder / "exercises" / "week0.py").write_text(solution)
+    ((test, _),) = grade.main([folder], None, None, None)
+    assert test.score == 0 and "FileNotFoundError" in test.output
