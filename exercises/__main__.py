@@ -6,15 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from exercises.table import all_exercises
+from exercises.table import Exercise, all_exercises, points_of
 
 
 def print_list() -> None:
     for exercise in all_exercises().values():
-        points = sum(exercise.tests.values())
-        functions = ", ".join(exercise.functions)
+        points = sum(points_of(exercise).values())
         print(f"{exercise.id:13} {exercise.minutes:3} min {points:2} points  {exercise.title}")
-        print(f"{'':13} {functions} in {', '.join(exercise.files)}")
+        if isinstance(exercise, Exercise):
+            print(f"{'':13} {', '.join(exercise.functions)} in {', '.join(exercise.files)}")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -95,7 +95,7 @@ def _close(a: float, b: float) -> bool:
 
 
 def explain(test: dict[str, Any], got: dict[str, Any]) -> str:
-    """Empty if the result is right; else what differs, and the mistake if it is known."""
+    """What differs, and the mistake if it is known; empty if the result is right."""
     found = difference(test["expected"], got)
     if not found:
         return ""

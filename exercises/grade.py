@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from exercises import check, isolation, make, master
-from exercises.table import Exercise, all_exercises
+from exercises import check, isolation, judging, make, master
+from exercises.table import Break, Exercise, Kind, all_exercises, points_of
 
 
 class Graded(NamedTuple):
@@ -52,12 +52,32 @@ def grade_folder(folder: Path, ids: list[str] | None, seed: int | None) -> list[
     try:
         noted = json.loads((folder / "exercises" / "made.json").read_text(encoding="utf-8"))
         noted_seed = None if noted["seed"] is None else int(noted["seed"])
-        chosen = [all_exercises()[id] for id in ids or noted["exercises"]]
+        noted_ids = [str(id) for id in noted["exercises"] if str(id) in all_exercises()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return [Graded("exercises/made.json", 0, 0, check.last_words(error))]
+        if ids is None:
+            return [Graded("exercises/made.json", 0, 0, check.last_words(error))]
+        noted_seed = None
+        noted_ids = []
+    seed = noted_seed if seed is None else seed
+    chosen = [all_exercises()[id] for id in ids or noted_ids]
     graded = []
     for exercise in chosen:
-        graded += grade_exercise(exercise, folder, noted_seed if seed is None else seed)
+        if isinstance(exercise, Exercise):
+            graded += grade_exercise(exercise, folder, seed)
+        elif isinstance(exercise, Break):
+            graded += in_points(exercise, judging.grade_break(exercise, folder, seed))
+        else:
+            graded += in_points(exercise, judging.grade_predict(exercise, folder))
+    return graded
+
+
+def in_points(exercise: Kind, problems: dict[str, str]) -> list[Graded]:
+    """{what is graded: empty, or what is wrong} with its points."""
+    graded = []
+    for name, points in points_of(exercise).items():
+        problem = problems[name]
+        score = 0 if problem else points
+        graded.append(Graded(f"{exercise.id}: {name}", score, points, problem))
     return graded
 
 
@@ -94,7 +114,7 @@ def run_test(exercise: Exercise, name: str, handed_in: Path, test: dict) -> str:
     """Runs one test in a fresh folder. Empty if it passed; else what went wrong."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         work = Path(place) / "work"
-        make.workplace(exercise, work)
+        make.workplace(exercise.files, work)
         shutil.copytree(handed_in, work, dirs_exist_ok=True)
         task = {
             "paper": exercise.paper,

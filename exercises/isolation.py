@@ -25,8 +25,8 @@ SECONDS = 30  # of a graded test, imports included
 NOBODY = 65534
 
 
-def run(task: dict[str, Any], work: Path) -> dict[str, Any] | str:
-    """What the test computes in the folder `work`, or a sentence about what went wrong."""
+def run(task: dict[str, Any], work: Path) -> Any:
+    """What the test computes in the folder `work`, or a sentence about the failure."""
     out = work.parent / "out"
     out.mkdir()
     work.parent.chmod(0o755)  # another user may run the test ...
@@ -54,7 +54,7 @@ def run(task: dict[str, Any], work: Path) -> dict[str, Any] | str:
     return read_result(out, process.returncode)
 
 
-def read_result(out: Path, code: int) -> dict[str, Any] | str:
+def read_result(out: Path, code: int) -> Any:
     try:
         found = json.loads((out / "result.json").read_text(encoding="utf-8"))
         return found["error"] if "error" in found else found["result"]
@@ -76,7 +76,14 @@ def wrapper(work: Path) -> list[str]:
     """The words in front of the command: bubblewrap, where there is one."""
     if not can_bubblewrap():
         return []
-    command = [str(shutil.which("bwrap")), "--die-with-parent", "--unshare-all", "--ro-bind", "/", "/"]
+    command = [
+        str(shutil.which("bwrap")),
+        "--die-with-parent",
+        "--unshare-all",
+        "--ro-bind",
+        "/",
+        "/",
+    ]
     command += ["--dev", "/dev", "--proc", "/proc", "--tmpfs", str(MASTER)]
     if Path(sys.prefix).is_relative_to(MASTER):  # the environment lies in the master's folder
         command += ["--ro-bind", sys.prefix, sys.prefix]
@@ -98,7 +105,7 @@ def can_be_nobody() -> bool:
 
 
 def warning() -> str:
-    """What a lecturer should know about this machine; empty where bubblewrap is used."""
+    """What a lecturer should know about this machine; empty with bubblewrap."""
     if can_bubblewrap():
         return ""
     said = "No bubblewrap here: a submission can read what its user can read."

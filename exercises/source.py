@@ -29,7 +29,7 @@ def lines_of(text: str, name: str) -> tuple[int, int]:
 
 
 def change(text: str, names: list[str], changes: tuple[Change, ...]) -> str:
-    """Each change is made where its old text stands, once, in one of these functions."""
+    """Makes each change in one of these functions, where its old text stands once."""
     for old, new, says in changes:
         made = 0
         for name in names:
@@ -45,7 +45,7 @@ def change(text: str, names: list[str], changes: tuple[Change, ...]) -> str:
 
 
 def strip(text: str, name: str, message: str, docstring: str | None = None) -> str:
-    """The function without its body: signature and docstring stay, or another docstring."""
+    """The function without its body; its docstring stays, or becomes another one."""
     lines = text.splitlines(keepends=True)
     node = dict(functions_of(text))[name]
     first = node.body[0]

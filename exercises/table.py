@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 MASTER = Path(__file__).parents[1]
-SETS = ("week0", "interaed", "multirep", "streaming", "hubert", "llm")
+SETS = ("week0", "interaed", "multirep", "streaming", "hubert", "llm", "breaks", "predictions")
 
 
 class Change(NamedTuple):
@@ -28,7 +28,7 @@ class Change(NamedTuple):
 
 
 class Exercise(NamedTuple):
-    """A row of the table."""
+    """Functions to write."""
 
     id: str
     title: str
@@ -59,7 +59,62 @@ class Exercise(NamedTuple):
         return random.Random(f"{seed}-{self.id}").choice([(), *self.variations])
 
 
-def all_exercises() -> dict[str, Exercise]:
+class Bug(NamedTuple):
+    """A mistake that is planted in the code."""
+
+    file: str
+    function: str
+    change: Change  # says: what one sees of it, to a student
+    hidden: tuple[str, ...] = ()  # tests that would find it: "file" or "file::function"
+
+
+class Break(NamedTuple):
+    """A bug to find: its file and function, and a test that fails because of it."""
+
+    id: str
+    title: str
+    minutes: int
+    bugs: tuple[Bug, ...]  # the seed draws one
+    hint: str = ""
+    question: str = ""
+
+    @property
+    def test_file(self) -> str:
+        return f"test_{self.id.replace('-', '_')}.py"
+
+    def bug(self, seed: int | None) -> Bug:
+        return (
+            self.bugs[0] if seed is None else random.Random(f"{seed}-{self.id}").choice(self.bugs)
+        )
+
+
+class Predict(NamedTuple):
+    """A comparison of two rows: what is expected, with a reason, then what came out."""
+
+    id: str
+    title: str
+    minutes: int
+    commands: tuple[str, str]  # of the baseline and of the other row; without --seed
+    rows: tuple[str, str]  # their methods or variants
+    split: str  # a test set, or the mean of all
+    what: str  # errors in words, or homophones
+    hint: str = ""
+    question: str = ""
+
+
+Kind = Exercise | Break | Predict
+POINTS_OF_BREAK = {"the file": 1, "the function": 1, "a test that finds it": 4}
+POINTS_OF_PREDICT = {"a prediction with a reason": 2, "paired runs": 2, "what was measured": 2}
+
+
+def points_of(exercise: Kind) -> dict[str, int]:
+    """{what is graded: points}."""
+    if isinstance(exercise, Break):
+        return POINTS_OF_BREAK
+    return POINTS_OF_PREDICT if isinstance(exercise, Predict) else exercise.tests
+
+
+def all_exercises() -> dict[str, Kind]:
     found = {}
     for name in SETS:
         for exercise in importlib.import_module(f"exercises.sets.{name}").EXERCISES:

@@ -203,3 +203,102 @@ def build_sequences(embedding, speech, lengths, texts, frame, shown=None):
 """
     },
 }
+
+STREAM = """
+import torch
+from common import conformer, conformer_stream
+
+def encoder():
+    torch.manual_seed(0)
+    sizes = dict(dim=16, layers=2, heads=2, ff_dim=16, kernel=5, dropout=0.0, subsampling=4)
+    return conformer.Conformer(**sizes, channels=4, chunk=2, left=4).eval()
+"""
+
+IN_PORTIONS = (
+    STREAM
+    + """
+def test_a_stream_is_the_file():
+    model = encoder()
+    mel = torch.randn(1, 32, 80)
+    whole = model(mel, torch.tensor([32])).output
+    state, parts = conformer_stream.fresh_state(model, 1), []
+    for part in mel.split(8, 1):
+        encoded, state = conformer_stream.encode_piece(model, part, torch.tensor([8]), state)
+        parts.append(encoded.output)
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
+"""
+)
+
+NO_FUTURE = (
+    STREAM
+    + """
+def test_the_future_changes_nothing():
+    model = encoder()
+    mel = torch.randn(1, 32, 80)
+    other = mel.clone()
+    other[:, 16:] += 1
+    before, after = (model(x, torch.tensor([32])).output[:, :4] for x in (mel, other))
+    assert torch.equal(before, after)
+"""
+)
+
+ALONE = """
+import torch
+from common.features import LogMel
+
+def test_the_beginning_does_not_depend_on_the_end():
+    torch.manual_seed(0)
+    frontend = LogMel()
+    wave = torch.randn(1, 16000)
+    longer, _ = frontend(wave, torch.tensor([16000]))
+    shorter, frames = frontend(wave[:, :8000], torch.tensor([8000]))
+    assert torch.allclose(longer[:, : int(frames)], shorter, atol=1e-4)
+"""
+
+ASKED = """
+from types import SimpleNamespace
+import torch
+import interaed_kd
+from common.bert import Answer, Question
+
+def test_every_token_is_masked_at_its_own_place():
+    asked = []
+    def top_k(rows, positions, k):
+        asked.extend(zip(rows, positions))
+        return torch.zeros(len(rows), k, dtype=torch.long), torch.zeros(len(rows), k)
+    pieces = SimpleNamespace(teacher=SimpleNamespace(mask=99), top_k=top_k)
+    pieces.with_exceptions = lambda question, labels, logits: Answer(labels, logits)
+    interaed_kd.label_tokens(pieces, [Question((2, 7, 8, 3), 1, (4, 5))], 2)
+    assert asked == [([2, 99, 8, 3], 1), ([2, 7, 99, 3], 2)]
+"""
+
+SHARES = """
+from types import SimpleNamespace
+import torch
+import interaed_kd
+from common.running import command_line
+
+class Recogniser(torch.nn.Module):
+    def forward(self, waves, samples, taps):
+        return [torch.zeros(1, 4, 5)] * (len(taps) + 1), torch.tensor([4])
+    def log_probs(self, state):
+        return torch.zeros(1, 4, 5).log_softmax(-1)
+
+class Decoder(torch.nn.Module):
+    def forward(self, states, lengths, targets):
+        return [torch.zeros(1, 2, 5).log_softmax(-1)] * len(states)
+
+def test_lam_is_the_share_of_ctc():
+    argv = "--preset smoke --method interaed --ctc-share 0.9".split()
+    (config,) = command_line.parse(interaed_kd.PRESETS, interaed_kd.__doc__, argv)
+    models = torch.nn.ModuleDict({"recogniser": Recogniser(), "decoder": Decoder()})
+    batch = SimpleNamespace(
+        waves=None, samples=None, targets=torch.tensor([[1]]), target_lengths=torch.tensor([1])
+    )
+    place = SimpleNamespace(autocast=lambda: torch.autocast("cpu", enabled=False))
+    loss, parts = interaed_kd.compute_losses(models, batch, None, config, place)
+    assert torch.isclose(loss, 0.9 * parts["ctc"] + 0.1 * parts["att"])
+"""
+
+# A test that finds each bug of the exercises to break.
+FINDS = {"break-1": [NO_FUTURE, IN_PORTIONS, ALONE], "break-2": [ASKED, ASKED, SHARES]}

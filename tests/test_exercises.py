@@ -7,12 +7,15 @@ import sys
 
 import pytest
 from conftest import REPOSITORY, slow_after_the_first
-from other_ways import OTHER_WAYS
+from other_ways import FINDS, OTHER_WAYS
 
-from exercises import check, grade, isolation, make, master, source
-from exercises.table import Change, all_exercises
+from common.running.hypotheses import COLUMNS
+from exercises import check, grade, isolation, judging, make, master, source
+from exercises.table import Break, Change, Exercise, all_exercises
 
-EXERCISES = all_exercises()
+ALL = all_exercises()
+EXERCISES = {id: exercise for id, exercise in ALL.items() if isinstance(exercise, Exercise)}
+BREAKS = {id: exercise for id, exercise in ALL.items() if isinstance(exercise, Break)}
 SEEDS = [None, *range(4)]
 MUTANTS = [(id, mutant) for id, exercise in EXERCISES.items() for mutant in exercise.mutants]
 
@@ -162,3 +165,112 @@ def test_with_bubblewrap_a_submission_sees_no_master(made, tmp_path, capsys):
     (folder / "exercises" / "week0.py").write_text(solution)
     ((test, _),) = grade.main([folder], None, None, None)
     assert test.score == 0 and "FileNotFoundError" in test.output
+
+
+# ------------------------------------------------------------------------------------------ bugs
+
+
+def functions_in(file: str) -> set[str]:
+    return set(dict(source.functions_of((REPOSITORY / file).read_text())))
+
+
+def test_what_is_hidden_exists():
+    places = [place for exercise in EXERCISES.values() for place in exercise.hidden]
+    bugs = [bug for exercise in BREAKS.values() for bug in exercise.bugs]
+    for bug in bugs:
+        assert bug.function in functions_in(bug.file)
+        places += bug.hidden
+    for place in places:
+        file, _, name = place.partition("::")
+        assert (REPOSITORY / file).exists() and (not name or name in functions_in(file)), place
+
+
+def seed_of(exercise: Break, bug) -> int:
+    return next(seed for seed in range(100) if exercise.bug(seed) == bug)
+
+
+BUGS = [f"{id} {number}" for id in BREAKS for number in range(3)]
+
+
+@pytest.mark.parametrize("which", slow_after_the_first(BUGS))
+def test_a_bug_is_found(which, tmp_path):
+    """A student's test that finds it; one that never fails, and one that always does, get no points."""
+    id = which[:-2]
+    number = int(which[-1])
+    exercise = BREAKS[id]
+    bug = exercise.bugs[number]
+    seed = seed_of(exercise, bug)
+    folder = tmp_path / "handed_in"
+    make.make([id], folder, seed)
+    answer = f'[{id}]\nfile = "{bug.file}"\nfunction = "{bug.function}"\n'
+    (folder / "answers.toml").write_text(answer)
+    (folder / exercise.test_file).write_text(FINDS[id][number])
+    found = grade.grade_folder(folder, [id], None)
+    assert [test.score for test in found] == [1, 1, 4], found
+    if number:
+        return
+    (folder / "answers.toml").write_text(answer.replace(bug.function, "ctc_loss"))
+    for text, reason in (
+        ("def test():\n    pass\n", "passes, or does not run"),
+        ("def test():\n    assert 0\n", "without the bug"),
+    ):
+        (folder / exercise.test_file).write_text(text)
+        found = grade.grade_folder(folder, [id], None)
+        assert [test.score for test in found] == [1, 0, 0] and reason in found[2].output, found
+
+
+# ----------------------------------------------------------------------------------- predictions
+
+
+def write_run(folder, method, variant, seed, wrong) -> None:
+    """What a scored run leaves: 40 sentences of a homophone, of which some are wrong."""
+    folder.mkdir(parents=True)
+    result = {"script": "interaed_kd", "method": method, "variant": variant, "seed": seed}
+    result |= {"wer": {"test-clean": 0.0}, "decode": "greedy"}
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "scored.json").write_text('{"homophones": {"sail": "sale", "sale": "sail"}}')
+    lines = ["\t".join(COLUMNS)]
+    for i in range(40):
+        said = "a sale here" if i % 40 in wrong else "a sail here"
+        lines.append(f"u{i}\ta sail here\t{said}\taudio\t0\t1\t")
+    (folder / "hyp_test-clean.tsv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def predicted(tmp_path):
+    """A submission with a prediction, and two seeds of both rows."""
+    for seed, more in ((1, 3), (2, 9)):
+        both = set(range(0, 12 + seed))
+        write_run(tmp_path / f"runs/a{seed}", "interaed_kd", None, seed, both)
+        uniform = both | set(range(20, 20 + more))
+        write_run(tmp_path / f"runs/b{seed}", "interaed_kd", "uniform_teacher", seed, uniform)
+    reason = "BERT knows which of two homophones fits the words on both sides of it."
+    answer = f'[interaed-3]\nexpected = "higher"\nreason = "{reason}"\n'
+    (tmp_path / "answers.toml").write_text(answer)
+    return tmp_path
+
+
+def graded_prediction(folder, interval):
+    names = ("difference", "low", "high")
+    lines = [f"{name} = {value}" for name, value in zip(names, interval, strict=True)]
+    (folder / "measured.toml").write_text("\n".join(["[interaed-3]", *lines]) + "\n")
+    return grade.grade_folder(folder, ["interaed-3"], None)
+
+
+def test_a_prediction_is_graded_for_its_reason_and_what_was_measured(predicted):
+    exercise = ALL["interaed-3"]
+    rows = judging.rows_of(exercise, predicted / "runs")
+    right = judging.measure(exercise, rows)
+    assert right.difference == pytest.approx(100 * 12 / 80)
+    assert [test.score for test in graded_prediction(predicted, right)] == [2, 2, 2]
+    mistakes = judging.known_mistakes(exercise, rows, right)
+    assert len(mistakes) == 4
+    for wrong, says in mistakes:
+        *_, measured = graded_prediction(predicted, wrong)
+        assert measured.score == 0 and says in measured.output
+    (predicted / "answers.toml").write_text('[interaed-3]\nexpected = "lower"\nreason = "?"\n')
+    shutil.rmtree(predicted / "runs" / "b2")
+    graded = graded_prediction(predicted, right)
+    assert [test.score for test in graded] == [0, 0, 0]
+    assert "two seeds" in graded[1].output
+    assert [test.score for test in grade.grade_folder(predicted / "runs", ["interaed-3"], None)]

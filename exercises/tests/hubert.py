@@ -42,7 +42,7 @@ def test_random_paths(code, draw):
 
 
 def batch(draw):
-    """h (3, 8, D) of unequal lengths, log-probabilities; large numbers in the padding."""
+    """h (3, 8, D), lengths, log-probabilities; large numbers in the padding."""
     lengths = torch.tensor([8, draw.integer(4, 6), 3])
     paths = ([1, 1, 0, 1, 2, 2, 2, 3], [2, 2, 2, 0, 0, 3, 1, 1], [0, 0, 0, 2, 2, 1, 1, 3])
     log_probs = torch.stack([of_path(draw, path) for path in paths])

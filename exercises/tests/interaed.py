@@ -16,7 +16,7 @@ def test_soften(code, draw):
 
 
 def shared_pieces(code, draw):
-    """A BERT of 12 pieces, 5 of them special, whose logits depend on row and position."""
+    """A BERT of 12 pieces, 5 of them special; its logits depend on row and position."""
     table = draw.normal(20, 12)
     table[:, :5] += 5.0  # special tokens would be the most likely ones
 

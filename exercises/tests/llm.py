@@ -32,8 +32,7 @@ def test_stack_gradient(code, draw):
 
 
 def sequences(code, draw, texts, shown=None):
-    """Two utterances with symbols before and behind the speech; the end is also an id of
-    padding."""
+    """Two utterances, with symbols before and behind the speech."""
     torch.manual_seed(draw.integer(0, 10_000))
     embedding = nn.Embedding(12, 4)
     speech = draw.normal(2, 3, 4).float()
