@@ -4,9 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, slow_after_the_first
+from conftest import REPOSITORY
 from other_ways import FINDS, OTHER_WAYS
 
 from common.running.hypotheses import COLUMNS
@@ -16,7 +17,6 @@ from exercises.table import Break, Change, Exercise, all_exercises
 ALL = all_exercises()
 EXERCISES = {id: exercise for id, exercise in ALL.items() if isinstance(exercise, Exercise)}
 BREAKS = {id: exercise for id, exercise in ALL.items() if isinstance(exercise, Break)}
-SEEDS = [None, *range(4)]
 MUTANTS = [(id, mutant) for id, exercise in EXERCISES.items() for mutant in exercise.mutants]
 
 
@@ -50,7 +50,11 @@ def test_every_exercise_has_three_mutants_and_every_test_finds_one(id):
 @pytest.mark.parametrize("id", EXERCISES)
 def test_the_tests_give_numbers_that_do_not_depend_on_the_run(id):
     """NaN anywhere, or a result that differs between two runs, could not be graded."""
-    for seed in SEEDS:
+    exercise = EXERCISES[id]
+    seeds = [None]
+    for varied in exercise.variations:
+        seeds.append(next(n for n in range(100) if exercise.variation(n) == varied))
+    for seed in seeds:
         assert not any(explanations(id, (), seed)), seed
         assert "NaN" not in json.dumps(master.answers(id, seed, "grade"))
 
@@ -88,25 +92,32 @@ def made(tmp_path_factory):
 
 
 def test_grading(made, tmp_path, capsys):
-    """One right and one empty submission, and a wrong one between them; the right one has edited its tests."""
-    right = tmp_path / "right"
-    wrong = tmp_path / "wrong"
-    for folder in (right, wrong):
-        shutil.copytree(made, folder)
-    shutil.copy(REPOSITORY / "exercises" / "week0.py", right / "exercises" / "week0.py")
-    (right / "exercises" / "tests" / "week0.py").unlink()
+    """A submission that prints without end, then a right one, which has removed its tests."""
     text = (REPOSITORY / "exercises" / "week0.py").read_text()
-    mutant = EXERCISES["week0-2"].mutants[0]
-    (wrong / "exercises" / "week0.py").write_text(text.replace(mutant.old, mutant.new))
-    results = tmp_path / "results.json"
-    found = grade.main([right, wrong, made], None, None, results)
-    scores = [[test.score for test in graded] for graded in found]
-    assert scores == [[3, 3], [0, 0], [0, 0]]
+    folders = submissions(made, tmp_path, source_with(text, HOSTILE["prints"][0]), text)
+    (folders[1] / "exercises" / "tests" / "week0.py").unlink()
+    found = grade.main(folders, None, None, tmp_path / "results.json")
+    assert [[test.score for test in graded] for graded in found] == [[0, 0], [3, 3]]
     written = [json.loads(path.read_text())["tests"] for path in sorted(tmp_path.glob("*.json"))]
-    assert len(written) == 3
-    assert mutant.says in written[1][0]["output"] and "expected" in written[1][0]["output"]
-    assert "NotImplementedError: week0-2" in written[2][0]["output"]
-    assert set(written[0][0]) == {"name", "score", "max_score", "output"}
+    assert len(written) == 2 and all("File too large" in test["output"] for test in written[0])
+    assert set(written[1][0]) == {"name", "score", "max_score", "output"}
+    assert "6 of 6 points" in capsys.readouterr().out
+
+
+def submissions(made: Path, place: Path, *solutions: str) -> list[Path]:
+    """Copies of what was handed out, with these texts of exercises/week0.py."""
+    folders = []
+    for number, solution in enumerate(solutions):
+        folders.append(place / f"student-{number}")
+        shutil.copytree(made, folders[-1])
+        (folders[-1] / "exercises" / "week0.py").write_text(solution)
+    return folders
+
+
+def source_with(text: str, body: str) -> str:
+    """Week 0 with this body of its second function."""
+    stripped = source.strip(text, "transducer_alpha", "")
+    return stripped.replace('raise NotImplementedError("")', body)
 
 
 def test_a_student_checks_the_solution(made, tmp_path):
@@ -134,36 +145,26 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("what", slow_after_the_first(HOSTILE))
+@pytest.mark.slow
+@pytest.mark.parametrize("what", HOSTILE)
 def test_what_a_submission_does_ends_with_it(what, made, tmp_path, monkeypatch, capsys):
     """No points for its test, a reason, and the next submission is graded."""
     body, reason = HOSTILE[what]
     monkeypatch.setattr(isolation, "SECONDS", 12)
     text = (REPOSITORY / "exercises" / "week0.py").read_text()
-    folders = []
-    for name, solution in (("bad", source_with(text, body)), ("good", text)):
-        folders.append(tmp_path / name)
-        shutil.copytree(made, folders[-1])
-        (folders[-1] / "exercises" / "week0.py").write_text(solution)
+    folders = submissions(made, tmp_path, source_with(text, body), text)
     bad, good = grade.main(folders, None, None, None)
     assert [test.score for test in bad] == [0, 0] and [test.score for test in good] == [3, 3]
     assert all(reason in test.output for test in bad), bad
     assert (folders[0] / "exercises" / "week0.py").exists()
 
 
-def source_with(text: str, body: str) -> str:
-    return source.strip(text, "transducer_alpha", "").replace('raise NotImplementedError("")', body)
-
-
 @pytest.mark.skipif(not isolation.can_bubblewrap(), reason="no bubblewrap")
 def test_with_bubblewrap_a_submission_sees_no_master(made, tmp_path, capsys):
     master_file = REPOSITORY / "exercises" / "week0.py"
     body = f"raise ValueError(open({str(master_file)!r}).read())"
-    folder = tmp_path / "curious"
-    shutil.copytree(made, folder)
-    solution = source_with((folder / "exercises" / "week0.py").read_text(), body)
-    (folder / "exercises" / "week0.py").write_text(solution)
-    ((test, _),) = grade.main([folder], None, None, None)
+    folders = submissions(made, tmp_path, source_with(master_file.read_text(), body))
+    ((test, _),) = grade.main(folders, None, None, None)
     assert test.score == 0 and "FileNotFoundError" in test.output
 
 
@@ -192,7 +193,8 @@ def seed_of(exercise: Break, bug) -> int:
 BUGS = [f"{id} {number}" for id in BREAKS for number in range(3)]
 
 
-@pytest.mark.parametrize("which", slow_after_the_first(BUGS))
+@pytest.mark.slow
+@pytest.mark.parametrize("which", BUGS)
 def test_a_bug_is_found(which, tmp_path):
     """A student's test that finds it; one that never fails, and one that always does, get no points."""
     id = which[:-2]
@@ -273,4 +275,63 @@ def test_a_prediction_is_graded_for_its_reason_and_what_was_measured(predicted):
     graded = graded_prediction(predicted, right)
     assert [test.score for test in graded] == [0, 0, 0]
     assert "two seeds" in graded[1].output
-    assert [test.score for test in grade.grade_folder(predicted / "runs", ["interaed-3"], None)]
+    nothing = grade.grade_folder(predicted / "runs", ["interaed-3"], None)
+    assert [test.score for test in nothing] == [0, 0, 0]
+
+
+# ------------------------------------------------------------------------------ every exercise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("id", EXERCISES)
+def test_what_is_handed_out_fails_all_graded_tests_and_the_masters_files_pass(id, tmp_path):
+    exercise = EXERCISES[id]
+    folder = tmp_path / "made"
+    make.make([id], folder)
+    command = [sys.executable, "-m", "exercises.check"]
+    empty = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert empty.stdout.count(f"NotImplementedError: {id}: ") == len(exercise.tests), empty.stdout
+    for file in exercise.files:
+        shutil.copy(REPOSITORY / file, folder / file)
+    right = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert right.stdout.count("pass  ") == len(exercise.tests), right.stdout + right.stderr
+
+
+@pytest.mark.parametrize("id", EXERCISES)
+def test_the_solution_is_not_handed_out(id, tmp_path, made_with_all):
+    """No statement of the solution, of its mutants or of its hidden tests is left anywhere."""
+    exercise = EXERCISES[id]
+    for function, file in exercise.functions.items():
+        text = (REPOSITORY / file).read_text()
+        node = dict(source.functions_of(text))[function]
+        lines = text.splitlines()[node.body[1].lineno - 1 : node.end_lineno]
+        telling = [line.strip() for line in lines if len(line.strip()) > 30]
+        given = made_with_all(file)
+        assert telling and not [line for line in telling if line in given], function
+    everything = made_with_all("exercises/expected.json")
+    assert all(mutant.new not in everything for mutant in exercise.mutants if mutant.new)
+
+
+@pytest.fixture(scope="module")
+def made_with_all(tmp_path_factory):
+    """The text of a file of a folder with all exercises."""
+    out = tmp_path_factory.mktemp("all") / "made"
+    make.make(list(EXERCISES), out, seed=1)
+    return lambda file: (out / file).read_text()
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    """And two classes get another task."""
+    ids = ["multirep-2", "streaming-1", "streaming-2", "interaed-1", "break-2"]
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder, seed in zip(folders, (1, 1, 2), strict=True):
+        make.make(ids, folder, seed)
+    first, again, other = map(bytes_of, folders)
+    assert first == again and len(first) > 100
+    changed = {name for name in first if first[name] != other[name]}
+    assert {Path("EXERCISE.md"), Path("exercises/expected.json")} <= changed, changed
+
+
+def bytes_of(folder: Path) -> dict[Path, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
