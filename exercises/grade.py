@@ -101,7 +101,7 @@ def take(exercise: Exercise, folder: Path, place: Path) -> str:
     """Copies the files of the exercise; what is wrong with them, if anything."""
     for file in exercise.files:
         path = folder / file
-        if path.is_symlink() or not path.is_file():
+        if not judging.is_inside(path, folder):
             return f"{file} is missing."
         if path.stat().st_size > 1_000_000:
             return f"{file} is longer than a megabyte."

@@ -34,6 +34,11 @@ def read_toml(path: Path, id: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether it is a file of the folder, and no link to another place."""
+    return path.is_file() and path.resolve() == folder.resolve() / path.relative_to(folder)
+
+
 # ------------------------------------------------------------------------------------------ bugs
 
 
@@ -54,7 +59,7 @@ def grade_break(exercise: Break, folder: Path, seed: int | None) -> dict[str, st
 def grade_test(exercise: Break, folder: Path, seed: int | None) -> str:
     """The student's test has to pass on the master, and to fail with the bug."""
     path = folder / exercise.test_file
-    if path.is_symlink() or not path.is_file():
+    if not is_inside(path, folder):
         return f"{exercise.test_file} is missing."
     with_the_bug = run_test(exercise, path, seed, planted=True)
     if isinstance(with_the_bug, str):

@@ -14,7 +14,7 @@ from exercises.table import MASTER, Break, Change, Exercise, Kind, Predict, all_
 # Not for students: history, results, the master copy, and what a run leaves behind.
 LEFT_OUT = (
     *(".*", "__pycache__", "runs", "data", "results", "RESULTS.md"),
-    *("exercises", "test_exercises.py", "other_ways.py", "classroom.md"),
+    *("exercises", "test_exercises.py", "other_ways.py", "classroom.md", "test_readme.py"),
 )
 HANDED_OUT = ("__init__.py", "check.py")  # of exercises/
 SHEET = "EXERCISE.md"

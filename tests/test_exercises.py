@@ -159,6 +159,13 @@ def test_what_a_submission_does_ends_with_it(what, made, tmp_path, monkeypatch, 
     assert (folders[0] / "exercises" / "week0.py").exists()
 
 
+def test_a_link_to_the_master_is_not_taken(tmp_path):
+    (tmp_path / "exercises").symlink_to(REPOSITORY / "exercises")
+    (tmp_path / "interaed_kd.py").symlink_to(REPOSITORY / "interaed_kd.py")
+    for id in ("week0-1", "interaed-2"):
+        assert "missing" in grade.take(EXERCISES[id], tmp_path, tmp_path / "taken")
+
+
 @pytest.mark.skipif(not isolation.can_bubblewrap(), reason="no bubblewrap")
 def test_with_bubblewrap_a_submission_sees_no_master(made, tmp_path, capsys):
     master_file = REPOSITORY / "exercises" / "week0.py"
