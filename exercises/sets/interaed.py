@@ -44,7 +44,8 @@ EXERCISES = [
             ),
         ),
         hint="`self.ids` are BERT's ids of the shared pieces, `self.labels` the student's. The"
-        " teacher's `logits_at(rows, positions)` takes rows of one length, see `by_length`.",
+        " teacher's `logits_at(rows, positions)` takes rows of one length, see `by_length`."
+        " A run keeps BERT's answers in data/soft-labels: remove it after a change.",
         question="Does distillation work because of what the teacher knows? What would a teacher"
         " show for which all K pieces are equally likely?",
         docstrings={"soften": "The soft labels q_i from z_i, see Equations: (U, K) -> (U, K)."},
