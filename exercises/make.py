@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exercises import master, source
-from exercises.table import MASTER, Break, Change, Exercise, Kind, Predict, all_exercises, points_of
+from exercises.table import MASTER, Break, Exercise, Kind, Predict, all_exercises, points_of
 
 # Not for students: history, results, the master copy, and what a run leaves behind.
 LEFT_OUT = (
@@ -61,33 +61,22 @@ def expectation(exercise: Exercise, out: Path, seed: int | None) -> dict[str, An
 def plant(exercise: Break, out: Path, seed: int | None) -> None:
     bug = exercise.bug(seed)
     text = (out / bug.file).read_text(encoding="utf-8")
-    text = source.change(text, [bug.function], (bug.change,))
+    text, _ = source.change(text, [bug.function], (bug.change,))
     (out / bug.file).write_text(text, encoding="utf-8")
 
 
 def write_texts(exercise: Exercise, out: Path, seed: int | None) -> None:
     """The files of the exercise without its functions' bodies."""
-    given = {file: out / file for file in exercise.files}
-    for file, path in given.items():
+    for file in exercise.files:
+        path = out / file
         if not path.exists():  # of exercises/, which is not handed out as a whole
             shutil.copy(MASTER / file, path)
         text = path.read_text(encoding="utf-8")
-        names = [name for name, its_file in exercise.functions.items() if its_file == file]
-        mine = mine_of(exercise.variation(seed), text, names)
-        text = source.change(text, names, mine)
+        names = exercise.names_in(file)
+        text, _ = source.change(text, names, exercise.variation(seed))
         for name in names:
             text = source.strip(text, name, f"{exercise.id}: {name}", exercise.docstrings.get(name))
         path.write_text(text, encoding="utf-8")
-
-
-def mine_of(changes: tuple[Change, ...], text: str, names: list[str]) -> tuple[Change, ...]:
-    """Those of the changes that belong to these functions of the text."""
-    lines = text.splitlines(keepends=True)
-    functions = ""
-    for name in names:
-        start, end = source.lines_of(text, name)
-        functions += "".join(lines[start:end])
-    return tuple(change for change in changes if change.old in functions)
 
 
 def hide(places: Sequence[str], out: Path) -> None:

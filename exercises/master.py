@@ -16,20 +16,15 @@ def text_of(file: str) -> str:
 
 
 def changed_texts(exercise: Exercise, changes: tuple[Change, ...]) -> dict[str, str]:
-    """{file: its text} for the files of an exercise, with changes in its functions."""
+    """{file: its text} for the files of an exercise, with changes in its functions.
+
+    Raises ValueError for a change without a place.
+    """
     texts = {}
-    left = list(changes)
     for file in exercise.files:
-        names = [name for name, its_file in exercise.functions.items() if its_file == file]
-        text = text_of(file)
-        start_to_end = [source.lines_of(text, name) for name in names]
-        lines = text.splitlines(keepends=True)
-        functions = "".join("".join(lines[start:end]) for start, end in start_to_end)
-        mine = tuple(change for change in left if change.old in functions)
-        left = [change for change in left if change not in mine]
-        texts[file] = source.change(text, names, mine)
-    if left:
-        raise ValueError(f"{exercise.id}: no place for: {left[0].says}")
+        texts[file], changes = source.change(text_of(file), exercise.names_in(file), changes)
+    if changes:
+        raise ValueError(f"{exercise.id}: no place for: {changes[0].old}")
     return texts
 
 

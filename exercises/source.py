@@ -28,20 +28,32 @@ def lines_of(text: str, name: str) -> tuple[int, int]:
     return first - 1, node.end_lineno
 
 
-def change(text: str, names: list[str], changes: tuple[Change, ...]) -> str:
-    """Makes each change in one of these functions, where its old text stands once."""
-    for old, new, says in changes:
-        made = 0
-        for name in names:
-            lines = text.splitlines(keepends=True)
-            start, end = lines_of(text, name)
-            function = "".join(lines[start:end])
-            if old in function:
-                made += function.count(old)
-                text = "".join([*lines[:start], function.replace(old, new), *lines[end:]])
-        if made != 1:
-            raise ValueError(f"{made} places instead of one for: {says}")
-    return text
+def function_of(text: str, name: str) -> str:
+    start, end = lines_of(text, name)
+    return "".join(text.splitlines(keepends=True)[start:end])
+
+
+def change(
+    text: str, names: list[str], changes: tuple[Change, ...]
+) -> tuple[str, tuple[Change, ...]]:
+    """The text with those changes that belong to these functions, and the others.
+
+    Raises ValueError where the old text stands more than once.
+    """
+    others = []
+    for made in changes:
+        places = [name for name in names if made.old in function_of(text, name)]
+        if not places:
+            others.append(made)
+            continue
+        function = function_of(text, places[0])
+        if len(places) > 1 or function.count(made.old) > 1:
+            raise ValueError(f"several places for: {made.old}")
+        start, end = lines_of(text, places[0])
+        lines = text.splitlines(keepends=True)
+        changed = function.replace(made.old, made.new)
+        text = "".join([*lines[:start], changed, *lines[end:]])
+    return text, tuple(others)
 
 
 def strip(text: str, name: str, message: str, docstring: str | None = None) -> str:

@@ -52,6 +52,9 @@ class Exercise(NamedTuple):
     def files(self) -> list[str]:
         return sorted(set(self.functions.values()))
 
+    def names_in(self, file: str) -> list[str]:
+        return [name for name, its_file in self.functions.items() if its_file == file]
+
     def variation(self, seed: int | None) -> tuple[Change, ...]:
         """What the seed changes of the task; without a seed it is the paper's own."""
         if seed is None:
