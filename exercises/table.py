@@ -42,7 +42,7 @@ class Exercise(NamedTuple):
     docstrings: dict[str, str] = {}  # function -> a docstring that does not spell the code out
     hidden: tuple[str, ...] = ()  # "file" or "file::function": other copies of the solution
     blocked: tuple[str, ...] = ()  # functions of libraries that are not available
-    fails: tuple[str, ...] = ()  # other tests that fail meanwhile, where it was recorded
+    fails: tuple[str, ...] = ()  # tests of the project that fail meanwhile, where it was recorded
 
     @property
     def paper(self) -> str:

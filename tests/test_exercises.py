@@ -1,6 +1,8 @@
 """exercises/: right solutions pass, wrong ones fail with their own message, and grading survives what students do."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -344,3 +346,22 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 def bytes_of(folder: Path) -> dict[Path, bytes]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+def test_the_projects_tests_fail_as_recorded(tmp_path):
+    """The whole suite of a folder that was handed out; it takes as long as ours."""
+    exercise = EXERCISES["interaed-2"]
+    make.make([exercise.id], tmp_path / "made")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    command = [sys.executable, "-m", "pytest", "-n", "2"]
+    ended = subprocess.run(command, cwd=tmp_path / "made", env=env, capture_output=True, text=True)
+    assert not unrecorded(exercise, ended.stdout), ended.stdout[-3000:]
+
+
+def unrecorded(exercise: Exercise, said: str) -> set[str]:
+    """What failed and is not recorded, or is recorded and did not fail."""
+    failed = set(re.findall(r"^(?:FAILED|ERROR) ([\w/.]+(?:::\w+)?)", said, re.M))
+    explained = {test for test in failed for place in exercise.fails if test.startswith(place)}
+    idle = {place for place in exercise.fails if not any(t.startswith(place) for t in failed)}
+    return (failed - explained) | idle

@@ -5,6 +5,23 @@ from exercises.table import Change, Exercise
 SCRIPT = "interaed_kd.py"
 TESTS = "tests/test_interaed_kd.py"
 
+FAILS_WITHOUT_A_LOSS = (
+    f"{TESTS}::test_a_method_with_a_teacher_learns_from_it",
+    f"{TESTS}::test_a_taps_loss_teaches_the_layers_at_and_below_it",
+    f"{TESTS}::test_alone_is_as_in_a_padded_batch",
+    f"{TESTS}::test_loss",
+    f"{TESTS}::test_mix",
+    f"{TESTS}::test_one_update",
+    f"{TESTS}::test_the_decoder_runs_once_on_what_the_method_reads",
+    f"{TESTS}::test_the_equation_map_names_what_exists",  # it names a hidden test
+    "tests/test_variants.py::test_a_variant_runs_and_differs",
+    "tests/test_variants.py::test_a_variant_that_changes_nothing_is_said",
+    "tests/system/test_process.py",  # these train it
+    "tests/system/test_readers.py::test_what_travels_holds_no_model",
+    "tests/system/test_report.py",
+    "tests/system/test_runs.py",
+)
+
 EXERCISES = [
     Exercise(
         id="interaed-1",
@@ -88,5 +105,6 @@ EXERCISES = [
         hint="Only K of the V pieces have a probability: `gather` finds theirs.",
         question="Why is the minimum of this loss not 0?",
         hidden=(f"{TESTS}::test_h", f"{TESTS}::test_att_kd"),
+        fails=FAILS_WITHOUT_A_LOSS,
     ),
 ]
