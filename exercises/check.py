@@ -13,7 +13,8 @@ import math
 import sys
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,15 +109,24 @@ def explain(test: dict[str, Any], got: dict[str, Any]) -> str:
 # -------------------------------------------------------------------------------------- running
 
 
-def block(names: list[str]) -> None:
-    """The functions of libraries that an exercise asks to write."""
+@contextmanager
+def blocked(names: Sequence[str]) -> Iterator[None]:
+    """Without the functions of libraries that an exercise asks to write."""
 
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("This function of a library is not available in this exercise.")
 
+    kept = []
     for name in names:
-        module, _, function = name.rpartition(".")
-        setattr(importlib.import_module(module), function, refuse)
+        path, _, function = name.rpartition(".")
+        module = importlib.import_module(path)
+        kept.append((module, function, getattr(module, function)))
+        setattr(module, function, refuse)
+    try:
+        yield
+    finally:
+        for place in kept:
+            setattr(*place)
 
 
 def students_code(files: list[str]) -> SimpleNamespace:
@@ -135,19 +145,23 @@ def last_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
+def problem_of(exercise: dict[str, Any], name: str, test: dict[str, Any]) -> str:
+    """What is wrong in this test; empty if it passes."""
+    try:
+        with blocked(exercise["blocked"]):
+            code = students_code(exercise["files"])
+            return explain(test, compute(exercise["paper"], name, code, "check"))
+    except Exception as error:
+        return last_words(error)
+
+
 def main() -> int:
     """Prints a line for each graded test, and what is wrong. 1 if anything is."""
     exercises = json.loads(EXPECTED.read_text(encoding="utf-8"))
     is_complete = True
     for id, exercise in exercises.items():
-        block(exercise["blocked"])
         for name, test in exercise["tests"].items():
-            try:
-                code = students_code(exercise["files"])
-                got = compute(exercise["paper"], name, code, "check")
-                problem = explain(test, got)
-            except Exception as error:
-                problem = last_words(error)
+            problem = problem_of(exercise, name, test)
             is_complete = is_complete and not problem
             mark = "FAIL" if problem else "pass"
             print(f"{mark}  {id}  {find_test(exercise['paper'], name).__doc__.splitlines()[0]}")

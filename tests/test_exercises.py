@@ -1,5 +1,6 @@
 """exercises/: right solutions pass, wrong ones fail with their own message, and grading survives what students do."""
 
+import importlib
 import json
 import os
 import re
@@ -159,6 +160,16 @@ def test_what_a_submission_does_ends_with_it(what, made, tmp_path, monkeypatch, 
     assert [test.score for test in bad] == [0, 0] and [test.score for test in good] == [3, 3]
     assert all(reason in test.output for test in bad), bad
     assert (folders[0] / "exercises" / "week0.py").exists()
+
+
+def test_what_an_exercise_asks_for_is_not_available():
+    """And it is again for the next exercise."""
+    for exercise in EXERCISES.values():
+        for name in exercise.blocked:
+            path, _, function = name.rpartition(".")
+            with check.blocked([name]), pytest.raises(RuntimeError, match="not available"):
+                getattr(importlib.import_module(path), function)()
+            assert getattr(importlib.import_module(path), function).__name__ != "refuse"
 
 
 def test_a_link_to_the_master_is_not_taken(tmp_path):
