@@ -61,9 +61,9 @@ Our own choices (`choice: prompt` in the code points to the line `prompt`)
 
 Run
 ---
-    python llm_prompt_asr.py    demo, about 30 minutes, of which the language model takes
-        ten: ctc 15 %, llm 7 % WER (seed 1), mean of eight languages; 43 and 5 % of the
-        homophones wrong
+    python llm_prompt_asr.py    demo, about 30 minutes, ten for the language model: ctc
+        15 %, llm 7 % WER, mean of eight languages; 43 and 5 % of the homophones wrong
+        (seed 1)
     python llm_prompt_asr.py --method llm --stride-ms 960 --lora-rank 8 --lr-lm 5e-3
     python llm_prompt_asr.py --data mls --root ~/corpora --languages german polish
 """
