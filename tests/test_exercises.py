@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, slow_after_the_first
 from other_ways import FINDS, OTHER_WAYS
 
 from common.running.hypotheses import COLUMNS
@@ -36,8 +36,9 @@ def explanations(id: str, changes: tuple[Change, ...], seed=None) -> list[str]:
     return said
 
 
-@pytest.mark.parametrize(("id", "mutant"), MUTANTS)
-def test_a_known_mistake_is_named(id, mutant):
+@pytest.mark.parametrize("known", slow_after_the_first(MUTANTS))
+def test_a_known_mistake_is_named(known):
+    id, mutant = known
     said = explanations(id, (mutant,))
     assert any(mutant.says in text for text in said), said
 
@@ -50,7 +51,7 @@ def test_every_exercise_has_three_mutants_and_every_test_finds_one(id):
         assert master.answers(id, None, "grade")[name]["wrong"], name
 
 
-@pytest.mark.parametrize("id", EXERCISES)
+@pytest.mark.parametrize("id", slow_after_the_first(EXERCISES))
 def test_the_tests_give_numbers_that_do_not_depend_on_the_run(id):
     """NaN anywhere, or a result that differs between two runs, could not be graded."""
     exercise = EXERCISES[id]
@@ -62,7 +63,7 @@ def test_the_tests_give_numbers_that_do_not_depend_on_the_run(id):
         assert "NaN" not in json.dumps(master.answers(id, seed, "grade"))
 
 
-@pytest.mark.parametrize("id", EXERCISES)
+@pytest.mark.parametrize("id", slow_after_the_first(EXERCISES))
 def test_a_right_solution_written_differently_passes(id):
     exercise = EXERCISES[id]
     code = master.code_of(exercise, ())
