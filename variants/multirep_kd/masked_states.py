@@ -1,8 +1,9 @@
 """Does it matter that BERT's states have seen the word itself?
 
 Here every token of the transcript is masked once, as for soft labels: e_ik is BERT's
-state at the place of a [MASK]. So it says what the words around let one expect, and
-nothing of the word that was written.
+state at the place of a [MASK]. So it says what the text around lets one expect, and
+nothing of the token itself. (Of a word of several tokens the others stay visible; the
+demo's homophones are single tokens.)
 
     e_ik = BERT(transcript without token i)_i at layer k
 
