@@ -333,8 +333,10 @@ def padded_states(teacher: Teacher, names: list[str], epoch: int) -> list[Tensor
 
 
 def load_teacher(name: str, config: Config, place: Place) -> bert.MaskedLM:
-    """The BERT of this name. Raises UserError where it is none."""
-    return pretrained.load_masked_lm(name, "--teachers", config.root, place.device)
+    """The BERT of this name, without its head. Raises UserError where it is none."""
+    return pretrained.load_masked_lm(
+        name, "--teachers", config.root, place.device, needs_head=False
+    )
 
 
 def build_teachers(

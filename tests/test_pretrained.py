@@ -7,6 +7,7 @@ import string
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -203,6 +204,37 @@ def test_an_untrained_bert(masked_lm):
     assert (
         first.config.num_hidden_layers == 2 and not first.training and not weights[1].requires_grad
     )
+
+
+def sentence_bert(folder):
+    """A folder as sentence-transformers saves it: the trunk of `bert()`, and what pools its states."""
+    trunk = BertModel(bert().config)  # with a pooler, which no masked language model has
+    trunk.load_state_dict(bert().bert.state_dict(), strict=False)
+    save(folder, trunk)
+    modules = [{"idx": 0, "name": "0", "path": ""}, {"idx": 1, "name": "1", "path": "1_Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return folder
+
+
+def test_states_need_no_head(masked_lm, tmp_path):
+    """To the bit those of the model with its head, trained or not; a layer that is missing is refused."""
+    folder, expected = str(sentence_bert(tmp_path)), masked_lm.layers(ROWS, [0, 1, 2])
+    for source in (folder, masked_lm.model.name_or_path):
+        found = load_masked_lm(source, "--teachers", "unused", "cpu", needs_head=False)
+        assert isinstance(found.model, BertModel)
+        assert torch.equal(found.layers(ROWS, [0, 1, 2]), expected)
+    untrained = [
+        load_masked_lm(masked_lm.model.name_or_path, "--teachers", "unused", "cpu", 1, needs_head)
+        for needs_head in (True, False)
+    ]
+    assert torch.equal(*(lm.layers(ROWS, [0, 1, 2]) for lm in untrained))
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.bias"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="lacks weights .*layer.1.* a model saved whole.$"):
+        load_masked_lm(folder, "--teachers", "unused", "cpu", needs_head=False)
 
 
 def test_what_is_no_bert_is_one_sentence(tmp_path):

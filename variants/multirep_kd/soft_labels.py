@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import multirep_kd
+from common.bert import MaskedLM
+from common.running import pretrained
 from common.running.batches import Batch
 from common.running.process import Place
 from common.text import Characters
@@ -145,6 +147,12 @@ def soft_label_losses(
     return losses
 
 
+def load_with_head(name: str, config: Config, place: Place) -> MaskedLM:
+    """The BERT of this name. Raises UserError if its folder lacks the head, which
+    answers here."""
+    return pretrained.load_masked_lm(name, "--teachers", config.root, place.device)
+
+
 def build_without_heads(
     config: Config,
     vocabulary: int,
@@ -159,6 +167,7 @@ def main(argv: list[str] | None = None) -> dict:
     replacements = {
         "representation_losses": soft_label_losses,
         "build_models": build_without_heads,
+        "load_teacher": load_with_head,
         "remember": remember_soft_labels,
     }
     return multirep_kd.main(argv, replace=replacements)
