@@ -1,9 +1,9 @@
 """Do BERT's states help because they show which token was said?
 
-BERT's state at a token depends on this token. Here BERT reads a transcript once for each
-of its tokens, with [MASK] in its place, and the target is the state at [MASK]: what the
-other tokens tell about this one. `soft_labels.py` masks in the same way, and has the
-answer in another form. `embeddings.py` is the reverse: the token without the others.
+BERT's state at a token depends on this token. Here BERT reads a transcript once for
+each of its tokens, with [MASK] in its place, and the target is the state at [MASK]:
+what the other tokens tell about this one. `soft_labels.py` masks in the same way, and
+has the answer in another form. `embeddings.py` is the reverse: the token alone.
 
 One token is masked at a time, so that BERT sees the other pieces of its word. Every
 homophone of the demo is a single piece.
