@@ -1,6 +1,7 @@
 """Pretrained models: a masked one that is asked, causal ones for the beam, every answer against the plain model."""
 
 import json
+import logging
 import math
 import random
 import string
@@ -218,8 +219,12 @@ def sentence_bert(folder):
     return folder
 
 
-def test_states_need_no_head(masked_lm, tmp_path):
-    """To the bit those of the model with its head, trained or not; a layer that is missing is refused."""
+def test_states_need_no_head(masked_lm, tmp_path, monkeypatch, caplog):
+    """To the bit those of the model with its head, trained or not; a layer that is missing is refused.
+
+    Nothing else is said: the library would print a table, and call the folder corrupted.
+    """
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # to caplog
     folder, expected = str(sentence_bert(tmp_path)), masked_lm.layers(ROWS, [0, 1, 2])
     for source in (folder, masked_lm.model.name_or_path):
         found = load_masked_lm(source, "--teachers", "unused", "cpu", needs_head=False)
@@ -235,6 +240,7 @@ def test_states_need_no_head(masked_lm, tmp_path):
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="lacks weights .*layer.1.* a model saved whole.$"):
         load_masked_lm(folder, "--teachers", "unused", "cpu", needs_head=False)
+    assert not caplog.records
 
 
 def test_what_is_no_bert_is_one_sentence(tmp_path):

@@ -152,10 +152,14 @@ def load_model(
     Raises UserError if the folder holds no such model, or one that lacks weights, or if
     its index names weights outside of the folder.
     """
+    from transformers.utils import logging
+
     quiet_bars()
     folder = find(name, flag, root)
     if os.path.exists(os.path.join(folder, "model.safetensors.index.json")):
         weight_files(Path(folder), f"{flag} {name}")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # without a table of missing weights: see below
     try:
         model, loaded = auto_class.from_pretrained(
             folder,
@@ -167,6 +171,8 @@ def load_model(
     except Exception as error:  # its type depends on which file is missing, cut off or wrong
         what = f"{flag} {name} holds no model of that kind, or not all of it"
         raise UserError(f"{what} ({first_line(error)}).") from None
+    finally:
+        logging.set_verbosity(verbosity)
     missing = sorted(loaded["missing_keys"])
     if not needs_head:
         missing = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
