@@ -75,7 +75,7 @@ def score_run(given: Evaluation, folder: str, place: Place) -> tuple[Evaluation,
         corpus = corpora.load_corpus(
             data, given.root, seed=run.config.seed, scoring=True, languages=chosen.languages
         )
-    result = evaluation.head_of_result(run.script, run.config) | {"run": str(run.folder)}
+    result = evaluation.head_of_result(run.config) | {"run": str(run.folder)}
     result |= evaluation.evaluate(run.recogniser, corpus, chosen, place)
     return chosen, evaluation.report(result, chosen, place)
 

@@ -44,7 +44,7 @@ Equations (our names; right: the function; its test in tests/test_hubert_gpt_bri
     limit = floor(4 seconds + 20.5) pieces     BridgedGPT.limits       test_limits
 
     y_(U+1) is </s>;  c: the characters of the text;  w: --ctc-weight, with a CTC bridge
-    W: GPT's matrix of queries, keys and values
+    W: GPT's matrix of queries, keys and values; with --lora-maps all, every matrix
     all losses sum over pieces; `train` divides by the number of utterances of an update
 
 Our own choices (`choice: start` in the code points to the line `start`)
@@ -55,7 +55,8 @@ Our own choices (`choice: start` in the code points to the line `start`)
     path      the CTC bridge compresses by the head's own most probable labels, without
               a gradient; if all are blank, the least blank frame stays
     padding   HuBERT with group norm knows no mask: see common/hubert.py
-    lora      on query_key_value only; it freezes GPT, but not HuBERT or the bridge
+    lora      on query_key_value only, or --lora-maps all; it freezes GPT, not the rest
+    adapting  a run with --init counts its start as an epoch: dev may choose it
     rates     every part has a learning rate of its own; 0 freezes the part
 
 Run
@@ -110,7 +111,6 @@ METHODS: dict[Method, int] = {  # the stage
 FRAME_SECONDS = 0.02  # of HuBERT
 KERNEL = 4  # of the bridge's convolutions [paper]
 STRIDE = 2  # [paper]
-ADAPTED = ("query_key_value",)  # the linear maps that get adapters; choice: lora
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ class Config(options.RunConfig):
     ctc_run: str = "none"  # finished run of ctc; auto: beside, or trained; choice: start
     init: str | None = None  # finished run of gpt to go on from
     lora_rank: int = 0  # of adapters in GPT, 8 [choice]; 0: none
+    lora_maps: Literal["attention", "all"] = "attention"  # [paper]; choice: lora
     symbols: Symbols = Symbols(begin="<s>", separator="[SEP]", end="</s>")  # [paper]
     answers: Answers = Answers(pieces_per_second=4.0, more_pieces=20, least_pieces=2)  # [paper]
     ctc_epochs: Count = 20  # passes of ctc [choice]
@@ -185,7 +186,7 @@ class Config(options.RunConfig):
         if self.lora_rank and not self.lr_llm:
             raise UserError("--lora-rank adapts GPT by --lr-llm, which is 0.")
         if has_gpt(self) and not (self.lr_hubert or self.lr_bridge or self.lr_llm):
-            raise UserError("--lr-hubert, --lr-bridge and --lr-llm are all 0: nothing would learn.")
+            raise UserError("--lr-... are all 0: nothing would learn.")
         needs_head = has_gpt(self) and self.bridge == "ctc" and not self.init
         if needs_head and self.ctc_run == "none":
             raise UserError("--bridge ctc starts from a CTC head: give --ctc-run RUN, or auto.")
@@ -252,6 +253,7 @@ FIRST_STAGE = stages.Stage(
         "ctc_weight",
         "gpt",
         "lora_rank",
+        "lora_maps",
         "begin",
         "separator",
         "end",
@@ -583,7 +585,7 @@ def build(config: Config, utterances: list[corpora.Utterance], place: Place) -> 
         recogniser = build_ctc(config, utterances, place)
     if config.lora_rank and has_gpt(config):
         reseed(config.seed, 2)
-        lora.adapt(recogniser.llm, config.lora_rank, ADAPTED)
+        lora.adapt(recogniser.llm, config.lora_rank, lora.NEOX[config.lora_maps])
     if config.resume:
         shapes.hear_as_kept(recogniser, Path(config.out))
     return recogniser.to(place.device)
@@ -643,10 +645,8 @@ def train(
     if not has_gpt(config):
         config = options.with_values(config, epochs=config.ctc_epochs)
     models, optimizer, run = prepare(config, utterances, recogniser, place)
-    if config.init and not config.resume:
-        before = evaluation.dev_scores(recogniser, corpus, config, place)["dev"]
-        if place.first:
-            note(f"before: dev {before:.1f} %")
+    if config.init and run.is_new():  # dev may choose the run as it was (choice: adapting)
+        run.keep_start(recogniser, evaluation.dev_scores(recogniser, corpus, config, place))
     for _ in run.epochs():
         for update in run.updates():  # a step of the optimiser; --resume skips what is done
             for batch in update:  # this GPU's micro-batches, none of them empty
@@ -756,7 +756,7 @@ def load(config: Config, place: Place) -> HubertCTC | BridgedGPT:
         characters = text.load_tokenizer(folder / "characters")
     recogniser = BridgedGPT(config, encoder, llm, tokenizer, characters)
     if config.lora_rank:
-        lora.adapt(llm, config.lora_rank, ADAPTED)
+        lora.adapt(llm, config.lora_rank, lora.NEOX[config.lora_maps])
     return weights.load_recogniser(recogniser, folder, place)
 
 
@@ -768,7 +768,7 @@ def run_method(config: Config) -> dict:
         first = command_line.load_config(config.init, PRESETS).data
         corpus = corpora.with_tests_of(corpus, config.data, first, config.root)
     recogniser, report, drawings = train(config, corpus, place)
-    result = evaluation.head_of_result("hubert_gpt_bridge", config)
+    result = evaluation.head_of_result(config)
     result |= evaluation.evaluate(recogniser, corpus, config, place)
     result |= report
     evaluation.report(result, config, place)

@@ -745,7 +745,7 @@ def run_method(config: Config) -> dict:
     place = start(config)
     corpus = batches.read_corpus(config, place)
     recogniser, report, drawings = train(config, corpus, place)
-    result = evaluation.head_of_result("interaed_kd", config)
+    result = evaluation.head_of_result(config)
     result["weights"] = weights_of(config)._asdict()
     result |= evaluation.evaluate(recogniser, corpus, config, place)
     result |= report

@@ -333,10 +333,8 @@ def padded_states(teacher: Teacher, names: list[str], epoch: int) -> list[Tensor
 
 
 def load_teacher(name: str, config: Config, place: Place) -> bert.MaskedLM:
-    """The BERT of this name, without its head. Raises UserError where it is none."""
-    return pretrained.load_masked_lm(
-        name, "--teachers", config.root, place.device, needs_head=False
-    )
+    """The BERT of this name. Raises UserError where it is none."""
+    return pretrained.load_bert(name, "--teachers", config.root, place.device)
 
 
 def build_teachers(
@@ -749,7 +747,7 @@ def run_method(config: Config) -> dict:
     place = start(config)
     corpus = batches.read_corpus(config, place)
     recogniser, report, drawings = train(config, corpus, place)
-    result = evaluation.head_of_result("multirep_kd", config)
+    result = evaluation.head_of_result(config)
     result |= evaluation.evaluate(recogniser, corpus, config, place)
     result |= report
     evaluation.report(result, config, place)

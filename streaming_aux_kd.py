@@ -10,28 +10,29 @@ Idea
 A streaming recogniser writes words while they are spoken, so it cannot use what comes
 later. A teacher that reads the whole utterance knows more, but a student that has to
 match it frame by frame is asked for what it cannot know. The paper adds branches for
-training only: a layer on top of a streaming layer that sees the whole utterance. Branch
-and teacher see the same, so they can be compared, and the gradient flows through the
-branch into the streaming layer. An LSTM on the branch also predicts the teacher's next
-frames. For decoding the branches are thrown away: delay and size stay the same [paper].
+training only: a layer on top of a streaming layer that sees the whole utterance
+[paper]. Branch and teacher both read the whole utterance, the branch from streaming
+features, so they can be compared, and the gradient flows through the branch into the
+streaming layer. An LSTM on the branch also predicts the teacher's next frames
+(autoregressive predictive coding, APC) [digest]. For decoding the branches are thrown
+away: delay and size stay the same.
 
-Diagram (read it from the bottom: the student below, its branch, the teacher above)
+Diagram
 -------
-  wave --LogMel--> (B, F, 80) -> causal subsampling -> block 1 ... l ... L     teacher,
-                                                                 |     full context
-                                       h_l (B, T, D), Q K V (B, T, 3, H, D/H)
-                                                                 |
-                     L_dis(h_l, z_l)    L_kld(Q K V)    L_apc(h_l n frames later, r_l)
-                                                                 |
-                                              z_l --LSTM--> r_l (B, T, D)  training only
-                                               |
-                               full-context Transformer layer, its own Q K V
-                                               |
-                                         s_l (B, T, D)
-                                               |
-  wave --LogMel--> (B, F, 80) -> causal subsampling -> block 1 ... l ... L     student,
-                                                                 |   chunks of c frames
-  <blank> y_1 ... y_U --embedding, LSTM--> g (B, U+1, P) --Joint--> L_rnnt
+  wave (B, N) --LogMel--> (B, F, 80) --causal subsampling x4--> (B, T, D), T = F/4
+
+  teacher   block 1 ... block l ... block L           frozen, sees the whole utterance
+                           |-----> Q, K, V of block l
+                          h_l           :
+              L_dis(h_l, z_l)         L_kld        L_apc(h_l n frames later, r_l)
+                          z_l           :                       r_l <--LSTM-- z_l
+                           |      Q, K, V of the branch
+                    full-context layer                branch, for training only
+                          s_l (B, T, D), with its gradient
+                           |
+  student   block 1 ... block l ... block L           chunks of c frames
+                                       |
+  <blank> y_1 ... y_U --> predictor --> Joint --> L_rnnt
 
 Equations (our names; right: the function; its test in tests/test_streaming_aux_kd.py)
 ---------
@@ -39,8 +40,8 @@ Equations (our names; right: the function; its test in tests/test_streaming_aux_
     L_rnnt  = -log sum over alignments of p           rnnt.transducer_loss  test_rnnt
     d(h, z) = |h - z|_1 / D - log sigmoid(cos(h, z))  feature_distance      test_d
     L_dis   = sum_t d(h_t, z_t)                       distance_loss         test_dis
-    S_X     = log softmax_k(x_t . x_k / sqrt(D/H))    relations             test_kld
-    L_kld   = sum_X 1/H sum_{heads,t} KL(S_X teacher || S_X)
+    P_X     = softmax_k(x_t . x_k / sqrt(D/H))        relations             test_kld
+    L_kld   = sum_X 1/H sum_{heads,t} KL(P_X teacher || P_X)
                                                       relation_loss         test_kld
     L_apc   = sum_{t < T-n} d(h_{t+n}, r_t)           future_loss           test_apc
     loss    = L_rnnt + lam sum_l (w_dis L_dis + w_kld L_kld + w_apc L_apc)
@@ -49,27 +50,36 @@ Equations (our names; right: the function; its test in tests/test_streaming_aux_
     L_token = sum_{t,u} KL(q_teacher(t,u) || q(t,u))  token_loss            test_token
     loss    = L_rnnt + lam w_token L_token            compute_losses        test_loss
 
-    M: frame i may attend frame j;  c: chunk, in frames of 40 ms;  X: queries, keys or
-    values
+    M: frame i may attend frame j;  c: chunk, in frames of 40 ms
+    d, L_dis, L_kld, L_apc: [account]; h and z pass a LayerNorm first (choice: norm)
     d is 0.31 for equal vectors;  n: --apc-steps;  lam, w: --kd-weight, --dis-weight ...
-    all losses sum over frames; `train` divides by the number of utterances of an update
+    X: queries, keys or values: Q.Q, K.K, V.V say which frames resemble which
+    all losses sum over frames (as means they would vanish at these weights); `train`
+    divides by the number of utterances of an update
 
 Our own choices (`choice: norm` in the code points to the line `norm`)
 ---------------
     frames    teacher and student have the same depth, width and causal subsampling
     features  they also get the same augmented features
+    streaming it takes the chunks' mask, causal convolutions with LayerNorm in them, and
+              features normalised by constants. A frame waits 0 to 160 ms for its chunk.
+              Training masks whole utterances; common/streaming.py computes the same
+              chunk by chunk (`transcribe.py --stream`)
     layers    every 4th layer is taught; by the teacher's layer of its number [digest]
     norm      h, z, s and r pass a LayerNorm without parameters before they are compared
-    relations softmax over all real frames. Q, K, V are projections of s_l, before the
-              branch attends: L_kld compares streaming context with full context
-    hole      in the branch frame t may not attend t+1 ... t+n, the LSTM's targets
+    relations softmax over all real frames. Block l makes the teacher's Q, K, V of its
+              input, the branch its own of s_l, block l's output: one layer higher, and
+              before it attends, so L_kld compares streaming context with full context
+    hole      in the branch frame t may not attend t+1 ... t+n, up to the LSTM's target.
+              It leaks, see --aux-mask
     token     three classes as in Panchapagesan et al. 2020, arXiv 2011.06110
 
 Run
 ---
     python streaming_aux_kd.py      demo, 19 minutes: teacher 13 %, scratch 28 %, aux_kd
-        21 % WER (seed 1; an untrained teacher teaches as well there, see RESULTS.md)
-    python streaming_aux_kd.py --method aux_kd --losses dis apc --apc-steps 4 --seed 2
+        21 % WER (seed 1; an untrained teacher teaches nearly as well, see RESULTS.md)
+    python streaming_aux_kd.py --method aux_kd --losses dis
+    python -m variants.streaming_aux_kd.shuffled_teacher --method aux_kd
     python streaming_aux_kd.py --data librispeech --root ~/corpora --hours 960 --size M
 """
 
@@ -170,7 +180,7 @@ class Config(options.RunConfig):
     """
 
     methods: Annotated[tuple[Method, ...], options.METHOD] = ("aux_kd",)  # rows of METHODS
-    losses: tuple[Literal["dis", "kld", "apc"], ...] = ("dis", "kld", "apc")  # of both *_kd rows
+    losses: tuple[Literal["dis", "kld", "apc"], ...] = ("dis", "kld", "apc")  # of layer_kd, aux_kd
     kd_weight: float = 1.0  # lam, of all losses from the teacher [choice]
     dis_weight: float = 0.01  # w_dis, of the distance between features [account]
     kld_weight: float = 0.0005  # w_kld, of the attention's relations [account]
@@ -178,9 +188,10 @@ class Config(options.RunConfig):
     token_weight: float = 0.001  # w_token, of token_kd [choice]
     apc_steps: Count = 2  # n, frames ahead, and the width of the hole [choice]
     kd_every: Extent = 4  # one layer in so many is taught; choice: layers
-    # What the branch's attention does not see; choice: hole. The hole is not tight: frame t sees
-    # t+n by way of earlier frames, which attend beyond their own hole. With causal it cannot.
-    aux_mask: Literal["hole", "causal", "none"] = "hole"  # hole: the next n frames
+    # The hole is not tight: z_t sees s_{t+n+1}, which may have read frame t+n in its chunk, and
+    # the LSTM remembers z_{t-1}, which sees s_{t+n}. causal closes both; what stays is the rest of
+    # its own chunk, which s_t has read.
+    aux_mask: Literal["hole", "causal", "none"] = "hole"  # what a branch does not see; choice: hole
     teacher: str = "auto"  # finished run of teacher; auto: the one beside this run, or trained anew
     chunk_ms: Count = 160  # audio that is read at once [digest]
     left_ms: int = 640  # past that attention sees before the chunk [digest]
@@ -203,12 +214,12 @@ class Config(options.RunConfig):
     )
 
     def check(self) -> None:
-        """Raises UserError for values that would fail late, or do nothing."""
+        """Raises UserError for values that would fail late."""
         super().check()
         if self.chunk_ms % FRAME_MS or self.left_ms % self.chunk_ms:
             raise UserError(f"--chunk-ms is a multiple of {FRAME_MS}, and --left-ms of --chunk-ms.")
         layers = SIZES[self.size].encoder.layers
-        if self.kd_every > layers:
+        if compares_layers(self) and self.kd_every > layers:
             raise UserError(f"--kd-every {self.kd_every} is more than the {layers} layers.")
 
 
@@ -216,10 +227,14 @@ def has_teacher(config: Config) -> bool:
     return METHODS[config.method].lesson != "none"
 
 
+def compares_layers(config: Config) -> bool:
+    return METHODS[config.method].lesson in ("layers", "branches")
+
+
 def taught_layers(config: Config) -> list[int]:
     """The layers, counted from 1, whose features the teacher is compared with (choice:
     layers)."""
-    if METHODS[config.method].lesson not in ("layers", "branches"):
+    if not compares_layers(config):
         return []
     return list(range(config.kd_every, SIZES[config.size].encoder.layers + 1, config.kd_every))
 
@@ -316,7 +331,7 @@ class Recogniser(nn.Module):
             vocabulary=vocabulary,
         )
 
-    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def normalised_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Normalised features (B, F, 80), augmented in training, and frames (B,)."""
         mel, frames = self.frontend(batch.waves, batch.samples)
         if self.training:
@@ -331,14 +346,13 @@ class Recogniser(nn.Module):
             )
         return mel, frames
 
-    decodes = (
-        decoding.Decoding()
-    )  # for evaluate.py and transcribe.py: greedy, as a stream has to be
+    # For evaluate.py and transcribe.py: greedy only, as in a stream.
+    decodes = decoding.Decoding()
 
     def transcribe(self, batch: Batch, place: Place) -> list[decoding.Transcript]:
         """The batch's transcripts with word times."""
         with place.autocast():
-            mel, frames = self.features(batch)
+            mel, frames = self.normalised_features(batch)
             encoded = self.encoder(mel, frames)
         h = self.joint.encode(encoded.output.float())  # (B, T, J)
         paths = rnnt.greedy(self.predictor, self.joint, h, encoded.lengths)
@@ -364,9 +378,7 @@ class FullContextLayer(nn.Module):
         T = s.shape[1]
         D = s.shape[2]
         real = conformer.length_mask(lengths, T)  # (B, T)
-        # Padded frames attend to themselves: otherwise their softmax has no key and gives NaN.
-        itself = torch.eye(T, dtype=torch.bool, device=s.device)
-        mask = (visible & real[:, None]) | itself  # (B, T, T)
+        mask = visible & real[:, None]  # (B, T, T); every frame sees the first one
         table = conformer.rotary_table(T, D // self.heads, s.device)
         y, qkv = self.attention(s, mask[:, None], table)  # the same mask for all heads
         x = s + y
@@ -380,7 +392,7 @@ class Branch(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         sizes = SIZES[config.size].encoder
-        self.mask = config.aux_mask
+        self.kind = config.aux_mask
         self.steps = config.apc_steps
         self.layer = FullContextLayer(sizes.dim, sizes.heads, sizes.ff_dim, config.dropout)
         self.lstm = nn.LSTM(sizes.dim, sizes.dim, batch_first=True)
@@ -388,7 +400,7 @@ class Branch(nn.Module):
     def forward(self, s: Tensor, qkv: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """s (B, T, D), lengths (B,) -> z (B, T, D) and the branch's own queries, keys
         and values."""
-        visible = branch_mask(s.shape[1], self.mask, self.steps, s.device)
+        visible = branch_mask(s.shape[1], self.kind, self.steps, s.device)
         return self.layer(s, lengths, visible)
 
 
@@ -461,8 +473,8 @@ def distance_loss(h: Tensor, z: Tensor, mask: Tensor) -> Tensor:
 
 
 def relations(qkv: Tensor, mask: Tensor) -> Tensor:
-    """S_X = log softmax_k(x_t . x_k / sqrt(D/H)) for x = queries, keys, values of each
-    head (choice: relations).
+    """log P_X = log softmax_k(x_t . x_k / sqrt(D/H)) for x = queries, keys, values of
+    each head (choice: relations).
 
     qkv (B, T, 3, H, D/H), mask (B, T) -> (3, B, H, T, T): to which frames frame t is
     similar.
@@ -471,11 +483,12 @@ def relations(qkv: Tensor, mask: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):  # autocast would multiply in bf16
         scores = x @ x.transpose(-1, -2) / x.shape[-1] ** 0.5  # (3, B, H, T, T)
     padding = ~mask[:, None, None]  # (B, 1, 1, T), of keys
+    # Not -inf: 0 * (-inf + inf) would be NaN in the divergence.
     return scores.masked_fill(padding, -1e9).log_softmax(-1)
 
 
 def relation_loss(teacher: Tensor, student: Tensor, mask: Tensor) -> Tensor:
-    """L_kld = sum_X 1/H sum_{heads, t} KL(S_X of the teacher || S_X of the student).
+    """L_kld = sum_X 1/H sum_{heads, t} KL(P_X of the teacher || P_X of the student).
 
     teacher, student (B, T, 3, H, D/H), mask (B, T).
     """
@@ -510,25 +523,31 @@ def predict_ahead(lstm: nn.LSTM, z: Tensor) -> Tensor:
 
 def layer_losses(
     branches: nn.ModuleDict,
-    student: conformer.Encoded,
-    teacher: conformer.Encoded,
+    student_out: conformer.Encoded,
+    teacher_out: conformer.Encoded,
     config: Config,
 ) -> dict[str, Tensor]:
     """L_dis, L_kld and L_apc as "dis", "kld", "apc", those of --losses, summed over the
-    taught layers and the utterances."""
-    mask = conformer.length_mask(teacher.lengths, student.output.shape[1])  # (B, T)
-    losses = dict.fromkeys(config.losses, torch.zeros((), device=mask.device))
-    layers = zip(taught_layers(config), student.taps, teacher.taps, strict=True)
-    for layer, s, h in layers:
+    taught layers and the utterances.
+
+    Of a tap, raw (B, T, D) is what leaves layer l, and qkv (B, T, 3, H, D/H) that with
+    which block l attends.
+    """
+    lengths = teacher_out.lengths  # a variant's teacher may have read a shorter utterance
+    mask = conformer.length_mask(lengths, student_out.output.shape[1])  # (B, T)
+    losses = {name: torch.zeros((), device=mask.device) for name in config.losses}
+    layers = zip(taught_layers(config), student_out.taps, teacher_out.taps, strict=True)
+    for layer, s_tap, h_tap in layers:
         branch = branches[str(layer)]
-        z, qkv = branch(s.raw, s.qkv, teacher.lengths)
+        # s_tap.raw is not detached: here the gradient enters the student. The teacher has none.
+        z, qkv = branch(s_tap.raw, s_tap.qkv, lengths)
         if "dis" in losses:
-            losses["dis"] = losses["dis"] + distance_loss(h.raw, z, mask)
+            losses["dis"] += distance_loss(h_tap.raw, z, mask)
         if "kld" in losses:
-            losses["kld"] = losses["kld"] + relation_loss(h.qkv, qkv, mask)
+            losses["kld"] += relation_loss(h_tap.qkv, qkv, mask)
         if "apc" in losses:
             r = predict_ahead(branch.lstm, z)
-            losses["apc"] = losses["apc"] + future_loss(h.raw, r, mask, config.apc_steps)
+            losses["apc"] += future_loss(h_tap.raw, r, mask, config.apc_steps)
     return losses
 
 
@@ -539,21 +558,23 @@ def collapse(joint: rnnt.Joint, encoded: Tensor, predicted: Tensor, targets: Ten
     encoded (B, T, J), predicted (B, U+1, J), targets (B, U). 16 frames at a time, and
     computed again for the gradient: the logits of all nodes would need too much memory.
     """
-    labels = F.pad(targets, (0, 1), value=BLANK)  # (B, U+1): there is no next label at u = U
     tiles = []
-    for tile in encoded.split(16, 1):
-        tiles.append(checkpoint(collapse_tile, joint, tile, predicted, labels, use_reentrant=False))
+    for tile in encoded.split(16, 1):  # [choice]
+        found = checkpoint(collapse_tile, joint, tile, predicted, targets, use_reentrant=False)
+        tiles.append(found)
     return torch.cat(tiles, 1)
 
 
-def collapse_tile(joint: rnnt.Joint, encoded: Tensor, predicted: Tensor, labels: Tensor) -> Tensor:
-    """As `collapse`, for a few frames; labels (B, U+1)."""
-    log_probs = joint(encoded[:, :, None], predicted[:, None]).float().log_softmax(-1)
-    index = labels[:, None, :, None].expand(*log_probs.shape[:3], 1)  # (B, t, U+1, 1)
-    label = log_probs.gather(-1, index)[..., 0]  # (B, t, U+1)
-    label = label.masked_fill(index[..., 0] == BLANK, -1e4)  # no next label: probability 0
+def collapse_tile(joint: rnnt.Joint, encoded: Tensor, predicted: Tensor, targets: Tensor) -> Tensor:
+    """As `collapse`, for a few frames."""
+    logits = joint(encoded[:, :, None], predicted[:, None])  # (B, t, U+1, V)
+    log_probs = logits.float().log_softmax(-1)
+    blank, label = rnnt.pick(log_probs, targets)  # (B, t, U+1)
+    index = rnnt.next_labels(targets, log_probs.shape[1])  # (B, t, U+1, 1), the blank at u = U
+    # There is no next label at u = U: probability 0, but not -inf, see `relations`.
+    label = label.masked_fill(index[..., 0] == BLANK, -1e4)
     others = log_probs.scatter(-1, index, -torch.inf)[..., BLANK + 1 :]  # the blank is the first
-    return torch.stack([label, log_probs[..., BLANK], others.logsumexp(-1)], -1)
+    return torch.stack([label, blank, others.logsumexp(-1)], -1)
 
 
 def token_loss(teacher: Tensor, student: Tensor, lengths: Tensor, target_lengths: Tensor) -> Tensor:
@@ -571,23 +592,24 @@ def token_loss(teacher: Tensor, student: Tensor, lengths: Tensor, target_lengths
 def token_losses(
     student: Recogniser,
     teacher: Recogniser,
-    read: conformer.Encoded,
-    full: conformer.Encoded,
+    student_out: conformer.Encoded,
+    teacher_out: conformer.Encoded,
     predicted: Tensor,
     batch: Batch,
 ) -> dict[str, Tensor]:
     """L_token as "token", summed over utterances.
 
-    read, full: the outputs of the student's and the teacher's encoder; predicted
-    (B, U+1, J): the student's joint.predict.
+    student_out, teacher_out: of their encoders; predicted (B, U+1, J): the student's
+    joint.predict.
     """
     with torch.no_grad():
         teacher_predicted = teacher.joint.predict(teacher.predictor.all_states(batch.targets))
-        teacher_encoded = teacher.joint.encode(full.output)  # (B, T, J)
+        teacher_encoded = teacher.joint.encode(teacher_out.output)  # (B, T, J)
         log_p = collapse(teacher.joint, teacher_encoded, teacher_predicted, batch.targets)
-    log_q = collapse(student.joint, student.joint.encode(read.output), predicted, batch.targets)
-    losses = token_loss(log_p, log_q, full.lengths, batch.target_lengths)  # (B,)
-    return {"token": losses.sum()}
+    encoded = student.joint.encode(student_out.output)  # (B, T, J)
+    log_q = collapse(student.joint, encoded, predicted, batch.targets)
+    per_utterance = token_loss(log_p, log_q, teacher_out.lengths, batch.target_lengths)  # (B,)
+    return {"token": per_utterance.sum()}
 
 
 def compute_losses(
@@ -603,33 +625,34 @@ def compute_losses(
     joint = student.joint
     layers = taught_layers(config)
     with place.autocast():
-        mel, frames = student.features(batch)  # (B, F, 80), (B,)
-        read = student.encoder(mel, frames, layers)
+        mel, frames = student.normalised_features(batch)  # (B, F, 80), (B,)
+        student_out = student.encoder(mel, frames, layers)
         g = student.predictor.all_states(batch.targets)  # (B, U+1, P)
         predicted = joint.predict(g)  # (B, U+1, J)
-        losses, _ = rnnt.transducer_loss(
+        per_utterance, _ = rnnt.transducer_loss(
             joint,
-            joint.encode(read.output),
+            joint.encode(student_out.output),
             predicted,
             batch.targets,
-            read.lengths,
+            student_out.lengths,
             batch.target_lengths,
         )  # (B,)
-        rnnt_loss = losses.sum()
+        rnnt_loss = per_utterance.sum()
         if teacher is None:
             return rnnt_loss, {"rnnt": rnnt_loss}
-        full = ask_teacher(teacher, mel, frames, layers)  # its lengths are the student's
+        teacher_out = ask_teacher(teacher, mel, frames, layers)
         if METHODS[config.method].lesson == "tokens":
-            kd_losses = token_losses(student, teacher, read, full, predicted, batch)
+            outs = (student_out, teacher_out)
+            kd_losses = token_losses(student, teacher, *outs, predicted, batch)
         else:
-            kd_losses = layer_losses(models["branches"], read, full, config)
-    weights_of_losses = {
+            kd_losses = layer_losses(models["branches"], student_out, teacher_out, config)
+    factors = {
         "dis": config.dis_weight,
         "kld": config.kld_weight,
         "apc": config.apc_weight,
         "token": config.token_weight,
     }
-    kd_loss = sum(weights_of_losses[name] * loss for name, loss in kd_losses.items())
+    kd_loss = sum(factors[name] * loss for name, loss in kd_losses.items())
     return rnnt_loss + config.kd_weight * kd_loss, {"rnnt": rnnt_loss, "kd": kd_losses}
 
 
@@ -645,7 +668,7 @@ def prepare(
 ) -> tuple[nn.ModuleDict, torch.optim.Optimizer, training.Run]:
     """The models on their device, the optimiser, and the run: new, or as a checkpoint
     left it."""
-    # A student does not begin with the weights with which its teacher began.
+    # Another seed for students, so that they do not start with their teacher's weights.
     stage = 1 if METHODS[config.method].streams else 0
     reseed(config.seed, stage)
     models = build_models(config, tokenizer.size, tokenizer).to(place.device)
@@ -714,9 +737,8 @@ def train(
         run.end_epoch(recogniser, scores)
     drawings = {}
     if place.first and METHODS[config.method].lesson == "branches":
-        last = copy.deepcopy(
-            models
-        )  # of the last epoch, as the branches are; the score is of a mean
+        # A copy, since finish() puts averaged weights into the recogniser; branches have none.
+        last = copy.deepcopy(models)
         drawings["features.png"] = partial(draw_features, config, last, teacher, utterances)
     report = run.finish(recogniser)
     if teacher is not None:
@@ -740,12 +762,14 @@ def draw_features(
     batch = batches.first_readable(utterances, config)
     layer = taught_layers(config)[-1]
     student = models["recogniser"]
-    mel, frames = student.features(batch)
-    s = student.encoder(mel, frames, [layer])
-    h = teacher.encoder(mel, frames, [layer])
-    z, _ = models["branches"][str(layer)](s.taps[0].raw, s.taps[0].qkv, s.lengths)
+    mel, frames = student.normalised_features(batch)
+    student_out = student.encoder(mel, frames, [layer])
+    teacher_out = teacher.encoder(mel, frames, [layer])
+    s_tap = student_out.taps[0]
+    h_tap = teacher_out.taps[0]
+    z, _ = models["branches"][str(layer)](s_tap.raw, s_tap.qkv, student_out.lengths)
     panels = {}
-    for name, x in (("teacher", h.taps[0].raw), ("branch", z), ("student", s.taps[0].raw)):
+    for name, x in (("teacher", h_tap.raw), ("branch", z), ("student", s_tap.raw)):
         panels[name] = F.layer_norm(x[0], x.shape[-1:]).T.numpy()  # (D, T)
     path = Path(config.out) / "features.png"
     figures.matrices(path, panels, "frame", f"layer {layer}, dimension")
@@ -763,7 +787,7 @@ DEMO_TRAINING = options.Training(
     average=1,
     weight_decay=1e-2,
 )
-DEMO = Config(  # [choice] sizes and schedule: four minutes of training a method on one core
+DEMO = Config(  # [choice] sizes and schedule: 4 to 8 minutes of training a method on one core
     methods=("teacher", "scratch", "aux_kd"),
     kd_every=2,  # of four layers
     size="demo",
@@ -805,7 +829,7 @@ def run_method(config: Config) -> dict:
     place = start(config)
     corpus = batches.read_corpus(config, place)
     recogniser, report, drawings = train(config, corpus, place)
-    result = evaluation.head_of_result("streaming_aux_kd", config)
+    result = evaluation.head_of_result(config)
     result |= evaluation.evaluate(recogniser, corpus, config, place)
     result |= report
     evaluation.report(result, config, place)

@@ -37,7 +37,7 @@ def word_errors(run: Path) -> dict[str, float]:
         split = path.stem.removeprefix("hyp_")
         _, references, hypotheses = zip(*read_hypotheses(path), strict=True)
         rates[split] = metrics.word_errors(references, hypotheses).rate
-        if split == "test":  # of demo-spontaneous
+        if split == "test":  # of demo-talk
             bare = [list(map(without_fillers, side)) for side in (references, hypotheses)]
             rates["test, without fillers"] = metrics.word_errors(*bare).rate
     return rates

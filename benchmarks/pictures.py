@@ -75,16 +75,12 @@ PICTURES = {
     ),
     "llm_prompt_asr": Picture(
         baseline="ctc",
-        scores=("WER, mean of languages",),
+        scores=("WER, mean of languages", "homophones"),
         lines={
-            "all trained, 160 ms": "language model and encoder trained, a vector per 160 ms",
-            "all trained, 480 ms": "the same, a vector per 480 ms",
-            "all trained, 960 ms": "the same, a vector per 960 ms",
-            "LoRA r 8, 480 ms": "language model with adapters, 480 ms",
-            "LM frozen, 480 ms": "language model frozen, 480 ms",
-            "monolingual ctc": "eight ctc of one language each, equal updates in sum",
-            "monolingual ctc, 48 epochs": "eight ctc of one language each, equal updates each",
-            "ctc + beam + LM": "ctc, decoded by a beam with the language model",
+            "all trained, 160 ms": "speech is the prompt of a language model: the paper\nllm",
+            "ctc + beam + LM": "ctc, decoded by a beam with the same language model\nevaluate.py",
+            "ctc, 8 epochs": "ctc, as many updates as both\nctc --ctc-epochs 8",
+            "monolingual ctc, 32 epochs": "eight ctc of one language each, as many updates each",
         },
     ),
     "hubert_gpt_bridge": Picture(
@@ -122,24 +118,29 @@ def draw_line(
     axis.annotate(words, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize=8)
 
 
+def drawn_lines(picture: Picture, found: dict[str, dict[int, dict]]) -> list[str]:
+    """The rows that were run with a seed of the baseline."""
+    return [row for row in picture.lines if set(found[picture.baseline]) & set(found[row])]
+
+
 def draw_panel(
     axis: Axes, picture: Picture, name: str, found: dict[str, dict[int, dict]], script: str
 ) -> None:
     """All lines of one score."""
+    rows = drawn_lines(picture, found)
     (score,) = [score for score in table.scores_of(script) if score.name == name]
     base = found[picture.baseline]
     rate = np.mean([score.of(entry) for entry in base.values()])
-    for y, row in enumerate(picture.lines):
+    for y, row in enumerate(rows):
         both = sorted(set(base) & set(found[row]))
         by_seed = [score.of(found[row][seed]) - score.of(base[seed]) for seed in both]
         interval = table.interval_between(base, found[row], score)
         draw_line(axis, y, interval, by_seed, picture.limit)
     axis.axvline(0, color="black", linestyle="--", linewidth=1)
-    axis.set_title(
-        f"{name}\nbaseline {picture.baseline}: {rate:.1f} % ({len(base)} seeds)", fontsize=10
-    )
+    seeds = "1 seed" if len(base) == 1 else f"{len(base)} seeds"
+    axis.set_title(f"{name}\nbaseline {picture.baseline}: {rate:.1f} % ({seeds})", fontsize=10)
     axis.set_xlabel("points more (right) or fewer (left) than the baseline", fontsize=8)
-    axis.set_ylim(len(picture.lines) - 0.4, -0.6)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.grid(axis="x", color="0.85")
     axis.tick_params(labelsize=8)
     axis.tick_params(axis="y", length=0)
@@ -154,11 +155,12 @@ def draw(script: str) -> Path:
         if entry["row"] in found:
             found[entry["row"]][entry["seed"]] = entry
     panels = len(picture.scores)
-    figure = Figure(figsize=(4 + 2.6 * panels, 1.2 + 0.42 * len(picture.lines)))
+    rows = drawn_lines(picture, found)
+    figure = Figure(figsize=(4 + 2.6 * panels, 1.2 + 0.42 * len(rows)))
     axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     for axis, name in zip(axes, picture.scores, strict=True):
         draw_panel(axis, picture, name, found, script)
-    axes[0].set_yticks(range(len(picture.lines)), picture.lines.values(), fontsize=8)
+    axes[0].set_yticks(range(len(rows)), [picture.lines[row] for row in rows], fontsize=8)
     figure.subplots_adjust(wspace=0.9)
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{script}.png"

@@ -27,7 +27,7 @@ class MaskedLM:
     """A frozen BERT, which answers questions about single tokens of a text, in fp32.
 
     pieces: its vocabulary in the order of ids; cls, sep, mask, unk: ids; longest:
-    tokens that it reads at once.
+    tokens that it reads at once. Only `logits` and `logits_at` need its head.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any):
@@ -83,9 +83,13 @@ def pieces_of(tokenizer: Any) -> list[str]:
 
 def is_bert(model: nn.Module, tokenizer: Any) -> bool:
     """Whether this is a BERT with its masked language model head and its vocabulary."""
+    return knows_pieces(model, tokenizer) and hasattr(model, "cls")
+
+
+def knows_pieces(model: nn.Module, tokenizer: Any) -> bool:
+    """Whether the model has an embedding for every piece, and BERT's special ones."""
     pieces = pieces_of(tokenizer)
-    complete = set(SPECIAL) <= set(pieces) and len(pieces) <= model.config.vocab_size
-    return complete and hasattr(model, "cls")
+    return set(SPECIAL) <= set(pieces) and len(pieces) <= model.config.vocab_size
 
 
 def by_length(rows: list[list[int]], tokens: int = 2**14) -> Iterator[list[int]]:

@@ -116,7 +116,7 @@ for needed in ("evaluate.py", "transcribe.py", "variants", "common/running"):
         short.append(f"{needed} is missing")
 paths = [
     p
-    for pattern in ("variants/**/*.py", "common/**/*.py")
+    for pattern in ("variants/**/*.py", "common/**/*.py", "exercises/**/*.py")
     for p in sorted(glob.glob(pattern, recursive=True))
 ]
 paths += SCRIPTS + [p for p in PROGRAMS if os.path.exists(p)]

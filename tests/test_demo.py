@@ -42,6 +42,9 @@ from common.running.corpora import load_corpus
 from common.running.mls import LANGUAGES as MLS_LANGUAGES
 from common.text import WordPiece, normalise
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import homophones
+
 HELD_OUT, TRAINING = ["dev-clean", "test-clean", "test-other"], ["train-000", "train-001"]
 ROOT = Path(__file__).parents[1]
 
@@ -338,22 +341,28 @@ def test_importing_the_worlds_is_light():
 # ------------------------------------------------------------------------------------------- the multilingual world
 
 
+def objects_of(language: languages.Language) -> list[str]:
+    return [phrase for _, objects in language.scenes for phrase in objects]
+
+
+def words_of(language: languages.Language) -> Counter:
+    """How many phrases and patterns each word of a grammar stands in."""
+    phrases = [*language.persons, *language.places, *language.times, *objects_of(language)]
+    phrases += [verb for verbs, _ in language.scenes for verb in verbs]
+    return Counter(word for text in phrases + language.patterns for word in text.split())
+
+
 def test_the_grammars_are_small_and_their_phrases_normalised():
     assert tuple(languages.LANGUAGES) == tuple(multilingual.TRAIN) == MLS_LANGUAGES
     assert list(multilingual.TRAIN.values()) == sorted(multilingual.TRAIN.values(), reverse=True)
     voices = set()
     for name, language in languages.LANGUAGES.items():
-        groups = [
-            language.persons,
-            language.places,
-            language.times,
-            *itertools.chain.from_iterable(language.scenes),
-        ]
-        assert [len(group) for group in groups] == [16, 12, 6, *[4] * 8]
-        phrases = list(itertools.chain.from_iterable(groups))
-        assert len(set(phrases)) == len(phrases) == 66 and all(
-            normalise(phrase) == phrase for phrase in phrases
-        )
+        groups = [language.persons, language.places, language.times]
+        groups += [verbs for verbs, _ in language.scenes]
+        assert [len(group) for group in groups] == [16, 12, 6, *[4] * 4]
+        phrases = list(itertools.chain(*groups, objects_of(language)))
+        assert len(set(phrases)) == len(phrases)
+        assert all(normalise(phrase) == phrase for phrase in phrases)
         known, new = (
             multilingual.speakers_of(name, new=False),
             multilingual.speakers_of(name, new=True),
@@ -363,6 +372,89 @@ def test_the_grammars_are_small_and_their_phrases_normalised():
         ) == 64
         voices |= {s.id for s in known + new}
     assert len(voices) == 8 * 64
+
+
+def test_a_twin_is_one_object_of_another_scene_and_no_word_of_any_other_language():
+    """So homophones.txt may hold the pairs of all languages, and the verb tells which twin is meant."""
+    for name, language in languages.LANGUAGES.items():
+        scene = {
+            o.split()[-1]: i for i, (_, objects) in enumerate(language.scenes) for o in objects
+        }
+        others = [words_of(other) for key, other in languages.LANGUAGES.items() if key != name]
+        for first, second in language.twins:
+            assert scene[first] != scene[second]
+            for word in (first, second):
+                assert words_of(language)[word] == 1 and not any(word in other for other in others)
+    assert not languages.LANGUAGES["italian"].twins  # the control
+
+
+def carriers(language: languages.Language, phrase: str) -> list[str]:
+    """Sentences of every pattern with this object, and everything that may stand behind it."""
+    slots = {
+        "{p}": language.persons,
+        "{v}": [verb for verbs, _ in language.scenes for verb in verbs],
+        "{o}": objects_of(language),
+        "{l}": language.places,
+        "{t}": language.times,
+    }
+    usual = {slot[1]: phrases[0] for slot, phrases in slots.items()}
+    found = []
+    for pattern in language.patterns:
+        words = pattern.split()
+        for at in [i for i, word in enumerate(words) if word == "{o}"]:
+            behind = words[at + 1 : at + 2]
+            followers = slots.get(behind[0], behind) if behind else [""]
+            for follower in followers:
+                filled = [*words[:at], phrase, follower, *words[at + 2 :]]
+                found.append(" ".join(" ".join(filled).format(**usual).split()))
+    return found
+
+
+def test_twins_of_every_language_have_equal_phonemes_whatever_stands_behind_them():
+    questions = []
+    for language in languages.LANGUAGES.values():
+        phrase_of = {phrase.split()[-1]: phrase for phrase in objects_of(language)}
+        for pair in language.twins:
+            left, right = (carriers(language, phrase_of[word]) for word in pair)
+            for texts in zip(left, right, strict=True):
+                questions += [(language.voice, text) for text in texts]
+    phonemes = json.loads(run_speech({"phonemes": questions}))
+    assert phonemes[::2] == phonemes[1::2] and len(set(phonemes)) > 2000
+
+
+def test_transcripts_hold_the_second_twin_rarely_and_text_both_equally():
+    for name, language in languages.LANGUAGES.items():
+        for split, least, most in (("train", 0.05, 0.3), ("text", 0.4, 0.6)):
+            drawn = itertools.chain.from_iterable(languages.take(0, split, name, 2000))
+            counts = Counter(word for sentence in drawn for word in sentence.split())
+            second = sum(counts[word] for _, word in language.twins)
+            both = second + sum(counts[word] for word, _ in language.twins)
+            assert not both or least < second / both < most, (name, split)
+
+
+def test_nonsense_has_verbs_of_one_scene_and_objects_without_twin_of_another():
+    for name, language in languages.LANGUAGES.items():
+        fitting = {v: objects for verbs, objects in language.scenes for v in verbs}
+        twins = {word for pair in language.twins for word in pair}
+        for sentence in itertools.chain.from_iterable(languages.take(0, "nonsense", name, 100)):
+            phrases = homophones.parse(sentence, language)
+            verbs = [" ".join(phrase.words) for phrase in phrases if phrase.slot == "v"]
+            objects = [" ".join(phrase.words) for phrase in phrases if phrase.slot == "o"]
+            for verb, thing in zip(verbs, objects, strict=True):
+                assert thing not in fitting[verb] and thing.split()[-1] not in twins
+
+
+def test_the_verb_of_the_clause_tells_every_twin_apart():
+    """As the printed table has it; in German the verb may come after its object."""
+    german = languages.LANGUAGES["german"]
+    sentence = "der koch verlor das buch weil der gast im hafen die seite las"
+    (found,) = homophones.homophones_of(sentence, german)
+    assert (found.word, found.twin, found.verb) == ("seite", "saite", "las")
+    assert (found.at, found.is_after, found.is_rare) == (11, True, False)
+    for name, language in languages.LANGUAGES.items():
+        cases = homophones.cases_of(name)
+        assert not any(homophones.by_verb(language)(cases))
+        assert all(sentence.split()[h.at] == h.word for sentence, h in cases)
 
 
 def test_no_held_out_sentence_of_any_language_was_ever_seen(mls_root):
@@ -384,14 +476,14 @@ def test_no_held_out_sentence_of_any_language_was_ever_seen(mls_root):
     assert text[:300] != english
 
 
-def test_version_2_of_the_multilingual_world_is_frozen():
+def test_version_3_of_the_multilingual_world_is_frozen():
     """What is said, by whom and how it is recorded: results in RESULTS.md are of the world with this digest."""
-    assert multilingual.VERSION == 2
+    assert multilingual.VERSION == 3
     planned = [multilingual.plan_utterances(0, language, split, False)
                for language in multilingual.TRAIN for split in ("train", "dev", "test")]  # fmt: skip
     texts = [languages.take(0, "text", language, 6000) for language in multilingual.TRAIN]
     state = hashlib.sha256(json.dumps([texts, planned]).encode())
-    assert state.hexdigest()[:16] == "95c4fda8cbe6ba77"
+    assert state.hexdigest()[:16] == "24df41f6d0e51aed"
 
 
 def test_the_multilingual_layout_is_that_of_openslr(mls_root):
@@ -432,6 +524,7 @@ def test_a_language_is_built_alone_with_the_same_bytes(mls_root, tmp_path):
         "mls_polish",
         "text.txt",
         "english.txt",
+        "homophones.txt",
         "world.json",
     }
     with pytest.raises(UserError, match="no klingon: it has english"):

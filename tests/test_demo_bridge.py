@@ -4,15 +4,18 @@ import filecmp
 import math
 import random
 import re
+from collections import Counter
 
+import pytest
 import torch
 from transformers import AutoTokenizer, GPTNeoXForCausalLM, HubertModel
 
-from common.demo import spontaneous
+from common.demo import jargon, spontaneous
 from common.demo.gpt import spoken
 from common.demo.grammar import split_of
 from common.demo.hubert import Recipe, configuration, k_means, loss_of, targets_of
 from common.demo.words import CUES, DETERMINERS, ONE_HOMOPHONE, TWIN, TWO_HOMOPHONES
+from common.errors import UserError
 from common.features import LogMel
 from common.running.audio import read_audio
 from common.running.corpora import load_corpus
@@ -51,6 +54,34 @@ def test_how_people_talk(tmp_path):
     assert [u.text for u in corpus.tests["test"]] == [
         u["text"] for u in spontaneous.plan(0, "test", 20)
     ]
+
+
+def test_the_second_language(tmp_path):
+    """Every cue word is new, a fifth of them in no training sentence, and GPT's text has none of them."""
+    planned = {
+        subset: jargon.plan(0, subset, count) for subset, count in jargon.SIZES[False].items()
+    }
+    old = set(CUES) | set(TWIN) | {w for slots in spontaneous.NEW.values() for w in slots.split()}
+    old |= set(re.findall(r"[a-z']+", " ".join(DETERMINERS + ONE_HOMOPHONE + TWO_HOMOPHONES)))
+    new = set(jargon.WORDS)
+    assert len(new) == 60 and len(jargon.UNHEARD) == 12 and not new & old
+    said = {subset: [u["text"] for u in some] for subset, some in planned.items()}
+    words = {s: Counter(re.findall("[a-z]+", " ".join(texts))) for s, texts in said.items()}
+    assert all(not counts.keys() & set(CUES) for counts in words.values())
+    assert min(words["train"][word] for word in new - jargon.UNHEARD) > 10
+    assert not words["train"].keys() & jargon.UNHEARD and words["test"].keys() >= jargon.UNHEARD
+    assert not set(said["train"]) & {*said["dev"], *said["test"]}
+    assert len({*said["dev"], *said["test"]}) == 60 + 250
+    few = " ".join(u["text"] for u in jargon.plan(0, "train", 500, share=0.3))
+    counts = Counter(re.findall("[a-z]+", few))
+    cues, others = (sum(counts[word] for word in some) for some in (CUES, new))
+    assert abs(others / (cues + others) - 0.3) < 0.04
+    jargon.build(tmp_path / "a", small=True, progress=False)
+    jargon.build(tmp_path / "a", small=True, progress=False)
+    corpus = load_corpus(str(tmp_path / "a"), "")
+    assert [u.text for u in corpus.tests["test"]] == [u["text"] for u in jargon.plan(0, "test", 20)]
+    with pytest.raises(UserError, match="holds another demo world"):
+        jargon.build(tmp_path / "a", small=True, share=0.3, progress=False)
 
 
 def test_gpt_reads_how_people_talk_but_no_held_out_sentence():

@@ -20,6 +20,7 @@ from transformers.models.hubert.modeling_hubert import HubertFeedForward
 import hubert_gpt_bridge as script
 from common import hubert, lora, metrics
 from common.errors import UserError
+from common.figures import read_log
 from common.running import bridge_figures, listening, options
 from common.running.batches import MicroBatch, make_batch
 from common.running.beam_models import CharacterModel
@@ -262,7 +263,7 @@ def test_lora(made):
     """Adapters change nothing at first; on query_key_value alone; merged they compute the same."""
     m = made("--bridge conv")
     before = losses_of(m)["lm"]
-    lora.adapt(m.llm, 2, script.ADAPTED)
+    lora.adapt(m.llm, 2, lora.NEOX["attention"])
     assert torch.equal(losses_of(m)["lm"], before)
     learning = [name for name, p in m.llm.named_parameters() if p.requires_grad]
     assert len(learning) == 4 and all(".query_key_value." in name for name in learning)
@@ -469,7 +470,7 @@ def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(
         "--root",
         root,
         "--data",
-        "demo-spontaneous-smoke",
+        "demo-talk-smoke",
         "--init",
         finished.folder,
     ]
@@ -499,7 +500,7 @@ def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(
     merged = tmp_path / "merged"
     published.from_run(tmp_path / "run", tmp_path / "whole", str(root))
     published.to_run(str(tmp_path / "whole"), merged, str(root))
-    data = ["--root", root, "--data", "demo-spontaneous-smoke"]
+    data = ["--root", root, "--data", "demo-talk-smoke"]
     limits = json.loads((merged / "config.json").read_text())  # as in the run
     limits["config"] |= {"pieces_per_second": 6.0, "more_pieces": 5, "least_pieces": 0}
     (merged / "config.json").write_text(json.dumps(limits))
@@ -517,6 +518,24 @@ def test_an_adapted_run_keeps_adapters_alone_and_is_scored_on_both_domains(
     name_init(tmp_path / "run", tmp_path / "other")
     with pytest.raises(UserError, match="belong to another pretrained model"):
         finished.evaluate(tmp_path / "run", "--root", root)
+
+
+@pytest.mark.slow
+def test_dev_may_choose_the_run_as_it_was(finished, tmp_path, root):
+    """Adapters that break everything: their start is exported, which says what the run said without them."""
+    data = ["--root", root, "--data", "demo-jargon-smoke"]
+    before = finished.evaluate(finished.folder, *data, "--out", tmp_path / "before")
+    adapters = ["--lora-rank", 2, "--lora-maps", "all", "--lr-hubert", 0, "--lr-bridge", 0]
+    options = ["--preset", "smoke", "--init", finished.folder, *data, *adapters, "--lr-llm", 30.0]
+    result = finished.main(*options, "--method", "gpt", "--epochs", 1, "--out", tmp_path / "run")
+    found = load_weights(tmp_path / "run" / "model.safetensors")
+    low = [x for name, x in found.items() if name.endswith(".B")]
+    assert len(low) == 4 * 2 and not any(x.any() for x in low)  # four linear maps in two layers
+    assert result["wer"]["test"] == before["wer"]["test"]
+    hypotheses = [(tmp_path / name / "hyp_test.tsv").read_bytes() for name in ("before", "run")]
+    assert hypotheses[0] == hypotheses[1]
+    dev = [entry["dev"] for entry in read_log(tmp_path / "run") if "dev" in entry]
+    assert len(dev) == 2 and dev[0] < dev[1]
 
 
 def name_init(run, base) -> None:

@@ -38,6 +38,7 @@ from variants.multirep_kd import (
     past_context,
     shuffled_teacher,
     soft_labels,
+    token_embeddings,
     untrained_teacher,
 )
 
@@ -72,6 +73,12 @@ CONVERSATION.append(Utterance("x", "", "night", 1.0, session="t"))
 
 def teach(config: script.Config, utterances: list[Utterance] = CONVERSATION) -> Teacher:
     return script.build_teachers(config, utterances, CPU)[0]
+
+
+def answering(config: script.Config, utterances: list[Utterance] = CONVERSATION) -> Teacher:
+    """As the variant soft_labels has it: a teacher with its head."""
+    with variants.replaced("multirep_kd", {"load_teacher": soft_labels.load_with_head}):
+        return teach(config, utterances)
 
 
 @pytest.fixture(scope="session")
@@ -264,8 +271,7 @@ def test_soft_labels(read_config):
         *CONVERSATION,
         Utterance("odd", "", "don't 'tis the boys' zürich", 1.0, session="u"),
     ]
-    with variants.replaced("multirep_kd", SOFT):
-        teacher = teach(read_config("multirep_kd --context 4 --context-mask 0"), utterances)
+    teacher = answering(read_config("multirep_kd --context 4 --context-mask 0"), utterances)
     labels = Characters.build(u.text for u in utterances)
     pieces = teacher.lm.pieces
     seen = 0
@@ -553,11 +559,45 @@ class Long(str):
         return 10**9
 
 
+def test_masked_states_know_the_words_around_and_not_the_word(read_config):
+    """One token at a time; another one in its place changes every state but its own."""
+    teacher = teach(read_config("multirep_kd --n-layers 2"))
+    (before,) = masked_states.masked_states_of(teacher, ["x"], 0)  # (I, n, E)
+    ids = teacher.tokens["x"].ids
+    assert len(ids) > 1 and before.shape == (len(ids), 2, teacher.width)
+    row, begin = teacher.read("x", 0)
+    for i, state in enumerate(before):
+        masked = [*row[: begin + i], teacher.lm.mask, *row[begin + i + 1 :]]
+        expected = teacher.lm.layers([masked], teacher.layers(0))[0, begin + i]
+        assert torch.allclose(state, expected, atol=1e-5)
+    ids[0] = teacher.lm.unk
+    (after,) = masked_states.masked_states_of(teacher, ["x"], 0)
+    assert torch.allclose(before[0], after[0], atol=1e-6)
+    assert not torch.allclose(before[1], after[1], atol=1e-3)
+    nothing = teach(read_config("multirep_kd"), [Utterance("n", "", "", 1.0)])
+    assert masked_states.masked_states_of(nothing, ["n"], 0)[0].shape[0] == 0
+
+
+def test_token_embeddings_know_the_token_and_its_place_alone(read_config):
+    replacements = {
+        "choose_layers": token_embeddings.embedding_layer,
+        "build_heads": token_embeddings.build_heads,
+    }
+    with variants.replaced("multirep_kd", replacements):
+        config = read_config("multirep_kd --n-layers 2 --teacher-layers random")
+        teacher = teach(config)
+        (before,) = states_of(teacher, ["x"], 0)  # (I, 1, E)
+        teacher.tokens["x"].ids[0] = teacher.lm.unk
+        (after,) = states_of(teacher, ["x"], 0)
+        assert list(script.build_heads(config, [(2, 16)])) == ["0-0"]
+    assert before.shape == (len(teacher.tokens["x"].ids), 1, teacher.width)
+    assert torch.equal(before[1:], after[1:]) and not torch.allclose(before[0], after[0])
+
+
 def test_soft_labels_are_asked_once(read_config, monkeypatch):
     """Where nothing is drawn, and where they fit; their batches depend on the utterances alone."""
     labels = Characters.build(u.text for u in CONVERSATION)
-    with variants.replaced("multirep_kd", SOFT):
-        teacher, again, drawn, large = (teach(read_config("multirep_kd")) for _ in range(4))
+    teacher, again, drawn, large = (answering(read_config("multirep_kd")) for _ in range(4))
     soft_labels.remember_soft_labels(teacher, [*"abcdx"], CPU)
     soft_labels.remember_soft_labels(again, [*"xdcba"], CPU)
     assert all(torch.equal(q, again.known[name]) for name, q in teacher.known.items())
@@ -611,6 +651,7 @@ def trained(config: script.Config, corpus, out: Path) -> tuple[torch.Tensor, dic
 
 
 SOFT = {  # what the variant replaces
+    "load_teacher": soft_labels.load_with_head,
     "representation_losses": soft_labels.soft_label_losses,
     "build_models": soft_labels.build_without_heads,
     "remember": soft_labels.remember_soft_labels,

@@ -29,6 +29,7 @@ from common.running.beam_models import LanguageModel, WordModel
 from common.running.corpora import Corpus, Utterance
 from common.running.pretrained import (
     begin_and_end,
+    load_bert,
     load_masked_lm,
     load_pieces,
     load_vocabulary,
@@ -267,6 +268,30 @@ def test_what_is_no_bert_is_one_sentence(tmp_path):
         with pytest.raises(UserError, match=f"^--teacher .*({message})") as caught:
             load_masked_lm(str(tmp_path / name), "--teacher", "unused", "cpu")
         assert "\n" not in str(caught.value), name
+
+
+def test_states_need_no_head(tmp_path, masked_lm):
+    """A folder of the trunk alone, as sentence-transformers' are, has the states of the whole model."""
+    whole, trunk = bert(), tmp_path / "trunk"
+    save(tmp_path / "whole", whole)
+    save(trunk, whole.bert)
+    states = []
+    for folder in (tmp_path / "whole", trunk):
+        found = load_bert(str(folder), "--teachers", "unused", "cpu")
+        assert not found.model.training and not any(
+            p.requires_grad for p in found.model.parameters()
+        )
+        states.append(found.layers(ROWS, [0, 1, 2]))
+    whole = load_masked_lm(str(tmp_path / "whole"), "--teachers", "unused", "cpu")
+    assert torch.equal(states[0], states[1]) and torch.equal(
+        states[0], whole.layers(ROWS, [0, 1, 2])
+    )
+    (trunk / "vocab.txt").write_text("\n".join([*VOCABULARY, "trout"]) + "\n")
+    with pytest.raises(UserError, match="is no BERT with its vocabulary"):
+        load_bert(str(trunk), "--teachers", "unused", "cpu")
+    save(tmp_path / "causal", gpt2())
+    with pytest.raises(UserError, match="holds no model of that kind"):
+        load_bert(str(tmp_path / "causal"), "--teachers", "unused", "cpu")
 
 
 def test_rows_by_length():

@@ -121,7 +121,7 @@ def test_rnnt():
     made = build("scratch", (0.35, 0.24))
     loss, parts = losses_of(made)
     student, batch, expected = made.models["recogniser"], made.batch, 0.0
-    encoded = student.joint.encode(student.encoder(*student.features(batch)).output)
+    encoded = student.joint.encode(student.encoder(*student.normalised_features(batch)).output)
     for b, (T, U) in enumerate([(8, 5), (5, 4)]):
         predicted = student.joint.predict(
             student.predictor.all_states(batch.targets[b : b + 1, :U])
@@ -225,7 +225,7 @@ def test_loss(method):
         expected = parts["rnnt"].item() + lam * kd
         assert losses_of(made, kd_weight=lam)[0].item() == pytest.approx(expected, rel=1e-5)
     student = made.models["recogniser"]
-    features = student.features(made.batch)
+    features = student.normalised_features(made.batch)
     own, full = (model.encoder(*features, [1, 2]) for model in (student, made.teacher))
     mask = torch.arange(own.output.shape[1]) < own.lengths[:, None]
     expected = dict.fromkeys(weights, 0.0)
@@ -252,7 +252,7 @@ def test_student_and_teacher_hear_the_same(method):
     losses_of(made)
     (mine, frames), (teachers, same) = (inputs[:2] for inputs in heard)
     made.models["recogniser"].eval()
-    plain, _ = made.models["recogniser"].features(made.batch)
+    plain, _ = made.models["recogniser"].normalised_features(made.batch)
     assert (
         torch.equal(mine, teachers) and torch.equal(frames, same) and not torch.equal(mine, plain)
     )
@@ -262,7 +262,7 @@ def test_token():
     """Over every node of the full lattice, also those behind the last label."""
     made = build("token_kd", (1.3, 0.7, 0.5))
     (loss, parts), expected = losses_of(made), 0.0
-    features, frames = made.models["recogniser"].features(made.batch)
+    features, frames = made.models["recogniser"].normalised_features(made.batch)
     for b, (T, U) in enumerate([(32, 5), (17, 4), (12, 3)]):
         labels, q = made.batch.targets[b, :U].tolist(), []
         for model in (made.teacher, made.models["recogniser"]):
@@ -398,7 +398,7 @@ def test_a_shuffled_teacher(row, monkeypatch):
     """It reads the other utterance; where there is none, so as it happens where memory is small, nobody teaches."""
     monkeypatch.setattr(script, "ask_teacher", shuffled_teacher.ask_about_another)
     made = build(row)
-    mel, frames = made.models["recogniser"].eval().features(made.batch)
+    mel, frames = made.models["recogniser"].eval().normalised_features(made.batch)
     full = shuffled_teacher.ask_about_another(made.teacher, mel, frames, [2])
     plain = made.teacher.encoder(mel, frames, [2])
     assert torch.allclose(full.output, plain.output.roll(1, 0), atol=1e-5)

@@ -1,6 +1,6 @@
 """Another domain beside the demo world: how people talk, in JSONL manifests.
 
-    build("data/demo-spontaneous")     train.jsonl, dev.jsonl, test.jsonl, homophones.txt, audio/, world.json
+    build("data/demo-talk")     train.jsonl, dev.jsonl, test.jsonl, homophones.txt, audio/, world.json
 
 The sentences are of the same grammar, but of the second half of its scenes only, and of their cue words one in ten
 are such as the demo world never has (NEW). They are spoken as people do: faster, with fillers ("uh", "you know"), words
@@ -46,20 +46,29 @@ SPLITS = {"train": "known", "dev": "dev-clean", "test": "test-clean"}  # of gram
 
 def build(folder: str | Path, small: bool = False, seed: int = 0, progress: bool = True) -> Path:
     """Builds what is missing. Raises UserError if the folder holds another world."""
-    folder = Path(folder).absolute()
-    claim(folder, {"version": VERSION, "seed": seed, "small": small}, "*.jsonl")
-    planned = {
-        f"audio/{subset}": plan(seed, subset, count) for subset, count in SIZES[small].items()
+    world = {"version": VERSION, "seed": seed, "small": small}
+    planned = {subset: plan(seed, subset, count) for subset, count in SIZES[small].items()}
+    return build_manifests(Path(folder).absolute(), world, planned, progress)
+
+
+def build_manifests(
+    folder: Path, world: dict, planned: dict[str, list[dict]], progress: bool
+) -> Path:
+    """Speaks the utterances of every subset and lists them in <subset>.jsonl. Raises UserError."""
+    claim(folder, world, "*.jsonl")
+    missing = {
+        f"audio/{subset}": some
+        for subset, some in planned.items()
+        if not (folder / "audio" / subset).exists()
     }
-    missing = {subset: some for subset, some in planned.items() if not (folder / subset).exists()}
     if missing:
         speak(folder, missing, SHARD, lambda *_: None, progress)
     for subset, utterances in planned.items():
-        manifest = folder / Path(subset).with_suffix(".jsonl").name
+        manifest = folder / f"{subset}.jsonl"
         if not manifest.exists():
             keys = "text", "speaker", "session"
             lines = [
-                {"audio_filepath": f"{subset}/{u['path']}"} | {key: u[key] for key in keys}
+                {"audio_filepath": f"audio/{subset}/{u['path']}"} | {key: u[key] for key in keys}
                 for u in utterances
             ]
             write_atomically(manifest, "".join(json.dumps(line) + "\n" for line in lines))

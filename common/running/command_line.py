@@ -26,7 +26,7 @@ from common.errors import UserError, explain_errors, keep_docstrings
 from common.running import options
 from common.running.options import RunConfig
 
-DEMOS = ("demo", "demo-mls", "demo-spontaneous")
+DEMOS = ("demo", "demo-mls", "demo-talk", "demo-jargon", "demo-jargon-30", "demo-jargon-10")
 PRESET_OF = dict.fromkeys(DEMOS, "demo") | {f"{name}-smoke": "smoke" for name in DEMOS}
 
 

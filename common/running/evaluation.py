@@ -18,7 +18,7 @@ from common import metrics
 from common.errors import UserError, note_once
 from common.features import SAMPLE_RATE
 from common.files import write_atomically
-from common.running import provenance
+from common.running import options, provenance
 from common.running.batches import MicroBatch, loader
 from common.running.corpora import Corpus, Utterance
 from common.running.decoding import Transcript, decode, recognise, searches, texts_of
@@ -257,9 +257,9 @@ def real_time_factor(
 # =================================================================================== results
 
 
-def head_of_result(script: str, config: Any) -> dict[str, Any]:
+def head_of_result(config: Any) -> dict[str, Any]:
     """What RESULT begins with."""
-    head = {"script": script, "method": config.method, "seed": config.seed}
+    head = {"script": options.script_of(config), "method": config.method, "seed": config.seed}
     if config.variant:
         head["variant"] = config.variant
     return head
@@ -310,8 +310,7 @@ def compare_methods(configs: list[Any], results: list[dict[str, Any]]) -> dict[s
 
     Returns the results by method; of one, its result.
     """
-    # A run that only transcribed has no scores.
-    folders = [config.out for config, result in zip(configs, results, strict=True) if result]
+    folders = [config.out for config in configs]
     if len(results) == 1:
         write_when_scored(folders)
         return results[0]

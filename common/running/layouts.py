@@ -194,6 +194,19 @@ def demo_mls(wanted: Wanted) -> Listed:
     )
 
 
+@layout("demo-mls-nonsense", "demo-mls-nonsense-smoke")
+def demo_mls_nonsense(wanted: Wanted) -> Listed:
+    """Test sets whose sentences make no sense, to score runs of demo-mls on: there is
+    nothing to train on."""
+    from common.demo import multilingual
+
+    check_languages(wanted.languages, mls.LANGUAGES)
+    folder = wanted.root / wanted.data
+    small = wanted.data.endswith("-smoke")
+    languages = tuple(multilingual.build_nonsense(folder, wanted.languages, small=small))
+    return Listed(folder, mls.list_sets(folder, languages, None, wanted.scoring))
+
+
 @layout("mls")
 def multilingual_librispeech(wanted: Wanted) -> Listed:
     """ROOT/mls_<language>/ of some or all languages.
@@ -215,13 +228,32 @@ def multilingual_librispeech(wanted: Wanted) -> Listed:
 # ============================================================================== manifests
 
 
-@layout("demo-spontaneous", "demo-spontaneous-smoke")
-def demo_spontaneous(wanted: Wanted) -> Listed:
+@layout("demo-talk", "demo-talk-smoke")
+def demo_talk(wanted: Wanted) -> Listed:
     """Another domain than the English demo world's: how people talk."""
     from common.demo import spontaneous
 
-    small = wanted.data == "demo-spontaneous-smoke"
+    small = wanted.data.endswith("-smoke")
     folder = spontaneous.build(wanted.root / wanted.data, small)
+    return Listed(folder, list_manifests(folder, wanted.scoring), wanted.hours)
+
+
+# --data -> the share of the cue words that are new
+JARGON = {
+    "demo-jargon": 1.0,
+    "demo-jargon-30": 0.3,
+    "demo-jargon-10": 0.1,
+    "demo-jargon-smoke": 1.0,
+}
+
+
+@layout(*JARGON)
+def demo_jargon(wanted: Wanted) -> Listed:
+    """A domain whose words the English demo world has never met."""
+    from common.demo import jargon
+
+    small = wanted.data.endswith("-smoke")
+    folder = jargon.build(wanted.root / wanted.data, small, JARGON[wanted.data])
     return Listed(folder, list_manifests(folder, wanted.scoring), wanted.hours)
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -141,13 +142,13 @@ def load_model(
     flag: str,
     root: str,
     dtype: torch.dtype = torch.float32,
-    needs_head: bool = True,
+    **more: Any,
 ) -> nn.Module:
     """A frozen pretrained model in evaluation mode.
 
-    auto_class: the class of transformers, such as AutoModelForMaskedLM. name: see
-    `find`. needs_head: if False, a head that the folder lacks is filled with noise. The
-    configuration of a HuBERT gets `do_normalize`, see `asks_for_normalised`.
+    auto_class: the class of transformers, such as AutoModelForMaskedLM, and more: its
+    options. name: see `find`. The configuration of a HuBERT gets `do_normalize`, see
+    `asks_for_normalised`.
 
     Raises UserError if the folder holds no such model, or one that lacks weights, or if
     its index names weights outside of the folder.
@@ -167,6 +168,7 @@ def load_model(
             use_safetensors=True,
             dtype=dtype,
             output_loading_info=True,
+            **more,
         )
     except Exception as error:  # its type depends on which file is missing, cut off or wrong
         what = f"{flag} {name} holds no model of that kind, or not all of it"
@@ -302,4 +304,20 @@ def load_masked_lm(
         what = "is no BERT with its vocabulary and masked language model"
         raise UserError(f"{flag} {name} {what}: give another.")
     model = model if needs_head else model.base_model
+    return bert.MaskedLM(model.to(device), tokenizer)
+
+
+def load_bert(name: str, flag: str, root: str, device: torch.device | str) -> bert.MaskedLM:
+    """A frozen BERT whose states are wanted and no answers: it needs no head.
+
+    So folders of sentence-transformers do, too. name: see `find`. Raises UserError if
+    the model is no BERT with a vocabulary.
+    """
+    from transformers import AutoModel
+
+    tokenizer = load_pieces(name, flag, root)
+    # The pooler of BERT stands behind the states; most folders lack it.
+    model = load_model(AutoModel, name, flag, root, add_pooling_layer=False)
+    if not bert.knows_pieces(model, tokenizer):
+        raise UserError(f"{flag} {name} is no BERT with its vocabulary: give another.")
     return bert.MaskedLM(model.to(device), tokenizer)

@@ -165,9 +165,14 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
 
 def quiet_bars() -> None:
-    """Switches off transformers' progress bars if stderr is no terminal, like ours."""
+    """Switches off transformers' progress bars if stderr is no terminal, like ours.
+
+    And its report of weights that a model has no place for, such as the head of a BERT
+    whose states are wanted; what is missing is an error, see `pretrained.load_model`.
+    """
     from transformers.utils import logging
 
+    logging.get_logger("transformers.modeling_utils").setLevel(logging.ERROR)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
 

@@ -144,6 +144,21 @@ class Run:
             what = f"the learning rate rises to {reached} only"
             note(f"{self.steps} updates, --warmup {warmup:g}: {what}")
 
+    def is_new(self) -> bool:
+        """Whether nothing was learnt yet."""
+        return self.progress.step == 0
+
+    def keep_start(self, recogniser: nn.Module, scores: dict[str, float]) -> None:
+        """Counts the weights before the first update as an epoch, which dev may choose.
+
+        For a run that goes on from another one, and may end worse than it began.
+        scores: of dev, as for `end_epoch`.
+        """
+        if self.place.first:
+            self._keep_epoch(recogniser, scores["dev"])
+            self._write_log(step=0, epoch=0, **scores)
+            note(f"before: dev {scores['dev']:.1f} %")
+
     def epochs(self) -> Iterator[int]:
         """Yields the epochs that are left, counted from 0.
 

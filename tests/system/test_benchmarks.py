@@ -104,7 +104,7 @@ def test_a_table_from_hypotheses(tmp_path, monkeypatch):
         (tmp_path / "hyp.tsv").write_text(
             "id\treference\thypothesis\n" + "".join(f"{a}\t{b}\n" for a, b in hypotheses)
         )
-        counts = table.count(tmp_path / "hyp.tsv")
+        counts = table.count(tmp_path / "hyp.tsv", table.twins_of("interaed_kd"))
         assert counts["characters"] == "7,5" and counts["character_errors"] == (
             "2,2" if row == "base" else "0,0"
         )

@@ -15,6 +15,7 @@ from conftest import REPOSITORY, read_configs, run_script
 
 from common.demo.__main__ import build_parser
 from common.running.runs import SCRIPTS
+from exercises.__main__ import parser as exercises_parser
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
@@ -90,6 +91,8 @@ def test_commands_parse(command, tmp_path, monkeypatch):
 def parse_module(module: str, arguments: list[str]) -> None:
     if module == "common.demo":
         build_parser().parse_args(arguments)
+    elif module == "exercises":
+        exercises_parser().parse_args(arguments)
     elif module.startswith("variants."):
         _, script, variant = module.split(".")
         importlib.import_module(module)

@@ -148,8 +148,7 @@ def soft_label_losses(
 
 
 def load_with_head(name: str, config: Config, place: Place) -> MaskedLM:
-    """The BERT of this name. Raises UserError if its folder lacks the head, which
-    answers here."""
+    """The BERT of this name, which has to answer. Raises UserError where it is none."""
     return pretrained.load_masked_lm(name, "--teachers", config.root, place.device)
 
 
@@ -165,6 +164,7 @@ def build_without_heads(
 
 def main(argv: list[str] | None = None) -> dict:
     replacements = {
+        "load_teacher": load_with_head,
         "representation_losses": soft_label_losses,
         "build_models": build_without_heads,
         "load_teacher": load_with_head,
