@@ -68,8 +68,6 @@ ROWS = {  # script -> row -> options; "of ROW:" decodes the finished runs of ROW
         "uniform-2, L2": f"variant l2_distance: {KD}",
         "uniform-2, cosine": f"variant cosine_distance: {KD}",
         "uniform-2, target norm": f"variant normed_states: {KD}",
-        "uniform-2, masked": f"variant masked_states: {KD}",
-        "embeddings": f"variant embeddings: {KD}",
         "soft labels": f"variant soft_labels: {KD} --kd-weight 0.3",
         "masked states": f"variant masked_states: {KD}",  # uniform-2, but the token itself is masked
         "token embeddings": f"variant token_embeddings: {KD}",  # the token itself, and nothing around it
@@ -327,9 +325,9 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("uniform-2", "uniform-2, shuffled teacher"),  # what is left is language
         ("uniform-2", "uniform-2, untrained teacher"),
         *((f"uniform-2, {distance}", "uniform-2") for distance in ("L2", "cosine", "target norm")),
-        ("uniform-2", "uniform-2, masked"),  # the context alone, and the token alone
-        ("uniform-2", "embeddings"),
-        ("uniform-2, masked", "soft labels"),  # the same knowledge in another form
+        ("uniform-2", "masked states"),  # does it have to show the token?
+        ("uniform-2", "token embeddings"),  # does it have to know the others?
+        ("masked states", "soft labels"),  # the same knowledge in another form
         ("uniform-2", "soft labels"),  # other ways to bring in what was learnt from text
         ("uniform-2", "rnnt + beam + LM"),
         ("uniform-2 + beam + LM", "rnnt + beam + LM"),

@@ -31,7 +31,7 @@ class MaskedLM:
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any):
-        """model, tokenizer: of transformers, see `is_bert`; `logits` need its head."""
+        """model, tokenizer: of transformers, see `is_bert`."""
         self.model = model
         self.tokenizer = tokenizer
         self.pieces = pieces_of(tokenizer)
@@ -67,13 +67,10 @@ class MaskedLM:
 
     def logits(self, rows: list[list[int]], positions: list[int]) -> Tensor:
         """The logits `logits_at` these positions, with [MASK] in place of the token."""
-        return self.logits_at(self.masked(rows, positions), positions)
-
-    def masked(self, rows: list[list[int]], positions: list[int]) -> list[list[int]]:
-        """The rows with [MASK] at one position of each."""
-        return [
+        masked = [
             [*row[:i], self.mask, *row[i + 1 :]] for row, i in zip(rows, positions, strict=True)
         ]
+        return self.logits_at(masked, positions)
 
 
 def pieces_of(tokenizer: Any) -> list[str]:

@@ -30,7 +30,6 @@ from common.text import Characters
 from multirep_kd import Teacher, compute_losses, padded_states, remember, rnnt, states_of
 from variants.multirep_kd import (
     cosine_distance,
-    embeddings,
     future_context,
     l2_distance,
     masked_states,
@@ -434,83 +433,6 @@ def test_states_stand_at_the_right_tokens(read_config):
         assert x.dtype == torch.float32 and torch.equal(x, y)
 
 
-TWINS = ("the knight don", "the don don", "don knight don")  # which differ in one token
-MASKED = {"states_of": masked_states.masked_states}
-LAYER_0 = {"choose_layers": embeddings.layer_0, "build_heads": embeddings.build_one}
-
-
-def states_of_texts(config: script.Config, texts: tuple[str, ...]) -> list[torch.Tensor]:
-    """(I, n, E) of each text, as the script with the present replacements has them."""
-    teacher = teach(config, [Utterance(text, "", text, 1.0, session=text) for text in texts])
-    return script.states_of(teacher, list(texts), 0)
-
-
-def test_masked_states(read_config):
-    """Those of the plain model at [MASK]: whatever the context, the token itself is of no effect."""
-    silent = Utterance("silent", "", "", 1.0, session="s")
-    for context in (0, 4):
-        config = read_config(f"multirep_kd --context {context} --context-mask 0")
-        teacher = teach(config, [*CONVERSATION, silent])
-        names = ["silent", *"abcdx"]
-        for name, found in zip(names, masked_states.masked_states(teacher, names, 0), strict=True):
-            row, first = teacher.read(name, 0)
-            assert found.shape == (len(teacher.tokens[name].ids), 2, 16)
-            for i, states in enumerate(found, first):
-                masked = torch.tensor([[*row[:i], VOCABULARY.index("[MASK]"), *row[i + 1 :]]])
-                plain = teacher.lm.model(masked, output_hidden_states=True).hidden_states
-                for k in range(2):
-                    assert torch.allclose(states[k], plain[1 + k][0, i], atol=1e-4)
-        (none,) = masked_states.masked_states(teacher, ["silent"], 0)
-        assert none.shape == (0, 2, 16)
-    config = read_config("multirep_kd")
-    with variants.replaced("multirep_kd", MASKED):
-        a, b, c = states_of_texts(config, TWINS)
-    assert torch.allclose(a[1], b[1], atol=1e-5) and torch.allclose(a[0], c[0], atol=1e-5)
-    assert min((a[2] - b[2]).abs().max(), (a[1] - c[1]).abs().max()) > 1e-2  # other tokens have one
-    a, b, _ = states_of_texts(config, TWINS)
-    assert (a[1] - b[1]).abs().max() > 1e-2  # as it is not in the script
-
-
-def test_masked_states_are_asked_once(read_config, monkeypatch):
-    """More rows than BERT reads at once; kept like the script's own, and the same as if they were asked."""
-    utterances = [Utterance(str(i), "", "the " * (1 + i % 30), 1.0) for i in range(70)]
-    names = [utterance.id for utterance in utterances]
-    online, once = (teach(read_config("multirep_kd"), utterances) for _ in range(2))
-    expected = masked_states.masked_states(online, names, 0)
-    assert sum(map(len, expected)) > 2 * 256
-    with variants.replaced("multirep_kd", MASKED):
-        remember(once, names, CPU)
-        monkeypatch.setattr(masked_lm.MaskedLM, "layers", None)  # whoever asks again fails
-        kept = padded_states(once, names[::-1], 3)
-    for states, layer_1 in zip(expected, kept[0].flip(0), strict=True):
-        assert torch.allclose(layer_1[: len(states)], states[:, 0], atol=1e-4)
-
-
-def test_embeddings(read_config):
-    """Layer 0 alone, which is the token and its position: two tables and a LayerNorm."""
-    with variants.replaced("multirep_kd", LAYER_0):
-        for options in ("", "--teacher-layers random --n-layers 1", "--n-layers 9"):
-            config = read_config(f"multirep_kd {options}")
-            teacher = teach(config)
-            assert teacher.layers(0) == teacher.layers(1) == [0]
-            assert list(script.build_heads(config, [(2, 16), (4, 8)])) == ["0-0", "1-0"]
-        e = script.padded_states(teacher, "abcdx", 0)
-        a, b, c = states_of_texts(config, TWINS)
-    assert len(e) == 1
-    tables = teacher.lm.model.embeddings
-    for b_, name in enumerate("abcdx"):
-        ids = torch.tensor(teacher.tokens[name].ids, dtype=torch.long)
-        places = tables.position_embeddings.weight[1 : 1 + len(ids)]
-        whole = tables.word_embeddings.weight[ids] + places + tables.token_type_embeddings.weight[0]
-        expected = torch.nn.functional.layer_norm(
-            whole, (16,), tables.LayerNorm.weight, tables.LayerNorm.bias, eps=1e-12
-        )
-        assert torch.allclose(e[0][b_, : len(ids)], expected, atol=1e-4)
-    assert torch.equal(a[[0, 2]], b[[0, 2]]) and torch.equal(a[1:], c[1:])  # the same tokens
-    assert (b[1] - b[2]).abs().max() > 1e-2  # the same token in another place
-    assert (a[1] - b[1]).abs().max() > 1e-2  # another token in the same place
-
-
 def test_a_shuffled_teacher(read_config):
     """Token i gets e_{i mod I'} of the partner; whoever is silent has none."""
     teacher = teach(read_config("multirep_kd"), [*CONVERSATION, Utterance("silent", "", "", 1.0)])
@@ -576,6 +498,27 @@ def test_masked_states_know_the_words_around_and_not_the_word(read_config):
     assert not torch.allclose(before[1], after[1], atol=1e-3)
     nothing = teach(read_config("multirep_kd"), [Utterance("n", "", "", 1.0)])
     assert masked_states.masked_states_of(nothing, ["n"], 0)[0].shape[0] == 0
+
+
+def test_masked_states_are_asked_once(read_config, monkeypatch):
+    """In context, and more rows than BERT reads at once; what is kept is what would be asked."""
+    said = [Utterance(str(i), "", "the " * (1 + i % 15), 1.0, i, session="s") for i in range(70)]
+    names = [utterance.id for utterance in said]
+    teacher = teach(read_config("multirep_kd --context 4 --context-mask 0"), said)
+    expected = []
+    for name in names:
+        row, first = teacher.read(name, 0)
+        places = range(first, first + len(teacher.tokens[name].ids))
+        rows = [[*row[:i], teacher.lm.mask, *row[i + 1 :]] for i in places]
+        expected.append(teacher.lm.layers(rows, [1, 2])[range(len(rows)), places])
+    assert sum(map(len, expected)) > 2 * masked_states.ROWS
+    with variants.replaced("multirep_kd", {"states_of": masked_states.masked_states_of}):
+        asked = script.states_of(teacher, names, 0)
+        remember(teacher, names, CPU)
+        monkeypatch.setattr(masked_lm.MaskedLM, "layers", None)  # whoever asks again fails
+        kept = script.states_of(teacher, names, 3)
+    for by_hand, *found in zip(expected, asked, kept, strict=True):
+        assert all(torch.allclose(states, by_hand, atol=1e-4) for states in found)
 
 
 def test_token_embeddings_know_the_token_and_its_place_alone(read_config):
@@ -655,7 +598,6 @@ SOFT = {  # what the variant replaces
     "representation_losses": soft_labels.soft_label_losses,
     "build_models": soft_labels.build_without_heads,
     "remember": soft_labels.remember_soft_labels,
-    "load_teacher": soft_labels.load_with_head,
 }
 
 
@@ -678,11 +620,9 @@ def test_without_weight_a_row_is_the_baseline_to_the_bit(read_config, corpus, tm
 
 def test_a_teacher_without_head(read_config, corpus, root, tmp_path):
     """A folder of sentence-transformers teaches to the bit like the same BERT with its head; soft labels need one."""
-    (tmp_path / "bert").mkdir()
-    headless = str(sentence_bert(tmp_path / "bert"))
-    few = replace(corpus, train=corpus.train[:12], dev=corpus.dev[:1])
-    (tmp_path / "whole").mkdir()
+    headless = str(sentence_bert(tmp_path / "headless"))
     whole = str(save(tmp_path / "whole", bert()))
+    few = replace(corpus, train=corpus.train[:12], dev=corpus.dev[:1])
     weights = []
     for name in (headless, whole):
         config = read_config("multirep_kd --max-steps 2 --ramp 0", teachers=(name,))

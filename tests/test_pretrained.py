@@ -1,14 +1,12 @@
 """Pretrained models: a masked one that is asked, causal ones for the beam, every answer against the plain model."""
 
 import json
-import logging
 import math
 import random
 import string
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -208,42 +206,6 @@ def test_an_untrained_bert(masked_lm):
     )
 
 
-def sentence_bert(folder):
-    """A folder as sentence-transformers saves it: the trunk of `bert()`, and what pools its states."""
-    trunk = BertModel(bert().config)  # with a pooler, which no masked language model has
-    trunk.load_state_dict(bert().bert.state_dict(), strict=False)
-    save(folder, trunk)
-    modules = [{"idx": 0, "name": "0", "path": ""}, {"idx": 1, "name": "1", "path": "1_Pooling"}]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    return folder
-
-
-def test_states_need_no_head(masked_lm, tmp_path, monkeypatch, caplog):
-    """To the bit those of the model with its head, trained or not; a layer that is missing is refused.
-
-    Nothing else is said: the library would print a table, and call the folder corrupted.
-    """
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # to caplog
-    folder, expected = str(sentence_bert(tmp_path)), masked_lm.layers(ROWS, [0, 1, 2])
-    for source in (folder, masked_lm.model.name_or_path):
-        found = load_masked_lm(source, "--teachers", "unused", "cpu", needs_head=False)
-        assert isinstance(found.model, BertModel)
-        assert torch.equal(found.layers(ROWS, [0, 1, 2]), expected)
-    untrained = [
-        load_masked_lm(masked_lm.model.name_or_path, "--teachers", "unused", "cpu", 1, needs_head)
-        for needs_head in (True, False)
-    ]
-    assert torch.equal(*(lm.layers(ROWS, [0, 1, 2]) for lm in untrained))
-    weights = load_file(tmp_path / "model.safetensors")
-    del weights["encoder.layer.1.output.dense.bias"]
-    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="lacks weights .*layer.1.* a model saved whole.$"):
-        load_masked_lm(folder, "--teachers", "unused", "cpu", needs_head=False)
-    assert not caplog.records
-
-
 def test_what_is_no_bert_is_one_sentence(tmp_path):
     headless, kinds = "lacks weights .*cls.*saved with its head", "no model of that kind|is no BERT"
     without_mask = [piece.replace("[MASK]", "[NONE]") for piece in VOCABULARY]
@@ -270,11 +232,22 @@ def test_what_is_no_bert_is_one_sentence(tmp_path):
         assert "\n" not in str(caught.value), name
 
 
+def sentence_bert(folder):
+    """A folder as sentence-transformers saves it: the trunk of `bert()`, and what pools its states."""
+    trunk = BertModel(bert().config)  # with a pooler, which no masked language model has
+    trunk.load_state_dict(bert().bert.state_dict(), strict=False)
+    save(folder, trunk)
+    modules = [{"idx": 0, "name": "0", "path": ""}, {"idx": 1, "name": "1", "path": "1_Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return folder
+
+
 def test_states_need_no_head(tmp_path, masked_lm):
     """A folder of the trunk alone, as sentence-transformers' are, has the states of the whole model."""
-    whole, trunk = bert(), tmp_path / "trunk"
-    save(tmp_path / "whole", whole)
-    save(trunk, whole.bert)
+    save(tmp_path / "whole", bert())
+    trunk = sentence_bert(tmp_path / "trunk")
     states = []
     for folder in (tmp_path / "whole", trunk):
         found = load_bert(str(folder), "--teachers", "unused", "cpu")

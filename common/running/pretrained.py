@@ -150,17 +150,13 @@ def load_model(
     options. name: see `find`. The configuration of a HuBERT gets `do_normalize`, see
     `asks_for_normalised`.
 
-    Raises UserError if the folder holds no such model, or one that lacks weights, or if
-    its index names weights outside of the folder.
+    Raises UserError if the folder holds no such model, or one without its head (which
+    would be filled with noise), or if its index names weights outside of the folder.
     """
-    from transformers.utils import logging
-
     quiet_bars()
     folder = find(name, flag, root)
     if os.path.exists(os.path.join(folder, "model.safetensors.index.json")):
         weight_files(Path(folder), f"{flag} {name}")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # without a table of missing weights: see below
     try:
         model, loaded = auto_class.from_pretrained(
             folder,
@@ -173,14 +169,10 @@ def load_model(
     except Exception as error:  # its type depends on which file is missing, cut off or wrong
         what = f"{flag} {name} holds no model of that kind, or not all of it"
         raise UserError(f"{what} ({first_line(error)}).") from None
-    finally:
-        logging.set_verbosity(verbosity)
-    missing = sorted(loaded["missing_keys"])
-    if not needs_head:
-        missing = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
-    if missing:
-        what = f"{flag} {name} lacks weights ({missing[0]}, …)"
-        raise UserError(f"{what}: give a model saved {'with its head' if needs_head else 'whole'}.")
+    if loaded["missing_keys"]:
+        lacking = sorted(loaded["missing_keys"])[0]
+        what = f"{flag} {name} lacks weights ({lacking}, …)"
+        raise UserError(f"{what}: give a model saved with its head.")
     if model.config.model_type == "hubert":
         model.config.do_normalize = asks_for_normalised(Path(folder), f"{flag} {name}")
     return model.eval().requires_grad_(False)
@@ -277,25 +269,17 @@ def begin_and_end(model: nn.Module, name: str) -> tuple[int | None, int | None]:
 
 
 def load_masked_lm(
-    name: str,
-    flag: str,
-    root: str,
-    device: torch.device | str,
-    untrained: int | None = None,
-    needs_head: bool = True,
+    name: str, flag: str, root: str, device: torch.device | str, untrained: int | None = None
 ) -> bert.MaskedLM:
     """A frozen BERT.
 
     name: see `find`. untrained: a seed, from which random weights are drawn in place of
-    its own. needs_head: if False, the model comes without its head, which the folder
-    may lack: it has states, but no answers.
-
-    Raises UserError if the model is no BERT with a vocabulary and, if needed, a head.
+    its own. Raises UserError if the model is no BERT with a vocabulary and a head.
     """
     from transformers import AutoModelForMaskedLM
 
     tokenizer = load_pieces(name, flag, root)
-    model = load_model(AutoModelForMaskedLM, name, flag, root, needs_head=needs_head)
+    model = load_model(AutoModelForMaskedLM, name, flag, root)
     if untrained is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(untrained)
@@ -303,7 +287,6 @@ def load_masked_lm(
     if not bert.is_bert(model, tokenizer):
         what = "is no BERT with its vocabulary and masked language model"
         raise UserError(f"{flag} {name} {what}: give another.")
-    model = model if needs_head else model.base_model
     return bert.MaskedLM(model.to(device), tokenizer)
 
 

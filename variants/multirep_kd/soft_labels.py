@@ -167,7 +167,6 @@ def main(argv: list[str] | None = None) -> dict:
         "load_teacher": load_with_head,
         "representation_losses": soft_label_losses,
         "build_models": build_without_heads,
-        "load_teacher": load_with_head,
         "remember": remember_soft_labels,
     }
     return multirep_kd.main(argv, replace=replacements)

@@ -15,9 +15,7 @@ from multirep_kd import Config
 
 def load_untrained(name: str, config: Config, place: Place) -> MaskedLM:
     """A BERT of the same shape with weights drawn from the seed."""
-    return pretrained.load_masked_lm(
-        name, "--teachers", config.root, place.device, untrained=config.seed, needs_head=False
-    )
+    return pretrained.load_masked_lm(name, "--teachers", config.root, place.device, config.seed)
 
 
 def main(argv: list[str] | None = None) -> dict:
