@@ -325,6 +325,9 @@ PAIRS = {  # what is compared with what, beside every row with the first
         ("uniform-2", "uniform-2, shuffled teacher"),  # what is left is language
         ("uniform-2", "uniform-2, untrained teacher"),
         *((f"uniform-2, {distance}", "uniform-2") for distance in ("L2", "cosine", "target norm")),
+        ("uniform-2", "masked states"),  # does it have to show the token?
+        ("uniform-2", "token embeddings"),  # does it have to know the others?
+        ("masked states", "soft labels"),  # the same knowledge in another form
         ("uniform-2", "soft labels"),  # other ways to bring in what was learnt from text
         ("uniform-2", "rnnt + beam + LM"),
         ("uniform-2 + beam + LM", "rnnt + beam + LM"),

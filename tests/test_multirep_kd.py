@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import AUGMENTED, SMALL, SMALL_CONFORMER, Script, loud, read_configs
-from test_pretrained import VOCABULARY, bert, save
+from test_pretrained import VOCABULARY, bert, save, sentence_bert
 from test_rnnt import alignments
 
 import multirep_kd as script
@@ -500,6 +500,27 @@ def test_masked_states_know_the_words_around_and_not_the_word(read_config):
     assert masked_states.masked_states_of(nothing, ["n"], 0)[0].shape[0] == 0
 
 
+def test_masked_states_are_asked_once(read_config, monkeypatch):
+    """In context, and more rows than BERT reads at once; what is kept is what would be asked."""
+    said = [Utterance(str(i), "", "the " * (1 + i % 15), 1.0, i, session="s") for i in range(70)]
+    names = [utterance.id for utterance in said]
+    teacher = teach(read_config("multirep_kd --context 4 --context-mask 0"), said)
+    expected = []
+    for name in names:
+        row, first = teacher.read(name, 0)
+        places = range(first, first + len(teacher.tokens[name].ids))
+        rows = [[*row[:i], teacher.lm.mask, *row[i + 1 :]] for i in places]
+        expected.append(teacher.lm.layers(rows, [1, 2])[range(len(rows)), places])
+    assert sum(map(len, expected)) > 2 * masked_states.ROWS
+    with variants.replaced("multirep_kd", {"states_of": masked_states.masked_states_of}):
+        asked = script.states_of(teacher, names, 0)
+        remember(teacher, names, CPU)
+        monkeypatch.setattr(masked_lm.MaskedLM, "layers", None)  # whoever asks again fails
+        kept = script.states_of(teacher, names, 3)
+    for by_hand, *found in zip(expected, asked, kept, strict=True):
+        assert all(torch.allclose(states, by_hand, atol=1e-4) for states in found)
+
+
 def test_token_embeddings_know_the_token_and_its_place_alone(read_config):
     replacements = {
         "choose_layers": token_embeddings.embedding_layer,
@@ -595,6 +616,26 @@ def test_without_weight_a_row_is_the_baseline_to_the_bit(read_config, corpus, tm
         log = [entry["kd"] for entry in read_log(out) if "kd" in entry]
         assert len(log) == 3 and {len(kd) for kd in log} == {parts}
         assert all(min(kd.values()) > 0 for kd in log)
+
+
+def test_a_teacher_without_head(read_config, corpus, root, tmp_path):
+    """A folder of sentence-transformers teaches to the bit like the same BERT with its head; soft labels need one."""
+    headless = str(sentence_bert(tmp_path / "headless"))
+    whole = str(save(tmp_path / "whole", bert()))
+    few = replace(corpus, train=corpus.train[:12], dev=corpus.dev[:1])
+    weights = []
+    for name in (headless, whole):
+        config = read_config("multirep_kd --max-steps 2 --ramp 0", teachers=(name,))
+        weights.append(trained(config, few, tmp_path / f"of-{Path(name).name}")[0])
+    assert torch.equal(*weights)
+    words = (
+        f"{TINY} --method multirep_kd --root {root} --teachers {headless} --out {tmp_path / 'x'}"
+    )
+    with pytest.raises(
+        UserError, match="^--teachers .*lacks weights .*saved with its head"
+    ) as stop:
+        soft_labels.main(words.split())
+    assert "\n" not in str(stop.value)
 
 
 def test_lam_rises(read_config):

@@ -232,11 +232,22 @@ def test_what_is_no_bert_is_one_sentence(tmp_path):
         assert "\n" not in str(caught.value), name
 
 
+def sentence_bert(folder):
+    """A folder as sentence-transformers saves it: the trunk of `bert()`, and what pools its states."""
+    trunk = BertModel(bert().config)  # with a pooler, which no masked language model has
+    trunk.load_state_dict(bert().bert.state_dict(), strict=False)
+    save(folder, trunk)
+    modules = [{"idx": 0, "name": "0", "path": ""}, {"idx": 1, "name": "1", "path": "1_Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    return folder
+
+
 def test_states_need_no_head(tmp_path, masked_lm):
     """A folder of the trunk alone, as sentence-transformers' are, has the states of the whole model."""
-    whole, trunk = bert(), tmp_path / "trunk"
-    save(tmp_path / "whole", whole)
-    save(trunk, whole.bert)
+    save(tmp_path / "whole", bert())
+    trunk = sentence_bert(tmp_path / "trunk")
     states = []
     for folder in (tmp_path / "whole", trunk):
         found = load_bert(str(folder), "--teachers", "unused", "cpu")
