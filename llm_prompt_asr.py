@@ -11,10 +11,11 @@ A language model continues whatever it is given. Given speech as a prompt, as ve
 its embedding size, it can learn to continue with the transcript, in many languages
 [paper]. A Conformer, first trained with CTC on all languages, turns audio into one
 vector per 80 ms. n neighbouring vectors are stacked, so that the prompt stays short,
-and a linear map gives them the size of the model's embeddings [digest]. The model stays
-frozen, or adapts by low-rank matrices in its self-attention. The paper reports that
-this beats recognisers of one language, works with a frozen model, and works when one
-vector covers almost a second of audio [paper].
+and a linear map gives them the size of the model's embeddings [digest]. Then the CTC
+head is gone. Conformer and linear map go on learning, together with low-rank matrices
+(LoRA) in the model's self-attention, or alone: then the model is frozen. The paper says
+that this is 18 % better than recognisers of one language, works with a frozen model
+that has read mostly English, and with almost a second of audio per vector [paper].
 
 Diagram
 -------
@@ -58,11 +59,12 @@ Our own choices (`choice: prompt` in the code points to the line `prompt`)
     pieces     CTC learns pieces of the transcripts; in the demo those of the model
     rank       --lora-rank 0 trains the whole model at --lr-lm, as in the demo, whose
                models are tiny; --lora-rank 0 --lr-lm 0 freezes it
-    rates      every part has a learning rate of its own; 0 freezes the part
+    rates      every part has a learning rate of its own, and is clipped by itself; 0
+               freezes the part
 
 Run
 ---
-    python llm_prompt_asr.py    demo, about 30 minutes, ten for the language model: ctc
+    python llm_prompt_asr.py    demo, about 30 minutes, ten to pretrain its model: ctc
         15 %, llm (all of it trained) 7 % WER, mean of eight languages; 43 and 5 % of
         the homophones wrong; CTC with a beam and this model: 5 and 14 % (one seed)
     python llm_prompt_asr.py --method llm --stride-ms 960 --lora-rank 8 --lr-lm 5e-3
@@ -113,7 +115,7 @@ METHODS: dict[Method, int] = {  # the stage
     "llm": 2,  # the paper's idea
 }
 FRAME_MS = 80  # of encoder frames
-SUBSAMPLING = 8  # feature frames (10 ms) per encoder frame [digest]
+SUBSAMPLING = 8  # feature frames (10 ms) per encoder frame [recall]
 
 
 @dataclass(frozen=True)
@@ -125,13 +127,13 @@ class Config(options.RunConfig):
 
     methods: Annotated[tuple[Method, ...], options.METHOD] = ("llm",)  # rows of METHODS
     data: str = "demo-mls"  # demo-mls | mls | a folder with train.jsonl, dev.jsonl and test*.jsonl
-    cut_seconds: Seconds = options.local(20.0)  # as --max-seconds: an answer has 200 pieces at most
+    cut_seconds: Seconds = options.local(20.0)  # longer is cut: an answer has at most 200 pieces
     language_power: Share = 0.5  # languages are drawn by hours ^ this; choice: languages
-    units: Count = 1547  # SentencePiece pieces of CTC [recall]; single characters are added
+    units: Count = 1547  # pieces of CTC [recall]; more where the characters alone are more
     units_of: Literal["transcripts", "lm"] = "transcripts"  # whose pieces; choice: pieces
     encoder: str = "auto"  # finished run of ctc, or scratch; auto: beside this run, or trained anew
     lm: str = "huggyllama/llama-7b"  # language model [paper]: hub name, folder, demo-mls/lm-m
-    lora_rank: int = 8  # of the adapters on q, k, v, o [recall]; 0: none; choice: rank
+    lora_rank: int = 8  # [recall], of adapters on q, k, v, o [digest]; 0: none; choice: rank
     stride_ms: Count = 240  # audio per vector of the prompt [choice]; up to almost 1 s [paper]
     mask_fraction: Share = 0.25  # of the text that the model reads in training [recall]
     ctc_epochs: Count = 30  # passes of the first stage [choice]
@@ -237,7 +239,7 @@ def symbols(lm: nn.Module) -> tuple[int, int]:
     return end if begin is None else begin, end
 
 
-# Options that leave the encoder usable: the run of the first stage need not agree on them.
+# Options on which the two stages may differ. --lm is among them: the head is thrown away.
 FIRST_STAGE = stages.Stage(
     method="ctc",
     flag="--encoder",
