@@ -44,7 +44,8 @@ Equations (our names; right: the function; its test in tests/test_hubert_gpt_bri
     limit = floor(4 seconds + 20.5) pieces     BridgedGPT.limits       test_limits
 
     y_(U+1) is </s>;  c: the characters of the text;  w: --ctc-weight, with a CTC bridge
-    W: GPT's matrix of queries, keys and values; with --lora-maps all, every matrix
+    W: GPT's matrix of queries, keys and values; with --lora-maps all, every matrix of its
+       layers; with head, the output matrix too
     all losses sum over pieces; `train` divides by the number of utterances of an update
 
 Our own choices (`choice: start` in the code points to the line `start`)
@@ -55,7 +56,7 @@ Our own choices (`choice: start` in the code points to the line `start`)
     path      the CTC bridge compresses by the head's own most probable labels, without
               a gradient; if all are blank, the least blank frame stays
     padding   HuBERT with group norm knows no mask: see common/hubert.py
-    lora      on query_key_value only, or --lora-maps all; it freezes GPT, not the rest
+    lora      on query_key_value only, or --lora-maps all, head; it freezes GPT, not the rest
     adapting  a run with --init counts its start as an epoch: dev may choose it
     rates     every part has a learning rate of its own; 0 freezes the part
 
@@ -156,9 +157,9 @@ class Config(options.RunConfig):
     hubert: str = "rinna/japanese-hubert-base"  # [paper]: hub name or folder
     gpt: str = "rinna/japanese-gpt-neox-3.6b"  # GPT-NeoX [paper]: hub name or folder
     ctc_run: str = "none"  # finished run of ctc; auto: beside, or trained; choice: start
-    init: str | None = None  # finished run of gpt to go on from
+    init: str | None = None  # finished run of the same method to go on from
     lora_rank: int = 0  # of adapters in GPT, 8 [choice]; 0: none
-    lora_maps: Literal["attention", "all"] = "attention"  # [paper]; choice: lora
+    lora_maps: Literal["attention", "all", "head"] = "attention"  # [paper]; choice: lora
     symbols: Symbols = Symbols(begin="<s>", separator="[SEP]", end="</s>")  # [paper]
     answers: Answers = Answers(pieces_per_second=4.0, more_pieces=20, least_pieces=2)  # [paper]
     ctc_epochs: Count = 20  # passes of ctc [choice]
@@ -190,8 +191,6 @@ class Config(options.RunConfig):
         needs_head = has_gpt(self) and self.bridge == "ctc" and not self.init
         if needs_head and self.ctc_run == "none":
             raise UserError("--bridge ctc starts from a CTC head: give --ctc-run RUN, or auto.")
-        if self.init and not has_gpt(self):
-            raise UserError("--init goes with --method gpt.")
 
 
 def has_gpt(config: Config) -> bool:
@@ -551,25 +550,28 @@ def build_bridged(config: Config, utterances: list[corpora.Utterance], place: Pl
     return recogniser
 
 
-def load_init(config: Config, place: Place) -> BridgedGPT:
+def load_init(config: Config, place: Place) -> SpeechModel:
     """The finished run of --init, to go on from; adapters that it has are merged.
 
     Raises UserError where it is a run of another method, or another model.
     """
     stored = command_line.load_config(config.init, PRESETS)
-    if not has_gpt(stored):
-        raise UserError(f"--init {config.init} is a run of {stored.method}: give it as --ctc-run.")
+    if stored.method != config.method:
+        raise UserError(f"--init {config.init} is a run of {stored.method}, not {config.method}.")
     same = ("bridge", "bridge_layers", "compression", "begin", "separator", "end")
     stages.check_same(stored, config, "--init", same)
     earlier = load(replace(stored, root=config.root), place)
-    lora.merge(earlier.llm)
-    weights.forget_supplied(earlier.llm)
-    recogniser = BridgedGPT(
-        config, earlier.audio_encoder, earlier.llm, earlier.tokenizer, earlier.characters
-    )
+    if not has_gpt(config):
+        recogniser = HubertCTC(config, earlier.audio_encoder, earlier.characters)
+    else:
+        lora.merge(earlier.llm)
+        weights.forget_supplied(earlier.llm)
+        recogniser = BridgedGPT(
+            config, earlier.audio_encoder, earlier.llm, earlier.tokenizer, earlier.characters
+        )
     recogniser.load_state_dict(earlier.state_dict())
     recogniser.requires_grad_(True)
-    if is_gpt_frozen(config):
+    if has_gpt(config) and is_gpt_frozen(config):
         digest = shapes.digest_of_gpt(Path(config.init), "--init", config.root)
         weights.mark_supplied(recogniser.llm, digest)
     return recogniser

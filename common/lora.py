@@ -30,11 +30,10 @@ ATTENTION = {
     "gpt2": ("c_attn", "attn.c_proj"),
 }
 LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj")
-# Of GPT-NeoX: the one matrix of queries, keys and values, or every linear map of a layer.
-NEOX = {
-    "attention": ("query_key_value",),
-    "all": ("query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-}
+# Of GPT-NeoX: the one matrix of queries, keys and values; every linear map of a layer; with them
+# the output matrix.
+LAYER = ("query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+NEOX = {"attention": ("query_key_value",), "all": LAYER, "head": (*LAYER, "lm_head")}
 ALPHA_PER_RANK = 2.0
 
 

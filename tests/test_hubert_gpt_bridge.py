@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 import soundfile
 import torch
-from conftest import SMALL, Script, read_configs, write_data
+from conftest import REPOSITORY, SMALL, Script, read_configs, write_data
 from test_ctc import enumerate_paths
+from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, HubertConfig, HubertModel
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXMLP
 from transformers.models.hubert.modeling_hubert import HubertFeedForward
@@ -24,7 +25,7 @@ from common.figures import read_log
 from common.running import bridge_figures, listening, options
 from common.running.batches import MicroBatch, make_batch
 from common.running.beam_models import CharacterModel
-from common.running.corpora import Corpus, Utterance
+from common.running.corpora import Corpus, Utterance, load_corpus
 from common.running.pretrained import load_pieces
 from common.running.process import Place, reseed
 from common.running.runs import load_run
@@ -538,6 +539,45 @@ def test_dev_may_choose_the_run_as_it_was(finished, tmp_path, root):
     assert len(dev) == 2 and dev[0] < dev[1]
 
 
+@pytest.mark.slow
+def test_ctc_is_adapted_too(finished, corpus, tmp_path):
+    """It begins with the finished run, whose score is its epoch 0."""
+    data = write_data(tmp_path / "data", corpus.train[:8], corpus.dev[:4], corpus.dev[4:6])
+    options = ["--method", "ctc", "--ctc-epochs", 1, "--ctc-lr", 1e-6, "--out", tmp_path / "run"]
+    finished.train("--init", finished.first_stage, *options, data=data)
+    before, after = (
+        load_weights(folder / "model.safetensors")
+        for folder in (finished.first_stage, tmp_path / "run")
+    )
+    assert max((after[name] - before[name]).abs().max() for name in before) < 1e-4
+    dev = [entry["dev"] for entry in read_log(tmp_path / "run") if "dev" in entry]
+    assert len(dev) == 2
+
+
+@pytest.mark.slow
+def test_adapters_switched_off(finished, tmp_path, root, monkeypatch, capsys):
+    """Off, the model says what it said before, to the last digit of its probability; on, it does not."""
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    import choose_adapter
+
+    adapters = ["--lora-rank", 2, "--lora-maps", "head", "--lr-hubert", 0, "--lr-bridge", 0]
+    data = ["--root", root, "--data", "demo-jargon-smoke"]
+    options = ["--preset", "smoke", "--init", finished.folder, *data, *adapters, "--lr-llm", 1e-3]
+    finished.main(*options, "--method", "gpt", "--max-steps", 1, "--out", tmp_path / "run")
+    run, base = load_run(tmp_path / "run", CPU, root), load_run(finished.folder, CPU, root)
+    for part in run.recogniser.modules():
+        if isinstance(part, lora.LoRA):
+            nn.init.normal_(part.B, std=0.1)
+    tests = load_corpus("demo-jargon-smoke", root, scoring=True).tests["test"]
+    pairs = choose_adapter.answers_of_set(run, tests, CPU)
+    as_before = choose_adapter.answers_of_set(base, tests, CPU)
+    assert [pair["off"] for pair in pairs] == [pair["on"] for pair in as_before]
+    assert [pair["off"] for pair in pairs] != [pair["on"] for pair in pairs]
+    assert [pair["on"] for pair in choose_adapter.answers_of_set(run, tests, CPU)] == [
+        pair["on"] for pair in pairs
+    ]
+
+
 def name_init(run, base) -> None:
     """Lets the run say that it went on from another one."""
     stored = json.loads((run / "config.json").read_text())
@@ -619,14 +659,8 @@ def test_other_bridges_and_other_symbols_are_refused(finished, tmp_path):
         script.main(["--preset", "full", "--bridge", "ctc"])
 
 
-def test_what_would_do_nothing_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        script.main(["--method", "ctc", "--init", "run"])
-    assert "--init goes with --method gpt" in capsys.readouterr().err
-
-
 def test_the_way_back_from_ctc(finished, tmp_path):
-    with pytest.raises(UserError, match="is a run of ctc: give it as --ctc-run"):
+    with pytest.raises(UserError, match="is a run of ctc, not gpt"):
         finished.train("--init", finished.first_stage, "--max-steps", 1, "--out", tmp_path / "run")
 
 
