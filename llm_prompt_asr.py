@@ -181,6 +181,8 @@ class Config(options.RunConfig):
             raise UserError("all rates --lr-... of the parts are 0: nothing would learn.")
         if self.freeze_encoder_steps and not any(rates[1:]):
             raise UserError("--freeze-encoder-steps: nothing but the encoder learns.")
+        if self.freeze_encoder_steps and not self.lr_encoder:
+            raise UserError("--freeze-encoder-steps: --lr-encoder 0 freezes the encoder anyway.")
         if (self.training.schedule == "one-cycle") != (self.ctc_warmup < 1):
             what = "--ctc-warmup is a share below 1 for --schedule one-cycle"
             raise UserError(f"{what}, else a number of updates.")
@@ -596,15 +598,14 @@ def train(
     RESULT, and the figures to be drawn.
     """
     utterances = corpora.trainable(corpus.train, config.training.max_seconds)
+    perplexities = []
     if has_lm(config):
         recogniser = build_prompted(config, utterances, place)
+        perplexities.append(text_perplexity(recogniser, corpus, place))
     else:
         recogniser = build_ctc(config, utterances, place)
         config = options.with_values(config, epochs=config.ctc_epochs, warmup=config.ctc_warmup)
     models, optimizer, run = prepare(config, utterances, recogniser, place)
-    perplexities = []
-    if has_lm(config):
-        perplexities.append(text_perplexity(recogniser, corpus, place))
     for _ in run.epochs():
         for update in run.updates():  # a step of the optimiser; --resume skips what is done
             set_training(recogniser, config, update.step)

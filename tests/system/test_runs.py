@@ -130,13 +130,16 @@ def test_stopped_and_resumed_it_ends_bit_identical(finished, tmp_path, monkeypat
     with pytest.raises(UserError, match="stopped after update 17: go on with --resume"):
         finished.train("--out", tmp_path, "--resume")
     assert not (tmp_path / "model.safetensors").exists()  # it is unfinished
-    finished.train("--out", tmp_path, "--resume")
+    result = finished.train("--out", tmp_path, "--resume")
     assert len(calls) == 12 + 1 + 9 + (len([e for e in read_log(tmp_path) if "loss" in e]) - 17)
     assert log_without_clocks(tmp_path) == log_without_clocks(finished.folder)
     weights = [
         (folder / "model.safetensors").read_bytes() for folder in (tmp_path, finished.folder)
     ]
     assert weights[0] == weights[1]
+    # What is said of the model before its training is not said of the one that went on.
+    known = json.loads((finished.folder / "result.json").read_text())
+    assert result.get("text_perplexity") == known.get("text_perplexity")
 
 
 def test_resuming_a_finished_run_scores_it_again(finished, tmp_path):
