@@ -23,6 +23,8 @@ Rows = list[list[comparison.Scores]]  # of both rows; the same seeds in the same
 ANSWERS = "answers.toml"  # written before a run
 MEASURED = "measured.toml"  # written behind it
 WORDS = 10  # of a reason, at least
+LARGEST = 20_000_000  # bytes of a file of a run that is read; the demo's have at most 3 million
+READ = (".json", ".jsonl", ".tsv")
 
 
 def read_toml(path: Path, id: str) -> dict[str, Any]:
@@ -111,6 +113,9 @@ def judge_prediction(answer: dict[str, Any]) -> str:
 def rows_of(exercise: Predict, runs: Path) -> Rows:
     """The runs of both rows, those with a common seed, in the same order."""
     by_seed: list[dict[int, comparison.Scores]] = [{}, {}]
+    for path in runs.rglob("*"):
+        if path.suffix in READ and (path.is_symlink() or path.stat().st_size > LARGEST):
+            raise ValueError(f"{path.name} is a link, or larger than {LARGEST // 10**6} MB.")
     for path in sorted(runs.rglob("result.json")):
         run = comparison.read_scores(path.parent)
         name = run.result.get("variant") or run.result["method"]

@@ -293,6 +293,19 @@ def test_a_prediction_is_graded_for_its_reason_and_what_was_measured(predicted):
     for wrong, says in mistakes:
         *_, measured = graded_prediction(predicted, wrong)
         assert measured.score == 0 and says in measured.output
+    for name in ("scored.json", "link.json"):  # neither a disk full of zeros nor an endless file
+        path = predicted / "runs" / "b1" / name
+        kept = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        if name == "link.json":
+            path.symlink_to("/dev/zero")
+        else:
+            with path.open("wb") as file:
+                file.truncate(10**11)
+        assert [test.score for test in graded_prediction(predicted, right)] == [2, 0, 0]
+        path.unlink()
+        if kept is not None:
+            path.write_bytes(kept)
     (predicted / "answers.toml").write_text('[interaed-3]\nexpected = "lower"\nreason = "?"\n')
     shutil.rmtree(predicted / "runs" / "b2")
     graded = graded_prediction(predicted, right)

@@ -37,6 +37,16 @@ EXERCISES = [
                 "Blanks break no run here: in the mode average a run of blanks is a vector.",
             ),
         ),
+        variations=(
+            (
+                Change(
+                    "-1: into none (choice: path).",
+                    "-1: into none. Of a path of blanks the last frame stays.",
+                    "Of a path of blanks the last frame stays, not the least blank one.",
+                ),
+                Change("kept[log_probs[:, ctc.BLANK].argmin()] = True", "kept[-1] = True", ""),
+            ),
+        ),
         hint="Mark where a run begins; a cumulative sum then numbers the runs.",
         question="Is the blank silence? Do CTC's frames say when a sound was spoken?",
         hidden=(
@@ -72,6 +82,22 @@ EXERCISES = [
                 "        is_kept = into >= 0\n"
                 "        x = x[is_kept]\n",
                 "Padded frames were counted: an utterance ends at its length.",
+            ),
+        ),
+        variations=(
+            (
+                Change(
+                    "The mean of the frames of each vector:",
+                    "The maximum of the frames of each vector, feature by feature:",
+                    "A vector is the maximum of its frames, feature by feature, not their mean.",
+                ),
+                Change(
+                    "sums = x.new_zeros(int(into[-1]) + 1, x.shape[1]).index_add(0, into, x)",
+                    "empty = x.new_full((int(into[-1]) + 1, x.shape[1]), float('-inf'))\n"
+                    "        largest = empty.index_reduce(0, into, x, 'amax')",
+                    "",
+                ),
+                Change("sums / into.bincount()[:, None].to(x.dtype)", "largest", ""),
             ),
         ),
         hint="`vectors_of` numbers the vector of each frame; -1 is none.",

@@ -28,6 +28,20 @@ EXERCISES = [
                 "Behind an utterance's end stand no zeros, but what the encoder left there.",
             ),
         ),
+        variations=(
+            (
+                Change(
+                    "n frames side by side (B,",
+                    "n frames side by side, the last of them first (B,",
+                    "The last of n frames stands first: s_0 = [h_(n-1) ... h_0].",
+                ),
+                Change(
+                    "h.unflatten(1, (-1, n)).flatten(2)",
+                    "h.unflatten(1, (-1, n)).flip(2).flatten(2)",
+                    "",
+                ),
+            ),
+        ),
         hint="T need not be divisible by n. What belongs behind an utterance's end?",
         question="How many vectors does a language model get for a second of speech?",
         hidden=("tests/test_llm_prompt_asr.py::test_stack",),
@@ -58,6 +72,22 @@ EXERCISES = [
                 "[*frame.after, *read]",
                 "[*frame.after, *frame.after, *read]",
                 "The symbols of `after` stand there twice.",
+            ),
+        ),
+        variations=(
+            (
+                Change(
+                    "A row per utterance: frame.before, its speech, frame.after, its text.",
+                    "A row per utterance: frame.before, its speech, frame.after, its text; and\n"
+                    "    targets for frame.after and the text.",
+                    "The symbols of `after` are learnt too: they have targets, as the text has.",
+                ),
+                Change(
+                    "without_target = len(row) - len(text) - 1",
+                    "without_target = len(row) - len(text) - len(frame.after) - 1",
+                    "",
+                ),
+                Change("[*text, frame.end]", "[*frame.after, *text, frame.end]", ""),
             ),
         ),
         hint="The top of the file has an example of integers. `embed` and `pad` are there.",

@@ -36,6 +36,15 @@ EXERCISES = [
                 "This is the blank's mass; gamma is that of the label.",
             ),
         ),
+        variations=(
+            (
+                Change(
+                    "label = label.double().masked_fill(",
+                    "label = label.double().mul(0.5).masked_fill(",
+                    "Labels count half: in all sums label / 2 stands for label.",
+                ),
+            ),
+        ),
         hint="Week 0's alpha, and beta in the same way from the end. Loops are fine.",
         question="Is gamma, summed over u, a probability too? Does T have to be at least U?",
         docstrings={"lattice": LATTICE},
