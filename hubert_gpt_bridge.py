@@ -44,8 +44,8 @@ Equations (our names; right: the function; its test in tests/test_hubert_gpt_bri
     limit = floor(4 seconds + 20.5) pieces     BridgedGPT.limits       test_limits
 
     y_(U+1) is </s>;  c: the characters of the text;  w: --ctc-weight, with a CTC bridge
-    W: GPT's matrix of queries, keys and values; with --lora-maps all, every matrix of its
-       layers; with head, the output matrix too
+    W: GPT's matrix of queries, keys and values; --lora-maps all: every matrix of
+       its layers; head: the output matrix too
     all losses sum over pieces; `train` divides by the number of utterances of an update
 
 Our own choices (`choice: start` in the code points to the line `start`)
@@ -56,7 +56,7 @@ Our own choices (`choice: start` in the code points to the line `start`)
     path      the CTC bridge compresses by the head's own most probable labels, without
               a gradient; if all are blank, the least blank frame stays
     padding   HuBERT with group norm knows no mask: see common/hubert.py
-    lora      on query_key_value only, or --lora-maps all, head; it freezes GPT, not the rest
+    lora      on query_key_value only, or --lora-maps; it freezes GPT, not the rest
     adapting  a run with --init counts its start as an epoch: dev may choose it
     rates     every part has a learning rate of its own; 0 freezes the part
 
@@ -157,7 +157,7 @@ class Config(options.RunConfig):
     hubert: str = "rinna/japanese-hubert-base"  # [paper]: hub name or folder
     gpt: str = "rinna/japanese-gpt-neox-3.6b"  # GPT-NeoX [paper]: hub name or folder
     ctc_run: str = "none"  # finished run of ctc; auto: beside, or trained; choice: start
-    init: str | None = None  # finished run of the same method to go on from
+    init: str | None = None  # finished run of this method to go on from
     lora_rank: int = 0  # of adapters in GPT, 8 [choice]; 0: none
     lora_maps: Literal["attention", "all", "head"] = "attention"  # [paper]; choice: lora
     symbols: Symbols = Symbols(begin="<s>", separator="[SEP]", end="</s>")  # [paper]
@@ -190,7 +190,7 @@ class Config(options.RunConfig):
             raise UserError("--lr-... are all 0: nothing would learn.")
         needs_head = has_gpt(self) and self.bridge == "ctc" and not self.init
         if needs_head and self.ctc_run == "none":
-            raise UserError("--bridge ctc starts from a CTC head: give --ctc-run RUN, or auto.")
+            raise UserError("--bridge ctc needs a CTC head: give --ctc-run RUN, or auto.")
 
 
 def has_gpt(config: Config) -> bool:
@@ -405,7 +405,7 @@ class BridgedGPT(SpeechModel):
         more = self.config.answers.more_pieces
         return [int(rate * n / features.SAMPLE_RATE + more + 0.5) for n in samples.tolist()]
 
-    decodes = decoding.Decoding(  # for evaluate.py and transcribe.py
+    decodes = decoding.Decoding(
         kinds=("greedy", "beam", "top_k", "top_p"),
         own=options.Search(beam=4, top_k=10, top_p=0.9),  # [choice]
     )
@@ -557,7 +557,7 @@ def load_init(config: Config, place: Place) -> SpeechModel:
     """
     stored = command_line.load_config(config.init, PRESETS)
     if stored.method != config.method:
-        raise UserError(f"--init {config.init} is a run of {stored.method}, not {config.method}.")
+        raise UserError(f"--init {config.init} is a run of {stored.method}.")
     same = ("bridge", "bridge_layers", "compression", "begin", "separator", "end")
     stages.check_same(stored, config, "--init", same)
     earlier = load(replace(stored, root=config.root), place)

@@ -179,10 +179,8 @@ class Config(options.RunConfig):
         rates = (self.lr_encoder, self.lr_projection, self.lr_lm)
         if has_lm(self) and not any(rates):
             raise UserError("all rates --lr-... of the parts are 0: nothing would learn.")
-        if self.freeze_encoder_steps and not any(rates[1:]):
-            raise UserError("--freeze-encoder-steps: nothing but the encoder learns.")
-        if self.freeze_encoder_steps and not self.lr_encoder:
-            raise UserError("--freeze-encoder-steps: --lr-encoder 0 freezes the encoder anyway.")
+        if self.freeze_encoder_steps and not (self.lr_encoder and any(rates[1:])):
+            raise UserError("--freeze-encoder-steps: first the rest learns, then the encoder too.")
         if (self.training.schedule == "one-cycle") != (self.ctc_warmup < 1):
             what = "--ctc-warmup is a share below 1 for --schedule one-cycle"
             raise UserError(f"{what}, else a number of updates.")

@@ -660,7 +660,7 @@ def test_other_bridges_and_other_symbols_are_refused(finished, tmp_path):
 
 
 def test_the_way_back_from_ctc(finished, tmp_path):
-    with pytest.raises(UserError, match="is a run of ctc, not gpt"):
+    with pytest.raises(UserError, match="is a run of ctc"):
         finished.train("--init", finished.first_stage, "--max-steps", 1, "--out", tmp_path / "run")
 
 
