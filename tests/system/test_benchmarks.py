@@ -15,6 +15,7 @@ from common.intervals import bootstrap_difference
 sys.path.append(str(REPOSITORY / "benchmarks"))  # where they find each other
 
 import demo_world
+import jargon_rates
 import table
 from rows import PAIRS, ROWS, SEEDS
 
@@ -60,6 +61,33 @@ def test_intervals_cover_the_truth_and_know_sessions():
         )
         covered += interval.low <= 0 <= interval.high
     assert covered >= 86
+
+
+def test_dev_chooses_the_rate_of_a_way_of_adapting(monkeypatch, tmp_path):
+    """A way that never beats the run as it was has no point in the picture, but a rate and lines in the table."""
+    for options, _ in jargon_rates.WAYS.values():
+        read_configs("hubert_gpt_bridge", options.replace("RATE", "1e-3").split()[1:])
+    folders = {}
+    for i, way in enumerate(jargon_rates.WAYS):
+        for j, rate in enumerate(jargon_rates.RATES):
+            dev = [50.0, 60.0, 55.0 if i == 0 else [45.0, 30.0, 20.0, 40.0][j]]
+            folder = folders[way, rate] = tmp_path / jargon_rates.folder_of(way, rate).name
+            folder.mkdir()
+            lines = [json.dumps({"epoch": n, "dev": value}) for n, value in enumerate(dev)]
+            (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+            result = {"wer": {"test": min(dev), "test-clean": 60 - j}}
+            result |= {"trained_params": 7, "train_seconds": 8.0}
+            (folder / "result.json").write_text(json.dumps(result))
+    monkeypatch.setattr(jargon_rates, "folder_of", lambda way, rate: folders[way, rate])
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    for name in ("results", "docs/pictures"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["jargon_rates.py"])
+    jargon_rates.main()
+    text = (tmp_path / "results" / "hubert_gpt_bridge-rates.md").read_text()
+    assert "| LoRA all r 32 | **3e-3** | 50.0, 60.0, 20.0 | 20.0 | 58.0 | 7 | 8 |" in text
+    assert text.count("**") == 2 * len(jargon_rates.WAYS)
+    assert (tmp_path / "docs" / "pictures" / "hubert_gpt_bridge_rates.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("script", ROWS)
