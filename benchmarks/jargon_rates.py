@@ -1,7 +1,7 @@
 """Which learning rate suits which way of adapting: python benchmarks/jargon_rates.py [--jobs 2]
 
-Every way of WAYS is trained on demo-jargon with every rate of RATES, seed 1, from the finished run START. Runs that
-runs/rates/ holds are not repeated. Writes
+Every way of WAYS is trained on demo-jargon with every rate of RATES, seed 1, from the finished run START, or CTC from
+its own. Runs that runs/rates/ holds are not repeated. Writes
 
     results/hubert_gpt_bridge-rates.md           a line per trial
     docs/pictures/hubert_gpt_bridge_rates.png    a point per trial: word errors in the domain, and at home
@@ -31,13 +31,19 @@ START = "runs/table/hubert_gpt_bridge/straight-s1"
 RATES = ("3e-4", "1e-3", "3e-3", "1e-2")
 ADAPT = f"hubert_gpt_bridge.py --method gpt --data demo-jargon --init {START}"
 ALONE = f"{ADAPT} --lr-hubert 0 --lr-bridge 0 --lr-llm RATE"
-WAYS = {  # way: the options, the mark in the picture
+CTC = "runs/table/hubert_gpt_bridge/ctc-s1"
+WAYS = {  # way: the options, the mark in the picture; without a mark it is not drawn
     "LoRA attention r 8": (f"{ALONE} --lora-rank 8", "s"),
     "LoRA all r 8": (f"{ALONE} --lora-maps all --lora-rank 8", "v"),
     "LoRA all r 32": (f"{ALONE} --lora-maps all --lora-rank 32", "^"),
     "GPT whole": (ALONE, "o"),
     "everything": (f"{ADAPT} --lr-hubert RATE --lr-bridge RATE --lr-llm RATE", "D"),
+    "CTC": (
+        f"hubert_gpt_bridge.py --method ctc --data demo-jargon --init {CTC} --ctc-epochs 3 --ctc-lr RATE",
+        "",
+    ),
 }
+MORE = [("LoRA attention r 8", "3e-2")]  # the best of its rates was the highest
 
 
 class Trial(NamedTuple):
@@ -105,7 +111,8 @@ def lines_of(trials: list[Trial]) -> list[list[str]]:
 def draw(trials: list[Trial]) -> None:
     figure = Figure(figsize=(6.5, 4.5), layout="constrained")
     axis = figure.subplots()
-    for way, (_, mark) in WAYS.items():
+    drawn = {way: mark for way, (_, mark) in WAYS.items() if mark}
+    for way, mark in drawn.items():
         own = [trial for trial in trials if trial.way == way and is_adapted(trial)]
         if not own:  # dev chose the start for every rate
             continue
@@ -114,7 +121,7 @@ def draw(trials: list[Trial]) -> None:
             [t.domain for t in own], [t.home for t in own], mark, color="black", fillstyle="none"
         )
         axis.plot(best.domain, best.home, mark, color="black", label=way)
-    start = next(trial for trial in trials if not is_adapted(trial))
+    start = next(trial for trial in trials if trial.way in drawn and not is_adapted(trial))
     axis.plot(start.domain, start.home, "x", color="black", markersize=10, label="not adapted")
     axis.set_xlabel("WER in the new domain, %")
     axis.set_ylabel("WER at home, %")
@@ -132,7 +139,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--jobs", type=int, default=1)
-    planned = [(way, rate) for way in WAYS for rate in RATES]
+    planned = [(way, rate) for way in WAYS for rate in RATES] + MORE
+    planned.sort(key=lambda trial: list(WAYS).index(trial[0]))
     with ThreadPoolExecutor(parser.parse_args().jobs) as pool:
         list(pool.map(run, planned))
     trials = [read(*trial) for trial in planned]

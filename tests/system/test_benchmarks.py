@@ -69,8 +69,8 @@ def test_dev_chooses_the_rate_of_a_way_of_adapting(monkeypatch, tmp_path):
         read_configs("hubert_gpt_bridge", options.replace("RATE", "1e-3").split()[1:])
     folders = {}
     for i, way in enumerate(jargon_rates.WAYS):
-        for j, rate in enumerate(jargon_rates.RATES):
-            dev = [50.0, 60.0, 55.0 if i == 0 else [45.0, 30.0, 20.0, 40.0][j]]
+        for j, rate in enumerate((*jargon_rates.RATES, "3e-2")):
+            dev = [50.0, 60.0, 55.0 + j if i == 0 else [45.0, 30.0, 20.0, 40.0, 90.0][j]]
             folder = folders[way, rate] = tmp_path / jargon_rates.folder_of(way, rate).name
             folder.mkdir()
             lines = [json.dumps({"epoch": n, "dev": value}) for n, value in enumerate(dev)]
