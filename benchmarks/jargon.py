@@ -8,7 +8,7 @@ Each RUN is the folder of a run that was scored on it. Prints in Markdown, per r
     old         words of the grammar and of home
     homophones  of home's list, with the twin counted as wrong
 
-and the parameters that the domain costs, with their size.
+and what the domain costs: parameters, their size, and minutes of training on a core.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def word_errors(path: Path) -> float:
 
 
 def main(runs: list[str]) -> None:
-    print(f"| run | WER | at home | {' | '.join(KINDS)} | parameters | MB |")
-    print("|---" * (len(KINDS) + 5) + "|")
+    print(f"| run | WER | at home | {' | '.join(KINDS)} | parameters | MB | minutes |")
+    print("|---" * (len(KINDS) + 6) + "|")
     for run in map(Path, runs):
         result = json.loads((run / "result.json").read_text())
         home = [path for path in run.glob("hyp_*.tsv") if re.search("test-clean", path.name)]
@@ -67,7 +67,11 @@ def main(runs: list[str]) -> None:
         cells += [f"{word_errors(home[0]):.1f}" if home else ""]
         cells += [f"{rates[kind]:.0f}" if kind in rates else "" for kind in KINDS]
         learnt = result.get("trained_params")
-        cells += [f"{learnt:,}", f"{4e-6 * learnt:.2f}"] if learnt else ["", ""]
+        if learnt:
+            minutes = result["train_seconds"] / 60
+            cells += [f"{learnt:,}", f"{4e-6 * learnt:.2f}", f"{minutes:.1f}"]
+        else:
+            cells += ["", "", ""]
         print(f"| {run.name} | {' | '.join(cells)} |")
 
 
