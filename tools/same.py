@@ -234,7 +234,7 @@ def ask(side: Side, script: str, row: Row, out: Path) -> None:
     """Lets the finished run decode, transcribe and stream; words.txt keeps what it
     printed."""
     run = str(out / "run")
-    wave = str(sorted(side.root.glob("*/*/*/*/*/*.flac"))[0])
+    wave = str(min(side.root.rglob("*.flac")))
     root = ["--root", str(side.root)]
     plain = script in ("llm_prompt_asr", "hubert_gpt_bridge")  # their models give no word times
     times = [] if plain else ["--times"]
