@@ -489,8 +489,9 @@ def smoothed_cross_entropy(log_probs: Tensor, q: SoftLabel, mask: Tensor, epsilo
     """H(q) = - sum_i sum_v [(1-e) q_i(v) + e/V] log p(v | y_<i, x), over all tokens of
     the batch.
 
-    log_probs (B, U+1, V); q holds K pieces of the V, (B, U+1, K); mask (B, U+1) is True
-    for real tokens. att_l is H of the hard label, kd_l is H of BERT's soft label.
+    log_probs (B, U+1, V); q holds K labels of the V, (B, U+1, K), where one may stand
+    twice, as <eos> does; mask (B, U+1) is True for real tokens. att_l is H of the hard
+    label, kd_l is H of BERT's soft label.
     """
     picked = (q.probs * log_probs.gather(-1, q.labels)).sum(-1)  # (B, U+1): sum_v q(v) log p(v)
     even = log_probs.mean(-1)  # (B, U+1): sum_v 1/V log p(v)

@@ -503,8 +503,9 @@ def future_loss(h: Tensor, r: Tensor, mask: Tensor, steps: int) -> Tensor:
     """L_apc = sum_{t < T-n} d(h_{t+n}, r_t): the LSTM predicts the teacher n frames
     later.
 
-    h, r (B, T, D), mask (B, T); steps: n. With chunks of four frames, 3/4 of the
-    targets (n = 1) or 1/2 (n = 2) lie inside the chunk that the student has read.
+    h, r (B, T, D); mask (B, T) is True for the real frames of an utterance; steps: n.
+    Without a target the loss is 0. With chunks of four frames, 3/4 of the targets (n =
+    1) or 1/2 (n = 2) lie inside the chunk that the student has read.
     """
     T = h.shape[1]
     if steps >= T:

@@ -2,15 +2,18 @@
 
 A graded test computes something with your functions. The file expected.json holds what
 comes out of a right solution, and out of some wrong ones. The grader compares in the
-same way, with other numbers.
+same way, with other numbers. Of an exercise to break, the form alone is checked here.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import math
+import subprocess
 import sys
+import tomllib
 import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -85,7 +88,7 @@ def difference(expected: dict[str, Any], got: dict[str, Any]) -> str:
         for i, pair in enumerate(zip(right["values"], found["values"], strict=True)):
             if not _close(*pair):
                 where = torch.unravel_index(torch.tensor(i), right["shape"])
-                index = [int(x) for x in where]
+                index = [int(x) for x in where] or ""
                 return f"{key}{index}: expected {pair[0]:.6g}, got {pair[1]:.6g}"
     return ""
 
@@ -103,7 +106,29 @@ def explain(test: dict[str, Any], got: dict[str, Any]) -> str:
     for says, wrong in test["wrong"]:
         if not difference(wrong, got):
             return f"{found}\n{says}"
-    return found
+    return f"{found}\n{common_factor(test['expected'], got)}".rstrip()
+
+
+def common_factor(expected: dict[str, Any], got: dict[str, Any]) -> str:
+    """A sentence where all numbers are the same multiple of the right ones; else
+    nothing."""
+    ratios = []
+    for key, right in expected.items():
+        found = got.get(key)
+        if not isinstance(right, dict) or not isinstance(found, dict):
+            return ""
+        if right["shape"] != found["shape"]:
+            return ""
+        for a, b in zip(right["values"], found["values"], strict=True):
+            if not _close(a, 0.0):
+                ratios.append(b / a)
+            elif not _close(b, 0.0):
+                return ""
+    if not ratios or not all(_close(ratio, ratios[0]) for ratio in ratios):
+        return ""
+    if _close(ratios[0], -1.0):
+        return "The sign is wrong."
+    return f"All numbers of this test are {ratios[0]:.3g} times the right ones."
 
 
 # -------------------------------------------------------------------------------------- running
@@ -155,18 +180,59 @@ def problem_of(exercise: dict[str, Any], name: str, test: dict[str, Any]) -> str
         return last_words(error)
 
 
-def main() -> int:
-    """Prints a line for each graded test, and what is wrong. 1 if anything is."""
-    exercises = json.loads(EXPECTED.read_text(encoding="utf-8"))
-    is_complete = True
-    for id, exercise in exercises.items():
+# ------------------------------------------------------------------------ exercises to break
+
+
+def form_of_answer(id: str) -> str:
+    """What is wrong with the form of answers.toml. The grader says whether it is
+    right."""
+    try:
+        answer = tomllib.loads(Path("answers.toml").read_text(encoding="utf-8"))[id]
+        file = answer["file"]
+        function = answer["function"]
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
+        return f"answers.toml does not name a file and a function: {error!r}"
+    defined = (ast.FunctionDef, ast.ClassDef)
+    names = {node.name for node in ast.walk(tree) if isinstance(node, defined)}
+    if set(function.split(".")) <= names:
+        return ""
+    return f"{file} has no {function}."
+
+
+def form_of_test(file: str) -> str:
+    """Says if the student's test does not fail here by an assertion."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return "It passes: is the mistake still in the code?"
+    if done.returncode != 1 or "AssertionError" not in done.stdout and "assert " not in done.stdout:
+        return "It does not fail by an assertion: run it with pytest."
+    return ""
+
+
+def problems() -> Iterator[tuple[str, str]]:
+    """(what is checked, what is wrong with it or nothing), of all exercises in turn."""
+    for id, exercise in json.loads(EXPECTED.read_text(encoding="utf-8")).items():
+        if "test_file" in exercise:
+            yield f"{id}  answers.toml can be read", form_of_answer(id)
+            file = exercise["test_file"]
+            yield f"{id}  {file} fails here, by an assertion", form_of_test(file)
+            continue
         for name, test in exercise["tests"].items():
-            problem = problem_of(exercise, name, test)
-            is_complete = is_complete and not problem
-            mark = "FAIL" if problem else "pass"
-            print(f"{mark}  {id}  {find_test(exercise['paper'], name).__doc__.splitlines()[0]}")
-            if problem:
-                print("      " + problem.replace("\n", "\n      "))
+            title = find_test(exercise["paper"], name).__doc__.splitlines()[0]
+            yield f"{id}  {title}", problem_of(exercise, name, test)
+
+
+def main() -> int:
+    """Prints a line for each thing that is checked, and what is wrong. 1 if anything
+    is."""
+    is_complete = True
+    for what, problem in problems():
+        is_complete = is_complete and not problem
+        print(f"{'FAIL' if problem else 'pass'}  {what}")
+        if problem:
+            print("      " + problem.replace("\n", "\n      "))
     return 0 if is_complete else 1
 
 

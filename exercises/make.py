@@ -36,6 +36,7 @@ def make(ids: Sequence[str], out: Path, seed: int | None = None) -> None:
         elif isinstance(exercise, Break):
             plant(exercise, out, seed)
             hide(exercise.bug(seed).hidden, out)
+            expected[exercise.id] = {"test_file": exercise.test_file}
     shutil.copy(MASTER / "exercises/tests/__init__.py", out / "exercises/tests/__init__.py")
     write_json(out / "exercises" / "expected.json", expected)
     write_json(out / "exercises" / "made.json", {"exercises": list(ids), "seed": seed})
@@ -105,16 +106,23 @@ def sheet(chosen: Sequence[Kind], seed: int | None) -> str:
         else:
             lines += to_predict(exercise)
         lines += [f"Hint: {exercise.hint}", f"To be answered aloud: {exercise.question}", ""]
-    lines.append("README.md says how the project is installed and how a script is read.")
+    lines.append("README.md says how the project is installed and how a script is read. Some of")
+    lines.append("its links lead to results, which are not handed out.")
     return "\n".join(lines) + "\n"
 
 
 def to_write(exercise: Exercise, seed: int | None) -> list[str]:
     places = [f"`{name}` in `{file}`" for name, file in exercise.functions.items()]
     says = [change.says for change in exercise.variation(seed) if change.says]
+    variation = [f"**In your class: {sentence}**" for sentence in says]
+    if says:
+        variation += [
+            "The equations at the top of the file, and the project's own tests, have the form of",
+            "the paper: where yours is right, such a test may fail.",
+        ]
     return [
         f"Write {' and '.join(places)}. The docstring says what it returns.",
-        *(f"**In your class: {sentence}**" for sentence in says),
+        *variation,
         "Test it in seconds: `python -m exercises.check`. The grader does the same with other",
         "numbers. It takes these files from you, and no other file.",
     ]
@@ -123,8 +131,11 @@ def to_write(exercise: Exercise, seed: int | None) -> list[str]:
 def to_find(exercise: Break, seed: int | None) -> list[str]:
     return [
         f"There is a mistake in the code. {exercise.bug(seed).change.says}",
-        f"Write a test, `{exercise.test_file}`, that fails because of it and would pass without",
-        "it. Run it with pytest. And write into answers.toml where it is:",
+        f"Write a test, `{exercise.test_file}`, that fails because of it and passes without it: run",
+        "it with pytest, repair the mistake, see it pass, and put the mistake back. A model with",
+        "random weights shows it too; dropout makes every test fail, so mind `.eval()`. Write into",
+        "answers.toml where the mistake is. Both files stand beside this one, and only they are",
+        "graded. `python -m exercises.check` looks at their form.",
         "",
         f"    [{exercise.id}]",
         '    file = "common/…"',

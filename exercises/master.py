@@ -57,6 +57,11 @@ def answers(id: str, seed: int | None, draw: str) -> dict[str, dict[str, Any]]:
     for name, points in exercise.tests.items():
         right = check.compute(exercise.paper, name, code_of(exercise, varied), draw)
         wrong = []
+        if varied:
+            papers = check.compute(exercise.paper, name, code_of(exercise, ()), draw)
+            if check.difference(right, papers):
+                says = "This is the form of the paper: in your class it is another one."
+                wrong.append((says, papers))
         for mutant in exercise.mutants:
             got = wrong_result(exercise, name, (*varied, mutant), draw)
             if got is not None and check.difference(right, got):

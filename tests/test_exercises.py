@@ -63,6 +63,24 @@ def test_the_tests_give_numbers_that_do_not_depend_on_the_run(id):
         assert "NaN" not in json.dumps(master.answers(id, seed, "grade"))
 
 
+def test_what_else_a_student_is_told():
+    """The form of the paper where the class has another one; a factor that all numbers share."""
+    id = "interaed-2"
+    seed = next(n for n in range(100) if EXERCISES[id].variation(n))
+    (name, test), *_ = master.answers(id, seed, "grade").items()
+    papers = check.compute("interaed", name, master.code_of(EXERCISES[id], ()), "grade")
+    assert "This is the form of the paper" in check.explain(test, papers)
+    right = {"a": {"shape": [2], "values": [2.0, 0.0]}, "b": {"shape": [], "values": [3.0]}}
+    for factor, says in ((-1.0, "The sign is wrong."), (0.5, "are 0.5 times the right ones")):
+        got = {
+            key: value | {"values": [factor * x for x in value["values"]]}
+            for key, value in right.items()
+        }
+        assert says in check.explain({"expected": right, "wrong": []}, got)
+    got["b"]["values"] = [7.0]
+    assert check.explain({"expected": right, "wrong": []}, got) == "a[0]: expected 2, got 1"
+
+
 @pytest.mark.parametrize("id", slow_after_the_first(EXERCISES))
 def test_a_right_solution_written_differently_passes(id):
     exercise = EXERCISES[id]
@@ -234,6 +252,13 @@ def test_a_bug_is_found(which, tmp_path):
     assert [test.score for test in found] == [1, 1, 4], found
     if number:
         return
+    assert checked(folder).count("pass  ") == 2
+    for name in ("answers.toml", exercise.test_file):
+        kept = (folder / name).read_text()
+        for text in ("", kept.replace(bug.function, "nowhere").replace("assert", "bool")):
+            (folder / name).write_text(text)
+            assert checked(folder).count("FAIL  ") == 1, (name, text)
+        (folder / name).write_text(kept)
     (folder / "answers.toml").write_text(answer.replace(bug.function, "ctc_loss"))
     for text, reason in (
         ("def test():\n    pass\n", "passes, or does not run"),
@@ -242,6 +267,12 @@ def test_a_bug_is_found(which, tmp_path):
         (folder / exercise.test_file).write_text(text)
         found = grade.grade_folder(folder, [id], None)
         assert [test.score for test in found] == [1, 0, 0] and reason in found[2].output, found
+
+
+def checked(folder) -> str:
+    """What a student reads who checks the folder."""
+    command = [sys.executable, "-m", "exercises.check"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout
 
 
 # ----------------------------------------------------------------------------------- predictions

@@ -13,16 +13,17 @@ EXERCISES = [
     Break(
         id="break-1",
         title="A stream that differs from the file",
-        minutes=60,
+        minutes=30,
         bugs=(
             Bug(
                 "common/conformer.py",
                 "Convolution.forward",
                 Change(
-                    "F.pad(x, (0, 0, self.kernel - 1, 0))",
+                    "F.pad(x, (0, 0, self.kernel - 1, 0))  # zeros before the beginning",
                     "F.pad(x, (0, 0, self.kernel // 2, self.kernel // 2))",
-                    "In the dependency figure of a streaming student, chunks depend on audio behind"
-                    " them. Its words from `transcribe.py --stream` differ from those of the file.",
+                    "In the dependency figure of a streaming student, chunks depend on audio that"
+                    " comes later. Its words from `transcribe.py --stream` differ from those of the"
+                    " file.",
                 ),
                 STREAMING_TESTS,
             ),
@@ -53,7 +54,7 @@ EXERCISES = [
             ),
         ),
         hint="Compare what is computed of a whole utterance with what is computed of its parts.",
-        question="Does a causal mask make a model that streams?",
+        question="Which parts of a block look at other frames, and in which direction?",
     ),
     Break(
         id="break-2",

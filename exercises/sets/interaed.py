@@ -71,7 +71,7 @@ EXERCISES = [
     Exercise(
         id="interaed-2",
         title="Cross-entropy to a soft label, smoothed",
-        minutes=40,
+        minutes=30,
         functions={"smoothed_cross_entropy": SCRIPT},
         tests={"test_h_of_soft_labels": 2, "test_h_of_padding": 2, "test_h_gradient": 2},
         mutants=(
@@ -91,6 +91,17 @@ EXERCISES = [
                 "* ~mask).sum()",
                 "The mask is the other way round: it is True for real tokens.",
             ),
+            Change(
+                "* mask).sum()",
+                ").sum()",
+                "Padding was counted.",
+            ),
+            Change(
+                "picked = (q.probs * log_probs.gather(-1, q.labels)).sum(-1)",
+                "dense = torch.zeros_like(log_probs).scatter(-1, q.labels, q.probs)\n"
+                "    picked = (dense * log_probs).sum(-1)",
+                "A label may stand there twice: `scatter` overwrites its probability.",
+            ),
         ),
         variations=(
             (
@@ -103,7 +114,7 @@ EXERCISES = [
             ),
         ),
         hint="Only K of the V pieces have a probability: `gather` finds theirs.",
-        question="Why is the minimum of this loss not 0?",
+        question="What is the smallest value of this loss in your class, and when is it reached?",
         hidden=(f"{TESTS}::test_h", f"{TESTS}::test_att_kd"),
         fails=FAILS_WITHOUT_A_LOSS,
     ),

@@ -47,7 +47,7 @@ EXERCISES = [
     Exercise(
         id="streaming-2",
         title="The loss of a prediction n frames ahead",
-        minutes=30,
+        minutes=15,
         functions={"future_loss": SCRIPT},
         tests={"test_future_of_a_ramp": 2, "test_future_of_padding": 2, "test_future_is_short": 1},
         mutants=(
@@ -69,6 +69,17 @@ EXERCISES = [
                 "mask[:, : T - steps]",
                 "Padded targets were counted: the mask has to be shifted as h is.",
             ),
+            Change(" * mask[:, steps:]).sum()", ").sum()", "Padded targets were counted."),
+            Change(
+                " * mask[:, steps:]).sum()",
+                " * mask[:, steps:]).sum() / mask[:, steps:].sum().clamp(min=1)",
+                "This is the mean over frames; the loss is a sum.",
+            ),
+            Change(
+                "    T = h.shape[1]\n",
+                "    T = h.shape[1]\n    steps = steps + 1\n",
+                "This looks one frame too far ahead.",
+            ),
         ),
         variations=(
             (
@@ -81,7 +92,11 @@ EXERCISES = [
             ),
         ),
         hint="Write down which frame r_0 is compared with, and which one r_(T-1).",
-        question="With chunks of four frames, which targets has the student heard already?",
-        hidden=(f"{TESTS}::test_apc",),
+        question="With chunks of eight frames and n = 3, which targets has the student heard?",
+        hidden=(
+            f"{TESTS}::test_apc",
+            "variants/streaming_aux_kd/apc_inside_the_chunk.py",
+            "variants/streaming_aux_kd/apc_beyond_the_chunk.py",
+        ),
     ),
 ]

@@ -48,11 +48,13 @@ def test_top_k_of_lengths(code, draw):
 
 
 def soft_label(code, draw, B, steps):
-    """K = 3 of V = 7 pieces."""
+    """K = 3 of V = 7 pieces; the first one is a single piece, as <eos> is."""
     labels = torch.stack(
         [torch.randperm(7, generator=draw.generator)[:3] for _ in range(B * steps)]
     )
     probs = draw.normal(B, steps, 3).softmax(-1)
+    labels[0] = 0
+    probs[0, 0] = torch.tensor([1.0, 0.0, 0.0])
     return code.interaed_kd.SoftLabel(labels.view(B, steps, 3), probs)
 
 
