@@ -211,9 +211,9 @@ ROWS["hubert_gpt_bridge"] = {
     "jargon, LoRA all r 8": f"{NEW} {GPT_ALONE} --lora-maps all --lora-rank 8 --lr-llm 1e-2",
     "jargon, LoRA all r 32": f"{NEW} {GPT_ALONE} --lora-maps all --lora-rank 32 --lr-llm 3e-3",
     "jargon, LoRA all and head r 32": f"{NEW} {GPT_ALONE} --lora-maps head --lora-rank 32 --lr-llm 3e-3",
-    "jargon, GPT whole": f"{NEW} {GPT_ALONE} --lr-llm 1e-3",
-    "jargon, everything": f"{NEW} --lr-hubert 1e-3 --lr-bridge 1e-3 --lr-llm 1e-3",
-    "jargon, GPT without its pieces": f"variant frozen_pieces: {NEW} {GPT_ALONE} --lr-llm 1e-3",
+    "jargon, GPT whole": f"{NEW} {GPT_ALONE} --lr-llm 3e-3",
+    "jargon, everything": f"{NEW} --lr-hubert 3e-3 --lr-bridge 3e-3 --lr-llm 3e-3",
+    "jargon, GPT without its pieces": f"variant frozen_pieces: {NEW} {GPT_ALONE} --lr-llm 3e-3",
     "jargon, bridge alone": f"{NEW} --lr-hubert 0 --lr-llm 0 --lr-bridge 3e-3",
     "jargon, LoRA all r 32, other audio": f"variant other_audio: {NEW} {GPT_ALONE} --lora-maps all --lora-rank 32 --lr-llm 3e-3",
 }

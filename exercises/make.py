@@ -131,8 +131,8 @@ def to_write(exercise: Exercise, seed: int | None) -> list[str]:
 def to_find(exercise: Break, seed: int | None) -> list[str]:
     return [
         f"There is a mistake in the code. {exercise.bug(seed).change.says}",
-        f"Write a test, `{exercise.test_file}`, that fails because of it and passes without it: run",
-        "it with pytest, repair the mistake, see it pass, and put the mistake back. A model with",
+        f"Write a test, `{exercise.test_file}`, that fails because of it and passes without it:",
+        "run it with pytest, repair the mistake, see it pass, put the mistake back. A model with",
         "random weights shows it too; dropout makes every test fail, so mind `.eval()`. Write into",
         "answers.toml where the mistake is. Both files stand beside this one, and only they are",
         "graded. `python -m exercises.check` looks at their form.",
