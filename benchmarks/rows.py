@@ -206,7 +206,7 @@ ROWS["hubert_gpt_bridge"] = {
     START: "--method gpt --ctc-run none --epochs 5",  # where all of demo-jargon begins
     "jargon, not adapted": f"of {START}: --data demo-jargon",
     "jargon, ctc not adapted": "of ctc: --data demo-jargon",
-    "jargon, ctc adapted": "--method ctc --data demo-jargon --init runs/table/hubert_gpt_bridge/ctc-s{seed} --ctc-epochs 3 --ctc-lr 1e-3",
+    "jargon, ctc adapted": "--method ctc --data demo-jargon --init runs/table/hubert_gpt_bridge/ctc-s{seed} --ctc-epochs 3 --ctc-lr 3e-3",
     "jargon, LoRA attention r 8": f"{NEW} {GPT_ALONE} --lora-rank 8 --lr-llm 3e-3",
     "jargon, LoRA all r 8": f"{NEW} {GPT_ALONE} --lora-maps all --lora-rank 8 --lr-llm 1e-2",
     "jargon, LoRA all r 32": f"{NEW} {GPT_ALONE} --lora-maps all --lora-rank 32 --lr-llm 3e-3",
@@ -273,6 +273,9 @@ PAIRS = {  # what is compared with what, beside every row with the first
         *((row, "jargon, not adapted") for row in ADAPTED),  # the paper's claim: cheap adaptation
         *((row, "jargon, GPT whole") for row in ADAPTED if "LoRA" in row),
         *((row, START) for row in ADAPTED),  # what is forgotten at home
+        ("jargon, ctc adapted", "jargon, ctc not adapted"),  # does CTC adapt, without any GPT?
+        ("jargon, ctc adapted", "ctc"),
+        ("jargon, GPT whole", "jargon, ctc adapted"),
         ("conv, adapted by LoRA r 8", "conv, not adapted"),  # the paper's claim: cheap adaptation
         ("conv, all adapted", "conv, adapted by LoRA r 8"),
         ("conv, all adapted, three times the rates", "conv, not adapted"),
