@@ -149,7 +149,7 @@ class Config(options.RunConfig):
     """
 
     methods: Annotated[tuple[Method, ...], options.METHOD] = ("gpt",)  # rows of METHODS
-    cut_seconds: Seconds = options.local(16.0)  # as --max-seconds: it has learned from none longer
+    cut_seconds: Seconds = options.local(16.0)  # it has learned from none longer
     bridge: Literal["conv", "ctc"] = "conv"  # what makes the speech shorter
     bridge_layers: Count = 2  # convolutions, each halves the rate [paper]
     compression: Literal["remove_blank", "average", "average_remove_blank"] = "remove_blank"
@@ -157,7 +157,7 @@ class Config(options.RunConfig):
     hubert: str = "rinna/japanese-hubert-base"  # [paper]: hub name or folder
     gpt: str = "rinna/japanese-gpt-neox-3.6b"  # GPT-NeoX [paper]: hub name or folder
     ctc_run: str = "none"  # finished run of ctc; auto: beside, or trained; choice: start
-    init: str | None = None  # finished run of this method to go on from
+    init: str | None = None  # finished run to go on from
     lora_rank: int = 0  # of adapters in GPT, 8 [choice]; 0: none
     lora_maps: Literal["attention", "all", "head"] = "attention"  # [paper]; choice: lora
     symbols: Symbols = Symbols(begin="<s>", separator="[SEP]", end="</s>")  # [paper]
@@ -557,7 +557,7 @@ def load_init(config: Config, place: Place) -> SpeechModel:
     """
     stored = command_line.load_config(config.init, PRESETS)
     if stored.method != config.method:
-        raise UserError(f"--init {config.init} is a run of {stored.method}.")
+        raise UserError(f"--init {config.init} is a run of {stored.method}, not {config.method}.")
     same = ("bridge", "bridge_layers", "compression", "begin", "separator", "end")
     stages.check_same(stored, config, "--init", same)
     earlier = load(replace(stored, root=config.root), place)

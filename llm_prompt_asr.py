@@ -180,7 +180,7 @@ class Config(options.RunConfig):
         if has_lm(self) and not any(rates):
             raise UserError("all rates --lr-... of the parts are 0: nothing would learn.")
         if self.freeze_encoder_steps and not (self.lr_encoder and any(rates[1:])):
-            raise UserError("--freeze-encoder-steps: first the rest learns, then the encoder too.")
+            raise UserError("--freeze-encoder-steps: the encoder and another part have to learn.")
         if (self.training.schedule == "one-cycle") != (self.ctc_warmup < 1):
             what = "--ctc-warmup is a share below 1 for --schedule one-cycle"
             raise UserError(f"{what}, else a number of updates.")

@@ -7,7 +7,7 @@ its own. Runs that runs/rates/ holds are not repeated. Writes
     docs/pictures/hubert_gpt_bridge_rates.png    a point per trial: word errors in the domain, and at home
 
 The dev set of the domain chooses the rate of a way: its point is filled. Dev may also choose the run as it was before
-(epoch 0): that is the cross. The rates in benchmarks/rows.py come from here.
+(epoch 0): that is the cross. The rates of these ways in benchmarks/rows.py come from here.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WAYS = {  # way: the options, the mark in the picture; without a mark it is not 
         "",
     ),
 }
-MORE = [("LoRA attention r 8", "3e-2")]  # the best of its rates was the highest
+MORE = [("LoRA attention r 8", "3e-2")]  # its last epoch was best at the highest rate
 
 
 class Trial(NamedTuple):

@@ -207,7 +207,7 @@ ROWS["hubert_gpt_bridge"] = {
     "jargon, not adapted": f"of {START}: --data demo-jargon",
     "jargon, ctc not adapted": "of ctc: --data demo-jargon",
     "jargon, ctc adapted": "--method ctc --data demo-jargon --init runs/table/hubert_gpt_bridge/ctc-s{seed} --ctc-epochs 3 --ctc-lr 1e-2",
-    "jargon, LoRA attention r 8": f"{NEW} {GPT_ALONE} --lora-rank 8 --lr-llm 3e-3",
+    "jargon, LoRA attention r 8": f"{NEW} {GPT_ALONE} --lora-rank 8 --lr-llm 3e-4",
     "jargon, LoRA all r 8": f"{NEW} {GPT_ALONE} --lora-maps all --lora-rank 8 --lr-llm 1e-2",
     "jargon, LoRA all r 32": f"{NEW} {GPT_ALONE} --lora-maps all --lora-rank 32 --lr-llm 3e-3",
     "jargon, LoRA all and head r 32": f"{NEW} {GPT_ALONE} --lora-maps head --lora-rank 32 --lr-llm 3e-3",

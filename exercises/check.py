@@ -206,7 +206,8 @@ def form_of_test(file: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         return "It passes: is the mistake still in the code?"
-    if done.returncode != 1 or "AssertionError" not in done.stdout and "assert " not in done.stdout:
+    is_assertion = "AssertionError" in done.stdout or "assert " in done.stdout
+    if done.returncode != 1 or not is_assertion:
         return "It does not fail by an assertion: run it with pytest."
     return ""
 

@@ -555,7 +555,7 @@ def test_ctc_is_adapted_too(finished, corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_adapters_switched_off(finished, tmp_path, root, monkeypatch, capsys):
+def test_adapters_switched_off(finished, tmp_path, root, monkeypatch):
     """Off, the model says what it said before, to the last digit of its probability; on, it does not."""
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
     import choose_adapter
@@ -660,7 +660,7 @@ def test_other_bridges_and_other_symbols_are_refused(finished, tmp_path):
 
 
 def test_the_way_back_from_ctc(finished, tmp_path):
-    with pytest.raises(UserError, match="is a run of ctc"):
+    with pytest.raises(UserError, match="is a run of ctc, not gpt"):
         finished.train("--init", finished.first_stage, "--max-steps", 1, "--out", tmp_path / "run")
 
 

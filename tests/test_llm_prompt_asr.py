@@ -553,8 +553,8 @@ def test_shallow_fusion_with_the_same_language_model(runs, tmp_path, model):
     ("--stride-ms 100", "--stride-ms is a multiple of 80"),
     ("--lora-rank 8 --lr-lm 0", "--lora-rank adapts the language model"),
     ("--lora-rank 0 --lr-lm 0 --lr-encoder 0 --lr-projection 0", "nothing would learn"),
-    ("--lora-rank 0 --lr-lm 0 --lr-projection 0 --freeze-encoder-steps 9", "first the rest learns"),
-    ("--lr-encoder 0 --freeze-encoder-steps 9", "first the rest learns"),
+    ("--lora-rank 0 --lr-lm 0 --lr-projection 0 --freeze-encoder-steps 9", "--freeze-encoder-steps: the encoder and another part"),
+    ("--lr-encoder 0 --freeze-encoder-steps 9", "--freeze-encoder-steps: the encoder and another part"),
     ("--schedule inverse-sqrt --warmup 500", "--ctc-warmup is a share below 1 for --schedule one-cycle"),
 ])  # fmt: skip
 def test_what_cannot_be(options, message, capsys):
